@@ -1,0 +1,77 @@
+"""Named values that travel between the parts of jigsawssl, one type for each seam."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line with what, constraint, value and remedy (exit code 2)."""
+
+
+class Sample(NamedTuple):
+    """One row of a manifest: an image of the archive and what is known about it.
+
+    ``path`` is relative to the archive (a POSIX path, or ``train/17`` inside an ``.npz``); ``label``, ``split``
+    and ``group`` (patient, lesion, slide: what must never be divided between splits) are ``None`` where unknown.
+    """
+
+    path: str
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+
+
+class Batch(NamedTuple):
+    """A batch on the device: ``images`` uint8 ``(B, C, H, W)`` in [0, 255], ``labels`` int64 ``(B,)`` with -1 for
+    unlabeled images, ``index`` int64 ``(B,)`` rows of the archive."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+class Views(NamedTuple):
+    """Consistency pairs of one batch, float32 ``(B, C, H, W)``, normalised.
+
+    ``original`` is X', ``distorted`` is X'' and ``jigsaw`` holds ``J_n(X')`` for each grid, in the order of the grids.
+    """
+
+    original: Tensor
+    distorted: Tensor
+    jigsaw: tuple[Tensor, ...]
+
+
+class Tap(NamedTuple):
+    """A named stage of the encoder: ``features`` float ``(B, channels, ceil(H / reduction), ceil(W / reduction))``."""
+
+    features: Tensor
+    channels: int
+    reduction: int
+
+
+Taps = dict[str, Tap]
+
+
+class LossTerms(NamedTuple):
+    """``total`` is the weighted sum of the scalar losses in ``branches`` (name of the branch → unweighted loss)."""
+
+    total: Tensor
+    branches: dict[str, Tensor]
+
+
+class Prediction(NamedTuple):
+    """``probabilities`` float32 ``(N, K)`` with rows that sum to 1, ``labels`` int64 ``(N,)``, ``index`` int64 ``(N,)``."""
+
+    probabilities: Tensor
+    labels: Tensor
+    index: Tensor
+
+    @staticmethod
+    def concatenate(parts: list[Prediction]) -> Prediction:
+        """Join predictions of several batches along the first axis."""
+        columns = zip(*parts, strict=True)
+        return Prediction(*(torch.cat(list(column)) for column in columns))
