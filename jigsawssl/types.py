@@ -27,11 +27,11 @@ class Sample(NamedTuple):
 
 class Batch(NamedTuple):
     """A batch on the device: ``images`` uint8 ``(B, C, H, W)`` in [0, 255], ``labels`` int64 ``(B,)`` with -1 for
-    unlabeled images, ``index`` int64 ``(B,)`` rows of the archive."""
+    unlabeled images, ``rows`` int64 ``(B,)`` of the archive."""
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    rows: Tensor
 
 
 class Views(NamedTuple):
@@ -64,11 +64,11 @@ class LossTerms(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """``probabilities`` float32 ``(N, K)`` with rows that sum to 1, ``labels`` int64 ``(N,)``, ``index`` int64 ``(N,)``."""
+    """``probabilities`` float32 ``(N, K)`` with rows that sum to 1, ``labels`` int64 ``(N,)``, ``rows`` int64 ``(N,)`` of the archive."""
 
     probabilities: Tensor
     labels: Tensor
-    index: Tensor
+    rows: Tensor
 
     @staticmethod
     def concatenate(parts: list[Prediction]) -> Prediction:

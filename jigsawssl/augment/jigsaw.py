@@ -1,0 +1,65 @@
+"""The tile shuffle as a kornia augmentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch  # noqa: F401  (the docstring's example)
+from kornia.augmentation import IntensityAugmentationBase2D
+from torch import Tensor
+
+from ..functional import permute_tiles, sample_permutations
+
+__all__ = ["Jigsaw"]
+
+
+class Jigsaw(IntensityAugmentationBase2D):
+    """Cut each image into ``grid x grid`` tiles and shuffle them, each image by its own permutation (FG-SSL, section 3).
+
+    Parameters are drawn first and applied by :func:`jigsawssl.functional.permute_tiles`, so a call can be replayed
+    with ``params=``. Works alone and inside ``kornia.augmentation.AugmentationSequential``, where masks are shuffled
+    with their images. No image is left in its original order, except by the gate ``p`` or for ``grid=1``.
+
+    Args:
+        grid: tiles along each side.
+        p: probability that an image is shuffled.
+        same_on_batch: one gate and one permutation for the whole batch.
+        keepdim: keep a ``(C, H, W)`` input three-dimensional.
+
+    Shape:
+        float ``(B, C, H, W)`` of any value range, H and W divisible by ``grid``; the output has the same shape.
+
+    Raises:
+        ValueError: if ``grid`` is below 1 or does not divide a side.
+
+    Example:
+        >>> images = torch.rand(2, 1, 8, 8)
+        >>> jigsaw = Jigsaw(grid=2)
+        >>> shuffled = jigsaw(images)
+        >>> torch.equal(jigsaw(images, params=jigsaw._params), shuffled)
+        True
+    """
+
+    def __init__(self, grid: int, p: float = 1.0, same_on_batch: bool = False, keepdim: bool = False) -> None:
+        super().__init__(p=p, same_on_batch=same_on_batch, keepdim=keepdim)
+        if grid < 1:
+            raise ValueError(f"`grid` ({grid}) must be at least 1")
+        self.flags = {"grid": grid}
+
+    def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Draw ``order`` ``(B, grid * grid)`` int64."""
+        tiles = self.flags["grid"] ** 2
+        drawn = sample_permutations(1 if self.same_on_batch else batch_shape[0], tiles, device=self.device)
+        return {"order": drawn.expand(batch_shape[0], tiles)}
+
+    def apply_transform(
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+    ) -> Tensor:
+        """Shuffle ``input`` ``(B, C, H, W)`` by ``params["order"]``."""
+        return permute_tiles(input, params["order"], flags["grid"])
+
+    def apply_transform_mask(
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+    ) -> Tensor:
+        """Shuffle masks with their images."""
+        return self.apply_transform(input, params, flags)

@@ -1,0 +1,164 @@
+"""Consistency pairs: one kornia chain per view, then jigsaw per grid, normalisation last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import kornia.augmentation as K
+import torch
+from torch import Tensor, nn
+
+from ..functional import permute_tiles, sample_permutations
+from ..types import Views
+
+__all__ = ["PRESETS", "JigsawViews", "ViewParameters", "augmentation_chain"]
+
+PRESETS = ("strong", "paper")
+
+
+class ViewParameters(NamedTuple):
+    """Everything random about one batch of views: kornia's parameters of the two chains and an order per grid."""
+
+    original: list[Any]
+    distorted: list[Any]
+    orders: tuple[Tensor, ...]
+
+
+def _crop(size: int, smallest: float) -> nn.Module:
+    return K.RandomResizedCrop((size, size), scale=(smallest, 1.0), cropping_mode="resample")
+
+
+def _blur(size: int, p: float) -> nn.Module:
+    # SimCLR, appendix A: a kernel of a tenth of the image side.
+    kernel = max(3, size // 10 // 2 * 2 + 1)
+    return K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=p)
+
+
+def augmentation_chain(name: str, size: int, channels: int) -> list[nn.Module]:
+    """The kornia operations of one view, for float ``(B, channels, H, W)`` in [0, 1].
+
+    Args:
+        name: ``strong`` (crop .35-1, flip, jitter .4/.4/.2/.1, greyscale .2, blur .3), ``paper-original`` and
+            ``paper-distorted`` (FG-SSL, section 4), or ``mild`` (crop .6-1, flip, jitter .2: labelled images).
+        size: side of the square output in pixels.
+        channels: 1 or 3; colour operations are left out for one channel.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+        >>> [type(step).__name__ for step in augmentation_chain("mild", size=32, channels=1)]
+        ['RandomResizedCrop', 'RandomHorizontalFlip', 'ColorJitter']
+    """
+    colour = channels == 3
+    grey: list[nn.Module] = [K.RandomGrayscale(p=0.2)] if colour else []
+    resize = K.Resize((size, size), antialias=True)
+    if name == "strong":
+        jitter = K.ColorJitter(0.4, 0.4, 0.2 if colour else 0.0, 0.1 if colour else 0.0, p=0.8)
+        return [_crop(size, 0.35), K.RandomHorizontalFlip(p=0.5), jitter, *grey, _blur(size, 0.3)]
+    if name == "paper-original":
+        return [resize, K.RandomHorizontalFlip(p=0.5), *grey, _blur(size, 1.0)]
+    if name == "paper-distorted":
+        return [resize, *grey, _blur(size, 0.1), K.RandomSolarize(0.1, 0.0, p=0.2)]
+    if name == "mild":
+        jitter = K.ColorJitter(0.2, 0.2, 0.1 if colour else 0.0, 0.0, p=0.8)
+        return [_crop(size, 0.6), K.RandomHorizontalFlip(p=0.5), jitter]
+    raise ValueError(f"no augmentation chain is called {name!r}; there are strong, paper-original, paper-distorted, mild")
+
+
+class JigsawViews(nn.Module):
+    """Build X', X'' and the jigsaw versions ``J_n(X')`` of a batch on its own device (FG-SSL, section 3).
+
+    Runs under ``no_grad``. Randomness comes from torch's global generators, as everywhere in kornia;
+    :attr:`parameters_used` holds what the last call drew, and passing it back replays the call.
+
+    Args:
+        size: side of the square views in pixels.
+        grids: tiles along each side, one jigsaw version per entry, finest first; 1 is X' itself, ``()`` makes
+            plain pairs. The default is the published setting for ISIC 2018.
+        preset: ``strong`` or ``paper`` (see :func:`augmentation_chain`).
+        mean: per channel or one for all, of images in [0, 1]; the default is about that of natural images.
+        std: like ``mean``.
+
+    Shape:
+        uint8 ``(B, C, H, W)`` in [0, 255] with C in {1, 3} → :class:`jigsawssl.types.Views` of float32
+        ``(B, C, size, size)``, normalised.
+
+    Raises:
+        ValueError: if a grid does not divide ``size``, the preset is unknown, or the images are not uint8.
+
+    Example:
+        >>> images = torch.randint(256, (4, 3, 80, 60), dtype=torch.uint8)
+        >>> views = JigsawViews(size=64, grids=(8, 4, 2))(images)
+        >>> views.original.shape, len(views.jigsaw)
+        (torch.Size([4, 3, 64, 64]), 3)
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        grids: Sequence[int] = (16, 8, 4),
+        preset: str = "strong",
+        mean: float | Sequence[float] = 0.45,
+        std: float | Sequence[float] = 0.225,
+    ) -> None:
+        super().__init__()
+        for grid in grids:
+            if grid < 1:
+                raise ValueError(f"`views.grids` ({grid}) must be at least 1; 1 leaves the tiles in order")
+            if size % grid:
+                raise ValueError(
+                    f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); "
+                    f"nearest sizes: {size // grid * grid}, {(size // grid + 1) * grid}"
+                )
+        if preset not in PRESETS:
+            raise ValueError(f"`views.preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+        self.size = size
+        self.grids = tuple(grids)
+        self.preset = preset
+        first, second = ("strong", "strong") if preset == "strong" else ("paper-original", "paper-distorted")
+        # One chain for grey and one for colour images: the batch says which it needs.
+        self.original = nn.ModuleDict({str(c): self._sequence(first, c) for c in (1, 3)})
+        self.distorted = nn.ModuleDict({str(c): self._sequence(second, c) for c in (1, 3)})
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.parameters_used: ViewParameters | None = None
+
+    def _sequence(self, name: str, channels: int) -> K.AugmentationSequential:
+        return K.AugmentationSequential(*augmentation_chain(name, self.size, channels), data_keys=["input"])
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, parameters: ViewParameters | None = None) -> Views:
+        """Draw parameters (or replay ``parameters``) and apply them."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"`images` must be uint8 (B, C, H, W) with C 1 or 3, got {images.dtype} {tuple(images.shape)}; "
+                "convert them first"
+            )
+        kind = str(images.shape[1])
+        pixels = images.float().div_(255)
+        first, second = self.original[kind], self.distorted[kind]
+        if parameters is None:
+            parameters = ViewParameters(
+                first.forward_parameters(pixels.shape),
+                second.forward_parameters(pixels.shape),
+                tuple(sample_permutations(len(images), grid**2, device=images.device) for grid in self.grids),
+            )
+        self.parameters_used = parameters
+        original = self.normalize(first(pixels, params=parameters.original))
+        distorted = self.normalize(second(pixels, params=parameters.distorted))
+        # Normalisation acts on each pixel alone, so shuffling after it is the same and costs one pass less.
+        jigsaw = tuple(
+            original if grid == 1 else permute_tiles(original, order, grid)
+            for grid, order in zip(self.grids, parameters.orders, strict=True)
+        )
+        return Views(original, distorted, jigsaw)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Standardise float ``(B, C, H, W)`` in [0, 1] by ``mean`` and ``std``."""
+        return (pixels - self.mean) / self.std
+
+    def denormalize(self, views: Tensor) -> Tensor:
+        """Undo :meth:`normalize` and clamp to [0, 1], for pictures."""
+        return (views * self.std + self.mean).clamp(0, 1)

@@ -1,0 +1,278 @@
+"""The portable encoder: weights, preprocessing and provenance in one safetensors file; strict, and never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, create_encoder
+from .models.encoder import automatic_stem_stride
+from .types import UserError
+
+__all__ = [
+    "load_classifier",
+    "load_encoder",
+    "read_header",
+    "resolve_encoder",
+    "save_classifier",
+    "save_encoder",
+]
+
+_FORMAT = 1
+_HEADER = "jigsawssl"
+
+
+def _versions() -> dict[str, str]:
+    from . import __version__
+
+    return {"jigsawssl": __version__, "torch": torch.__version__, "timm": timm.__version__}
+
+
+def _save(path: Path, module: nn.Module, header: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata={_HEADER: json.dumps(header)})
+    os.replace(partial, path)
+
+
+def _encoder_header(encoder: Encoder, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    taps = [
+        {"name": name, "channels": encoder.channels[name], "reduction": encoder.reductions[name]}
+        for name in encoder.tap_names
+    ]
+    return {
+        "format": _FORMAT,
+        "kind": "encoder",
+        "encoder": dataclasses.asdict(encoder.spec),
+        "taps": taps,
+        "versions": _versions(),
+        "provenance": dict(provenance),
+    }
+
+
+def save_encoder(path: str | os.PathLike[str], encoder: Encoder, provenance: Mapping[str, Any] | None = None) -> None:
+    """Write an encoder with all it takes to use it elsewhere.
+
+    Args:
+        path: a ``.safetensors`` file; replaced in one step.
+        encoder: what to save; weights are stored as they are.
+        provenance: JSON values that say where the weights come from, such as a fingerprint of the data.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
+        >>> save_encoder(path, create_encoder("resnet18", 1, size=64))
+        >>> load_encoder(path).spec.size
+        64
+    """
+    _save(Path(path), encoder, _encoder_header(encoder, provenance or {}))
+
+
+def save_classifier(
+    path: str | os.PathLike[str],
+    model: Classifier | HierarchicalClassifier,
+    classes: tuple[str, ...],
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a classifier: encoder, head, names of the classes and provenance, as :func:`save_encoder` does."""
+    header = _encoder_header(model.encoder, provenance or {})
+    hierarchical = isinstance(model, HierarchicalClassifier)
+    header.update(kind="hierarchical_classifier" if hierarchical else "classifier", classes=list(classes))
+    if isinstance(model, HierarchicalClassifier):
+        header["width"] = model.heads[model.branches[0]].in_features
+    _save(Path(path), model, header)
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The header of a file of ours: ``kind``, ``encoder``, ``taps``, ``versions``, ``provenance`` and more.
+
+    Raises:
+        UserError: if the file is missing, is not safetensors, or was not written by jigsawssl.
+    """
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise UserError(f"`encoder` ({path}) must be a file; nothing is there; check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+            if text is None:
+                raise UserError(
+                    f"`encoder` ({path}) must be a file written by jigsawssl; it has no header of ours; "
+                    "give weights of timm as timm:BACKBONE:FILE"
+                )
+            header = json.loads(text)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"`encoder` ({path}) must be a whole safetensors file; {reason}; copy it again") from None
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise UserError(f"`encoder` ({path}) must have format {_FORMAT}; update jigsawssl to read it")
+    return header, tensors
+
+
+def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
+    try:
+        values = dict(header["encoder"])
+        values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+        return EncoderSpec(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"`encoder` ({path}) has a damaged header ({error}); save it again") from None
+
+
+def _load_strictly(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        first = next((line.strip() for line in str(error).splitlines()[1:]), "")[:200]
+        raise UserError(
+            f"`encoder` ({path}) does not fit the network that its header describes: {first} save it again, or install "
+            "the versions named in its header"
+        ) from None
+
+
+def load_encoder(path: str | os.PathLike[str]) -> Encoder:
+    """Load an encoder in eval mode, on the CPU; also the encoder inside a classifier file.
+
+    Args:
+        path: a file written by :func:`save_encoder` or :func:`save_classifier`.
+
+    Returns:
+        :class:`jigsawssl.models.Encoder`, an ordinary ``nn.Module``.
+
+    Raises:
+        UserError: if the file is missing, damaged or not ours.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
+        >>> save_encoder(path, create_encoder("resnet18", 3, size=64))
+        >>> encoder = load_encoder(path)
+        >>> images = torch.randint(256, (2, 3, 100, 80), dtype=torch.uint8)
+        >>> encoder(encoder.preprocess(images)).shape[0]
+        2
+    """
+    file = Path(path)
+    header, tensors = _read(file)
+    encoder = Encoder(_spec(file, header))
+    if header["kind"] != "encoder":
+        prefix = "encoder."
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    _load_strictly(file, encoder, tensors)
+    return encoder.eval()
+
+
+def load_classifier(path: str | os.PathLike[str]) -> tuple[Classifier | HierarchicalClassifier, tuple[str, ...]]:
+    """Load a classifier in eval mode and the names of its classes.
+
+    Args:
+        path: ``model.safetensors`` of a fine-tuning run.
+
+    Returns:
+        ``(model, classes)``; ``model(model.encoder.preprocess(images))`` gives logits ``(B, len(classes))``.
+
+    Raises:
+        UserError: if the file is missing, damaged, or holds an encoder only.
+    """
+    file = Path(path)
+    header, tensors = _read(file)
+    if header["kind"] == "encoder":
+        raise UserError(f"`{file}` must hold a classifier and holds an encoder; give model.safetensors of a fine-tuning run")
+    encoder, classes = Encoder(_spec(file, header)), tuple(header["classes"])
+    model: Classifier | HierarchicalClassifier
+    if header["kind"] == "classifier":
+        model = Classifier(encoder, len(classes))
+    else:
+        model = HierarchicalClassifier(encoder, len(classes), header["width"])
+    _load_strictly(file, model, tensors)
+    return model.eval(), classes
+
+
+def _timm_file(backbone: str) -> Path:
+    """Weights of a timm model in the local cache, without asking the network."""
+    if not timm.is_model(backbone):
+        raise UserError(f"`encoder` (timm:{backbone}) must name a timm model; see timm.list_models()")
+    config = timm.get_pretrained_cfg(backbone)
+    repository = config.hf_hub_id if config is not None else None
+    if not repository:
+        raise UserError(f"`encoder` (timm:{backbone}) must have published weights; choose another or random:{backbone}")
+    cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+    if not isinstance(cached, str):
+        raise UserError(
+            f"`encoder` (timm:{backbone}) must have its weights on this machine, and they are not cached; nothing is "
+            f"downloaded here: fetch model.safetensors of {repository} elsewhere and give encoder=timm:{backbone}:FILE"
+        )
+    return Path(cached)
+
+
+def _timm_encoder(backbone: str, file: Path | None, in_channels: int, size: int) -> Encoder:
+    path = file or _timm_file(backbone)
+    if not path.is_file():
+        raise UserError(f"`encoder` (timm:{backbone}:{path}) must name a file; nothing is there; check the path")
+    config = timm.get_pretrained_cfg(backbone)
+    mean = tuple(config.mean) if config is not None else (0.485, 0.456, 0.406)
+    std = tuple(config.std) if config is not None else (0.229, 0.224, 0.225)
+    if in_channels == 1:
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    encoder = create_encoder(backbone, in_channels, size, automatic_stem_stride(size), mean, std)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise UserError(f"`encoder` ({path}) must be a safetensors file; {str(error).splitlines()[0]}") from None
+    first = next(name for name, module in encoder.backbone.named_modules() if isinstance(module, nn.Conv2d))
+    weight = tensors.get(f"{first}.weight")
+    if weight is not None and weight.shape[1] == 3 and in_channels == 1:
+        # Summing over colours gives the response to a grey image (timm's adapt_input_conv does the same).
+        tensors[f"{first}.weight"] = weight.sum(dim=1, keepdim=True)
+    wanted = encoder.backbone.state_dict()
+    # The head, and what lies behind the deepest tap, is not part of an encoder.
+    _load_strictly(path, encoder.backbone, {name: value for name, value in tensors.items() if name in wanted})
+    return encoder.eval()
+
+
+def resolve_encoder(reference: str, in_channels: int, size: int) -> tuple[Encoder, bool]:
+    """The encoder that a user names, and whether its weights were trained.
+
+    Args:
+        reference: a file of ours; ``random:FILE`` (same architecture and preprocessing, fresh weights);
+            ``random:BACKBONE``; ``timm:BACKBONE`` (from the local cache) or ``timm:BACKBONE:FILE``.
+        in_channels: channels of the archive, for ``random:BACKBONE`` and ``timm:``.
+        size: side of the images in pixels, for the same.
+
+    Returns:
+        ``(encoder, trained)``; fresh weights come from torch's global generator.
+
+    Raises:
+        UserError: if there is no such file, backbone or cached weight.
+
+    Example:
+        >>> encoder, trained = resolve_encoder("random:resnet18", in_channels=1, size=64)
+        >>> encoder.spec.in_channels, trained
+        (1, False)
+    """
+    kind, _, rest = reference.partition(":")
+    if kind == "random" and rest:
+        if Path(rest).is_file():
+            return Encoder(_spec(Path(rest), read_header(rest))), False
+        if "/" in rest or rest.endswith(".safetensors"):
+            raise UserError(f"`encoder` ({reference}) must name a file or a timm model; nothing is at {rest}")
+        return create_encoder(rest, in_channels, size), False
+    if kind == "timm" and rest:
+        backbone, _, file = rest.partition(":")
+        return _timm_encoder(backbone, Path(file) if file else None, in_channels, size), True
+    return load_encoder(reference), True

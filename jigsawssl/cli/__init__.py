@@ -1,0 +1,82 @@
+"""The command line: ``jigsawssl pretrain | finetune | demo key=value …``."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from .. import __version__
+from ..config import DemoConfig, FinetuneConfig, PretrainConfig, describe_keys, load_config
+from ..types import UserError
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "pretrain": (PretrainConfig, "pretrain an encoder on unlabeled images", "data=ARCHIVE out=RUN"),
+    "finetune": (
+        FinetuneConfig,
+        "adapt an encoder to few labels and test it once",
+        "data=ARCHIVE manifest=labels.csv encoder=RUN/encoder.safetensors out=RUN2 [fraction=0.01]",
+    ),
+    "demo": (DemoConfig, "pretrain and fine-tune on embedded synthetic images", "[out=runs/demo]"),
+}
+
+
+def _help(command: str | None) -> str:
+    if command is None:
+        lines = ["usage: jigsawssl COMMAND key=value …", "", "commands:"]
+        lines += [f"  {name:<10}{meaning}" for name, (_, meaning, _) in _COMMANDS.items()]
+        return "\n".join([*lines, "", "jigsawssl COMMAND --help lists every key; jigsawssl --version"])
+    schema, meaning, usage = _COMMANDS[command]
+    rows = describe_keys(schema)
+    width = max(len(f"{key}={default}") for key, default, _ in rows) + 2
+    lines = [f"usage: jigsawssl {command} {usage} [config=FILE.yaml] [key=value …]", "", f"{meaning}", "", "keys, with defaults:"]
+    return "\n".join(lines + [f"  {f'{key}={default}':<{width}}{text}" for key, default, text in rows])
+
+
+def _quiet() -> None:
+    """Keep Lightning's notes about devices and workers out of the way of the user's own output."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (".*does not have many workers.*", ".*The number of training batches.*", ".*treespec.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; default: those of the process.
+
+    Returns:
+        0 for success, 2 for a mistake of the user (one line on standard error).
+
+    Example:
+        >>> main(["--version"])
+        jigsawssl 0.1.0
+        0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        print(f"jigsawssl {__version__}")
+        return 0
+    command = arguments[0] if arguments and arguments[0] in _COMMANDS else None
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        print(_help(command))
+        return 0
+    try:
+        if command is None:
+            raise UserError(f"command ({arguments[0]}) must be one of {', '.join(_COMMANDS)}; see jigsawssl --help")
+        config = load_config(_COMMANDS[command][0], arguments[1:])
+        _quiet()
+        importlib.import_module(f".{command}", __package__).run(config)
+    except UserError as error:
+        print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jigsawssl: interrupted; go on with resume=true", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,51 @@
+"""The demo: pretrain on embedded synthetic images, fine-tune on 5 % of their labels, compare with fresh weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..config import DemoConfig, FinetuneConfig, PretrainConfig, load_config
+from ..report import format_table
+from . import finetune, pretrain
+
+__all__ = ["run"]
+
+FRACTION = 0.05
+
+
+def run(config: DemoConfig) -> None:
+    """Run the two commands that a user would type, for trained and fresh weights, and print a table."""
+    out = Path(config.out)
+    first = [
+        "data=demo",
+        f"out={out / 'pretrain'}",
+        "overwrite=true",
+        f"seed={config.seed}",
+        "backbone_options={channels: [32, 64, 128, 256]}",
+        "views.size=64",
+        "views.grids=[8, 4, 2]",
+        "stem_stride=4",
+        "batch.size=128",
+        "trainer.max_epochs=20",
+    ]
+    print(f"$ jigsawssl pretrain {' '.join(first)}", flush=True)
+    encoder = pretrain.run(load_config(PretrainConfig, first))
+    rows = []
+    for name, reference in (("pretrained", str(encoder)), ("fresh weights", f"random:{encoder}")):
+        folder = out / f"finetune-{name.split()[0]}"
+        second = [
+            "data=demo",
+            f"encoder={reference}",
+            f"out={folder}",
+            "overwrite=true",
+            f"seed={config.seed}",
+            f"fraction={FRACTION}",
+        ]
+        print(f"\n$ jigsawssl finetune {' '.join(second)}", flush=True)
+        finetune.run(load_config(FinetuneConfig, second))
+        report = json.loads((folder / "report.json").read_text())
+        rows.append([name, report["budget"]["labels"], report["test"]["auroc"], report["test"]["balanced_accuracy"]])
+    print(f"\nSynthetic lesions, {FRACTION:.0%} of the labels, tested once:\n")
+    print(format_table(["encoder", "labels", "test AUROC", "balanced accuracy"], rows))
+    print(f"\nLook at {out / 'pretrain' / 'views.png'} and {out / 'finetune-pretrained' / 'curves.png'}")

@@ -1,0 +1,281 @@
+"""Wire a fine-tuning run: labelled rows → budget → folds → adapted classifier → one look at the test split."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import os
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from ..checkpoint import read_header, resolve_encoder, save_classifier
+from ..config import FinetuneConfig, to_yaml
+from ..data import Archive, cross_validation_folds, holdout_split, label_fraction, open_archive
+from ..data.datamodule import PixelDataset
+from ..evaluation import classification_metrics
+from ..models import Encoder
+from ..report import format_table, write_csv, write_json
+from ..report.run import check_run_folder, clear_run_folder, environment
+from ..training.adapt import Adaptation, adapt
+from ..training.finetune import Fold, Recipe
+from ..training.optim import autocast_precision
+from ..types import Prediction, UserError
+
+__all__ = ["run"]
+
+SMALL_BUDGET = 200
+"""Labels below which validation is cross-validation: a fifth of fewer images would judge too coarsely."""
+
+FOLDS = 5
+TEST_SHARE = 0.2
+"""Share of the groups that become the test split where the manifest names none."""
+
+
+class _Budget(NamedTuple):
+    """The labels that may be used: positions in ``dataset``, and how candidates are judged on them."""
+
+    dataset: PixelDataset
+    labels: NDArray[np.int64]
+    folds: list[Fold]
+    refit_rows: NDArray[np.int64]
+    facts: dict[str, Any]
+
+
+def _rows(archive: Archive, split: str) -> NDArray[np.int64]:
+    chosen = [row for row, sample in enumerate(archive.samples) if sample.split == split and sample.label is not None]
+    return np.array(chosen, dtype=np.int64)
+
+
+def _split_rows(archive: Archive, config: FinetuneConfig) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
+    """Rows of the training pool and of the test split, and who made the split."""
+    if not archive.classes or len(archive.classes) < 2:
+        raise UserError(
+            f"`data` ({config.data}) must have labels of at least two classes; it has {len(archive.classes)}; "
+            "give manifest=labels.csv with path,label or manifest=folders"
+        )
+    pool, test = _rows(archive, config.split), _rows(archive, "test")
+    if all(sample.split is None for sample in archive.samples):
+        labelled = np.flatnonzero(archive.labels >= 0)
+        groups = archive.groups[labelled] if archive.groups is not None else None
+        # A fixed seed: the test split must not change with the seed of a run.
+        rest, held = holdout_split(archive.labels[labelled], groups, TEST_SHARE, seed=0)
+        return labelled[rest], labelled[held], f"made here: {TEST_SHARE:.0%} of the labels by group"
+    for name, rows in ((config.split, pool), ("test", test)):
+        if not len(rows):
+            known = ", ".join(sorted({sample.split for sample in archive.samples if sample.split}))
+            raise UserError(
+                f"`split` ({name}) must have labelled rows; the manifest's splits are {known}; add rows of that split, "
+                "or leave the column out to have a test split made"
+            )
+    return pool, test, "manifest"
+
+
+def _readable(archive: Archive, rows: NDArray[np.int64], size: int, channels: int, what: str) -> PixelDataset:
+    dataset = PixelDataset(archive.select(rows.tolist()), size, channels)
+    dataset.load(progress=True, workers=os.cpu_count() or 1)
+    if dataset.unreadable:
+        print(f"{len(dataset.unreadable)} unreadable {what} images were left out; report.json lists them")
+    return dataset
+
+
+def _budget(
+    archive: Archive, pool: NDArray[np.int64], config: FinetuneConfig, size: int, channels: int
+) -> _Budget:
+    groups = archive.groups
+    chosen = pool[
+        label_fraction(archive.labels[pool], None if groups is None else groups[pool], config.fraction, config.seed)
+    ]
+    extra = _rows(archive, "val") if config.validation == "split" else np.empty(0, dtype=np.int64)
+    if config.validation == "split" and not len(extra):
+        raise UserError("`validation` (split) needs labelled rows of the split val; use validation=budget")
+    both = np.concatenate([chosen, extra])
+    dataset = _readable(archive, both, size, channels, "labelled")
+    rows = both[dataset.rows]
+    labels = archive.labels[rows]
+    inside = np.flatnonzero(dataset.rows < len(chosen))
+    outside = np.flatnonzero(dataset.rows >= len(chosen))
+    inside_groups = None if groups is None else groups[rows[inside]]
+    if len(np.unique(labels[inside])) < 2:
+        raise UserError(f"`fraction` ({config.fraction}) must leave two classes; {len(inside)} labels hold one; raise it")
+    if config.validation == "split":
+        folds: list[Fold] = [(inside, outside)]
+        how = f"the manifest's val split, {len(outside)} labels outside the fraction"
+    elif len(inside) < SMALL_BUDGET:
+        folds = cross_validation_folds(labels[inside], inside_groups, FOLDS, config.seed)
+        how = f"cross-validation with {len(folds)} folds inside the fraction"
+    else:
+        folds = [holdout_split(labels[inside], inside_groups, 1 / FOLDS, config.seed)]
+        how = f"{len(folds[0][1])} of the labels, by group, inside the fraction"
+    classes = archive.classes
+    facts = {
+        "fraction": config.fraction,
+        "labels": len(inside) + len(outside),
+        "labels_in_fraction": len(inside),
+        "available": len(pool),
+        "per_class": {name: int((labels[inside] == k).sum()) for k, name in enumerate(classes)},
+        "groups": None if inside_groups is None else len(np.unique(inside_groups)),
+        "validation": how,
+        "unreadable": dataset.unreadable,
+    }
+    return _Budget(dataset, labels, folds, inside, facts)
+
+
+def _resized(encoder: Encoder, size: int | None) -> Encoder:
+    """The same weights for another image size."""
+    if size is None or size == encoder.spec.size:
+        return encoder
+    changed = Encoder(dataclasses.replace(encoder.spec, size=size))
+    changed.load_state_dict(encoder.state_dict())
+    return changed
+
+
+def _recipe(config: FinetuneConfig, trained: bool, device: torch.device) -> Recipe:
+    gentle = config.mode == "auto" and trained
+    return Recipe(
+        lr=config.optimizer.lr if config.optimizer.lr is not None else (5e-5 if gentle else 5e-4),
+        max_epochs=config.trainer.max_epochs,
+        batch_size=config.batch.size,
+        optimizer=config.optimizer.name,
+        head_scale=config.optimizer.head_scale,
+        weight_decay=config.optimizer.weight_decay,
+        balanced=config.class_weights == "balanced",
+        keep_statistics=gentle,
+        grids=tuple(config.views.grids),
+        preset=config.views.preset,
+        seed=config.seed,
+        accelerator=config.trainer.accelerator,
+        precision=autocast_precision(config.precision, device),
+    )
+
+
+def _finished(path: Path, config: FinetuneConfig) -> bool:
+    """Whether ``resume`` finds a finished run of the same configuration."""
+    if not config.resume or not (path / "report.json").is_file() or not (path / "config.yaml").is_file():
+        return False
+    drop = ("resume", "overwrite")
+    before, now = OmegaConf.load(path / "config.yaml"), OmegaConf.create(to_yaml(config))
+    return all(before.get(key) == now[key] for key in now if key not in drop)
+
+
+def run(config: FinetuneConfig) -> None:
+    """Fine-tune and test once.
+
+    Raises:
+        UserError: for what the user can mend.
+    """
+    path = check_run_folder(config.out, config.resume, config.overwrite)
+    if _finished(path, config):
+        print(f"{path} holds a finished run of this configuration; nothing to do")
+        return
+    archive = open_archive(config.data, config.manifest)
+    pool, test_rows, made_by = _split_rows(archive, config)
+    pl.seed_everything(config.seed, verbose=False)
+    channels = PixelDataset(archive.select(pool.tolist()), 8).channels
+    encoder, trained = resolve_encoder(config.encoder, channels, config.views.size or 224)
+    encoder = _resized(encoder, config.views.size)
+    size, channels = encoder.spec.size, encoder.spec.in_channels
+    budget = _budget(archive, pool, config, size, channels)
+    device = pl.Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False).strategy.root_device
+    recipe = _recipe(config, trained, device)
+    autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
+    clear_run_folder(path)
+    (path / "config.yaml").write_text(to_yaml(config))
+    print(f"{budget.facts['labels']} labels of {len(pool)}; validation: {budget.facts['validation']}; mode {config.mode}")
+    start = time.perf_counter()
+    adaptation = adapt(
+        encoder,
+        config.mode,
+        budget.dataset,
+        budget.labels,
+        len(archive.classes),
+        budget.folds,
+        budget.refit_rows,
+        recipe,
+        device,
+        autocast,
+        progress=True,
+    )
+    test = _readable(archive, test_rows, size, channels, "test")
+    rows = test_rows[test.rows]
+    probabilities = adaptation.probabilities(test)
+    prediction = Prediction(probabilities, torch.from_numpy(archive.labels[rows]), torch.from_numpy(rows))
+    seconds = time.perf_counter() - start
+    metrics = classification_metrics(prediction.probabilities, prediction.labels, archive.classes)
+    provenance = {"encoder": config.encoder, "labels": budget.facts["labels"], "seed": config.seed, **adaptation.chosen}
+    if adaptation.model is not None:
+        save_classifier(path / "model.safetensors", adaptation.model, archive.classes, provenance)
+    report = {
+        "command": "finetune",
+        "config": OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
+        "encoder": _provenance(config.encoder, trained),
+        "budget": budget.facts,
+        "split_made_by": made_by,
+        "chosen": adaptation.chosen,
+        "validation": adaptation.validation,
+        "test": metrics,
+        "test_unreadable": test.unreadable,
+        "model_file": None if adaptation.model is None else "model.safetensors",
+        "seconds": seconds,
+        "precision": str(recipe.precision),
+        "environment": environment(device),
+    }
+    _write(path, archive, prediction, adaptation, metrics, report)
+    _summary(path, metrics, adaptation)
+
+
+def _provenance(reference: str, trained: bool) -> dict[str, Any]:
+    file = Path(reference.removeprefix("random:"))
+    known = read_header(file)["provenance"] if file.is_file() else None
+    return {"reference": reference, "trained_weights": trained, "provenance": known if trained else None}
+
+
+def _write(
+    path: Path,
+    archive: Archive,
+    prediction: Prediction,
+    adaptation: Adaptation,
+    metrics: dict[str, Any],
+    report: dict[str, Any],
+) -> None:
+    from ..report.figures import save_confusion_matrix, save_finetune_curves
+
+    rows = prediction.rows.tolist()
+    table = prediction.probabilities.tolist()
+    write_csv(
+        path / "predictions.csv",
+        ["path", "label", "prediction", *(f"probability_{name}" for name in archive.classes)],
+        (
+            [
+                archive.samples[row].path,
+                archive.samples[row].label,
+                archive.classes[int(np.argmax(line))],
+                *(f"{value:.6f}" for value in line),
+            ]
+            for row, line in zip(rows, table, strict=True)
+        ),
+    )
+    curves = [
+        (epoch, name, value) for name, points in adaptation.history.items() for epoch, value in points
+    ]
+    write_csv(path / "metrics.csv", ["epoch", "name", "value"], sorted(curves, key=lambda row: (row[0], row[1])))
+    save_finetune_curves(
+        adaptation.history, prediction.probabilities, prediction.labels, archive.classes, path / "curves.png"
+    )
+    save_confusion_matrix(metrics["confusion_matrix"], archive.classes, path / "confusion.png")
+    write_json(path / "report.json", report)
+
+
+def _summary(path: Path, metrics: dict[str, Any], adaptation: Adaptation) -> None:
+    names = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "precision", "recall", "f1")
+    chosen = ", ".join(f"{key} {value}" for key, value in adaptation.chosen.items())
+    print(f"\nchosen by validation: {chosen}; test split of {metrics['count']} images:\n")
+    print(format_table(["metric", "test"], [[name.replace("_", " "), metrics[name]] for name in names]))
+    recall = [[name, values["support"], values["recall"]] for name, values in metrics["per_class"].items()]
+    print("\n" + format_table(["class", "images", "recall"], recall))
+    print(f"\nreport: {path / 'report.json'}  pictures: {path / 'curves.png'}, {path / 'confusion.png'}")

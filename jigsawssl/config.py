@@ -1,0 +1,340 @@
+"""Configuration: typed schemas hold every default; a YAML file and then ``key=value`` arguments override them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .types import UserError
+
+__all__ = [
+    "DemoConfig",
+    "FinetuneConfig",
+    "PretrainConfig",
+    "describe_keys",
+    "load_config",
+    "to_yaml",
+]
+
+
+def _key(default: Any, meaning: str) -> Any:
+    """A configuration key with its one line of meaning for ``--help``."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"meaning": meaning})
+    return field(default=default, metadata={"meaning": meaning})
+
+
+def _group(kind: type) -> Any:
+    return field(default_factory=kind)
+
+
+@dataclass
+class BatchConfig:
+    size: int = _key(256, "images in a batch")
+    workers: int = _key(2, "processes that decode images, where the archive does not fit in memory")
+
+
+@dataclass
+class FinetuneBatchConfig:
+    size: int = _key(32, "labelled images in a batch")
+    workers: int = _key(2, "processes that decode images, where the archive does not fit in memory")
+
+
+@dataclass
+class ViewsConfig:
+    size: int = _key(224, "side of the square views in pixels")
+    grids: list[int] = _key(
+        [16, 8, 4], "tiles along each side for the three taps, finest first; 1 leaves in order; [] is plain Barlow Twins"
+    )
+    preset: str = _key("strong", "strong (crop, flip, jitter, blur) or paper (as published)")
+
+
+@dataclass
+class FinetuneViewsConfig:
+    size: int | None = _key(None, "side of the images in pixels; null: the encoder's")
+    grids: list[int] = _key([8, 4, 2], "tiles along each side of the three jigsaw steps, in mode progressive")
+    preset: str = _key("mild", "mild (crop .6-1, flip, jitter) or strong")
+
+
+@dataclass
+class BlockConfig:
+    variant: str = _key("light", "light (1x1 convolution, average pooling, projector) or paper (two convolutions, max)")
+    width: int = _key(256, "channels inside a branch")
+    projection: int = _key(512, "width of the projections")
+
+
+@dataclass
+class LossConfig:
+    weights: list[float] = _key([1.0, 1.0, 1.0, 2.0], "weights of the three taps and of their concatenation")
+    off_diagonal: float = _key(5e-3, "lambda of Barlow Twins' redundancy term")
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = _key("adamw", "adamw, sgd or lars")
+    lr: float | None = _key(None, "learning rate at the top of the schedule; null: adamw 2e-3, sgd 2e-3, lars 0.2")
+    weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
+    encoder_scale: float = _key(1.0, "the encoder's learning rate as a multiple of lr (0.1 as published)")
+    warmup: float = _key(0.1, "share of the run in which the rate rises")
+
+
+@dataclass
+class FinetuneOptimizerConfig:
+    name: str = _key("adamw", "adamw, sgd or lars")
+    lr: float | None = _key(None, "encoder's rate; null: 5e-5 from trained weights in mode auto, else 5e-4")
+    weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
+    head_scale: float = _key(10.0, "the classifier's learning rate as a multiple of lr")
+
+
+@dataclass
+class TrainerConfig:
+    max_epochs: int = _key(100, "passes over the archive")
+    accelerator: str = _key("auto", "auto, cpu, gpu or mps")
+    devices: int = _key(1, "number of devices; more than one trains data-parallel with synchronised batch norm")
+
+
+@dataclass
+class FinetuneTrainerConfig:
+    max_epochs: int = _key(30, "most passes over the labelled images; validation chooses how many are kept")
+    accelerator: str = _key("auto", "auto, cpu, gpu or mps")
+
+
+@dataclass
+class PretrainConfig:
+    """Keys of ``pretrain``."""
+
+    data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
+    out: str = _key("", "folder of this run (required)")
+    config: str | None = _key(None, "YAML file of keys; the command line wins over it")
+    manifest: str | None = _key(None, "CSV with path[,label,split,group], or folders; labels are not read here")
+    split: str | None = _key(None, "rows to train on; null: train where the archive has splits, else all; all: all rows")
+    seed: int = _key(0, "seed of weights, views and order")
+    resume: bool = _key(False, "go on from checkpoints/last.ckpt in out")
+    overwrite: bool = _key(False, "replace an earlier run in out")
+    precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 or 32")
+    schedule: str = _key("joint", "joint (one update a batch) or progressive (four, as published)")
+    backbone: str = _key("resnet18", "name of a timm model with stages")
+    backbone_options: dict[str, Any] = _key({}, "numbers for the timm model, such as {channels: [32, 64, 128, 256]}")
+    stem_stride: int | None = _key(None, "1, 2 or 4; null: 1 up to 32 px, 2 up to 64 px, else 4")
+    encoder: str | None = _key(None, "start from weights: an encoder.safetensors, or timm:BACKBONE; null: fresh")
+    batch: BatchConfig = _group(BatchConfig)
+    views: ViewsConfig = _group(ViewsConfig)
+    block: BlockConfig = _group(BlockConfig)
+    loss: LossConfig = _group(LossConfig)
+    optimizer: OptimizerConfig = _group(OptimizerConfig)
+    trainer: TrainerConfig = _group(TrainerConfig)
+
+
+@dataclass
+class FinetuneConfig:
+    """Keys of ``finetune``."""
+
+    data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
+    manifest: str | None = _key(None, "CSV with path,label[,split,group], or folders; npz and demo bring their own")
+    encoder: str = _key("", "encoder.safetensors, random:FILE, random:BACKBONE or timm:BACKBONE (required)")
+    out: str = _key("", "folder of this run (required)")
+    config: str | None = _key(None, "YAML file of keys; the command line wins over it")
+    fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
+    mode: str = _key("auto", "auto (probe, then full from it at a low rate), full, linear, knn or progressive")
+    validation: str = _key("budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)")
+    split: str = _key("train", "rows that the fraction is taken from")
+    seed: int = _key(0, "seed of the label draw, weights and order")
+    resume: bool = _key(False, "do nothing if out holds a finished run of the same configuration, else start anew")
+    overwrite: bool = _key(False, "replace an earlier run in out")
+    precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 or 32")
+    class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
+    views: FinetuneViewsConfig = _group(FinetuneViewsConfig)
+    batch: FinetuneBatchConfig = _group(FinetuneBatchConfig)
+    optimizer: FinetuneOptimizerConfig = _group(FinetuneOptimizerConfig)
+    trainer: FinetuneTrainerConfig = _group(FinetuneTrainerConfig)
+
+
+@dataclass
+class DemoConfig:
+    """Keys of ``demo``."""
+
+    out: str = _key("runs/demo", "folder of the demo's runs")
+    seed: int = _key(0, "seed of everything")
+
+
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig, DemoConfig)
+
+_REQUIRED = ("data", "encoder", "out")
+_CHOICES = {
+    "precision": ("auto", "bf16", "16", "32"),
+    "schedule": ("joint", "progressive"),
+    "block.variant": ("light", "paper"),
+    "optimizer.name": ("adamw", "sgd", "lars"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
+    "mode": ("auto", "full", "linear", "knn", "progressive"),
+    "validation": ("budget", "split"),
+    "class_weights": ("balanced", "none"),
+}
+_LEAST = {
+    "seed": 0,
+    "batch.size": 2,
+    "batch.workers": 0,
+    "views.size": 8,
+    "block.width": 1,
+    "block.projection": 2,
+    "trainer.max_epochs": 1,
+    "trainer.devices": 1,
+    "loss.off_diagonal": 0,
+    "optimizer.weight_decay": 0,
+}
+
+
+def describe_keys(schema: type) -> list[tuple[str, str, str]]:
+    """Every key of a schema as ``(key, default, meaning)``, groups flattened with dots.
+
+    Example:
+        >>> describe_keys(DemoConfig)[1]
+        ('seed', '0', 'seed of everything')
+    """
+
+    def walk(instance: Any, prefix: str) -> list[tuple[str, str, str]]:
+        rows = []
+        for entry in dataclasses.fields(instance):
+            value = getattr(instance, entry.name)
+            if dataclasses.is_dataclass(value):
+                rows += walk(value, f"{prefix}{entry.name}.")
+                continue
+            text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            rows.append((prefix + entry.name, text or "(none)", entry.metadata["meaning"]))
+        return rows
+
+    return walk(schema(), "")
+
+
+def _unknown_key(key: str, schema: type) -> UserError:
+    known = [row[0] for row in describe_keys(schema)]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else "`--help` lists the keys"
+    return UserError(f"`{key}` is not a key of this command; {hint}")
+
+
+def _merged(base: DictConfig, overrides: DictConfig, schema: type, source: str) -> DictConfig:
+    """Merge one key at a time, so that an error can name the key and its value."""
+    known = {row[0] for row in describe_keys(schema)}
+    groups = {key.rpartition(".")[0] for key in known} - {""}
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for name in node:
+            key = f"{prefix}{name}"
+            value = node[name]
+            if key in groups and isinstance(value, DictConfig):
+                walk(value, f"{key}.")
+            elif key in known:
+                if isinstance(value, str) and value.lower() in ("", "null", "none") and key in _REQUIRED:
+                    value = ""
+                try:
+                    OmegaConf.update(base, key, value, merge=False)
+                except OmegaConfBaseException as error:
+                    reason = str(error).splitlines()[0]
+                    raise UserError(f"`{key}` in {source}: {reason}; see `--help` for its default") from None
+            elif any(key.startswith(f"{option}.") for option in known):
+                raise UserError(f"`{key}` in {source} must be given as a mapping, such as {key.partition('.')[0]}={{}}")
+            else:
+                raise _unknown_key(key, schema)
+
+    walk(overrides, "")
+    return base
+
+
+def _check(config: DictConfig, schema: type) -> None:
+    """Constraints that hold without looking at data or devices."""
+    for key, _, _ in describe_keys(schema):
+        value = OmegaConf.select(config, key)
+        if key in _REQUIRED and value == "":
+            raise UserError(f"`{key}` is required and was not given; add {key}=…, `--help` says what it takes")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise UserError(f"`{key}` ({value}) must be one of {', '.join(_CHOICES[key])}")
+        if key in _LEAST and value is not None and not value >= _LEAST[key]:
+            raise UserError(f"`{key}` ({value}) must be at least {_LEAST[key]}; raise it")
+        if key in ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale") and value is not None and value <= 0:
+            raise UserError(f"`{key}` ({value}) must be more than 0; leave it out for the default")
+    if schema is DemoConfig:
+        return
+    if config.resume and config.overwrite:
+        raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
+    grids, size = list(config.views.grids), config.views.size
+    if len(grids) not in (0, 3) or (schema is FinetuneConfig and not grids):
+        raise UserError(f"`views.grids` ({grids}) must have three entries, one per tap; such as [8,4,2]")
+    for grid in grids:
+        if grid < 1:
+            raise UserError(f"`views.grids` ({grid}) must be at least 1; 1 leaves the tiles in order")
+        if size is not None and size % grid:
+            below, above = size // grid * grid, (size // grid + 1) * grid
+            nearest = f"{below}, {above}" if below else f"{above}"
+            raise UserError(f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); nearest sizes: {nearest}")
+    if schema is PretrainConfig:
+        if config.views.preset not in ("strong", "paper"):
+            raise UserError(f"`views.preset` ({config.views.preset}) must be one of strong, paper")
+        if len(config.loss.weights) != 4 or min(config.loss.weights) < 0 or max(config.loss.weights) <= 0:
+            raise UserError(f"`loss.weights` ({config.loss.weights}) must be four numbers, none below 0 and one above")
+        if not 0 <= config.optimizer.warmup < 1:
+            raise UserError(f"`optimizer.warmup` ({config.optimizer.warmup}) must lie in [0, 1)")
+    else:
+        if config.views.preset not in ("mild", "strong"):
+            raise UserError(f"`views.preset` ({config.views.preset}) must be one of mild, strong")
+        if not 0 < config.fraction <= 1:
+            raise UserError(f"`fraction` ({config.fraction}) must lie in (0, 1]; 0.01 is one per cent of the labels")
+
+
+def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
+    """Defaults, then the YAML file named by ``config=``, then ``key=value`` arguments.
+
+    Args:
+        schema: :class:`PretrainConfig`, :class:`FinetuneConfig` or :class:`DemoConfig`.
+        arguments: such as ``["data=scans", "out=runs/1", "batch.size=64"]``.
+
+    Returns:
+        An instance of ``schema`` whose values have been checked.
+
+    Raises:
+        UserError: for an unknown key, a wrong type, a missing file or a value out of range.
+
+    Example:
+        >>> load_config(PretrainConfig, ["data=demo", "out=run", "views.size=64", "views.grids=[8,4,2]"]).views.size
+        64
+    """
+    for argument in arguments:
+        if "=" not in argument or argument.startswith("="):
+            raise UserError(f"argument ({argument}) must have the form key=value; `--help` lists the keys")
+    try:
+        overrides = OmegaConf.from_dotlist(list(arguments))
+    except Exception as error:
+        raise UserError(f"arguments must be key=value with a YAML value; {str(error).splitlines()[0]}") from None
+    config = OmegaConf.structured(schema)
+    path = OmegaConf.select(overrides, "config")
+    if path is not None:
+        file = Path(str(path))
+        if not file.is_file():
+            raise UserError(f"`config` ({path}) must be a YAML file; nothing is there; check the path")
+        try:
+            loaded = OmegaConf.load(file)
+        except Exception as error:
+            raise UserError(f"`config` ({path}) is not valid YAML: {str(error).splitlines()[0]}") from None
+        if not isinstance(loaded, DictConfig):
+            raise UserError(f"`config` ({path}) must hold keys and values; see configs/ for examples")
+        config = _merged(config, loaded, schema, str(path))
+    config = _merged(config, overrides, schema, "the arguments")
+    try:
+        _check(config, schema)
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{str(error).splitlines()[0]}; see `--help`") from None
+    assert isinstance(result, schema)
+    return result
+
+
+def to_yaml(config: PretrainConfig | FinetuneConfig) -> str:
+    """The resolved configuration as YAML, every key written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -1,0 +1,22 @@
+"""Archives of images, and which of their rows to train and validate on.
+
+Pixels and loaders are in :mod:`jigsawssl.data.datamodule`, which is imported by its own name because it takes
+seconds to import PyTorch Lightning.
+"""
+
+from __future__ import annotations
+
+from jigsawssl.data.archive import IMAGE_SUFFIXES, Archive, open_archive
+from jigsawssl.data.phantom import PHANTOM_CLASSES, make_phantoms
+from jigsawssl.data.splits import cross_validation_folds, holdout_split, label_fraction
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "PHANTOM_CLASSES",
+    "Archive",
+    "cross_validation_folds",
+    "holdout_split",
+    "label_fraction",
+    "make_phantoms",
+    "open_archive",
+]

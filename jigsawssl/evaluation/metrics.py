@@ -1,0 +1,201 @@
+"""Classification metrics of stored predictions: arrays in, plain numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+
+from jigsawssl.types import UserError
+
+Array = Tensor | np.ndarray | Sequence[Any]  # whatever torch.as_tensor takes
+
+
+def classification_metrics(probabilities: Array, labels: Array, classes: Sequence[str]) -> dict[str, Any]:
+    """Every number that the reports print about one set of predictions, ready for JSON.
+
+    A class is *absent* when no label names it. It has no recall and no ranking, so its ``per_class`` entries are
+    ``None`` and no mean counts it; a prediction of it still counts as an error of the true class.
+
+    Args:
+        probabilities: float ``(N, K)`` in [0, 1], one column per class, ``N >= 1``, ``K >= 2``.
+        labels: integers ``(N,)`` in [0, K).
+        classes: the ``K`` names, in the order of the columns.
+
+    Returns:
+        A dictionary with
+
+        - ``auroc``: K > 2: one-vs-rest AUROC averaged over the classes with both positives and negatives; K = 2: the
+          binary AUROC of the second class, ``classes[1]``. ``None`` where nothing is defined.
+        - ``average_precision``: area under the precision-recall steps, averaged (K = 2: taken of the second class) in
+          the same way. ``None`` where nothing is defined.
+        - ``accuracy``; ``balanced_accuracy``: mean recall of the classes present.
+        - ``precision``, ``recall``, ``f1``: means over the classes present, for K = 2 too (``recall`` is therefore
+          ``balanced_accuracy``). A class that is never predicted has precision 0.
+        - ``per_class``: name → ``auroc``, ``average_precision``, ``precision``, ``recall``, ``f1``, ``support``.
+        - ``confusion_matrix``: ``K`` lists of ``K`` counts, rows true, columns predicted.
+        - ``count``: N; ``absent_classes``: names of the absent classes.
+
+    Raises:
+        ValueError: shapes that do not fit, labels or probabilities out of range, NaN probabilities.
+
+    Example:
+        >>> metrics = classification_metrics([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]], [0, 0, 1, 1], ["a", "b"])
+        >>> metrics["auroc"], metrics["accuracy"], metrics["confusion_matrix"]
+        (0.75, 0.75, [[2, 0], [1, 1]])
+        >>> metrics["per_class"]["b"]["recall"], metrics["absent_classes"]
+        (0.5, [])
+    """
+    scores, target = _checked(probabilities, labels)
+    count, size = scores.shape
+    if len(classes) != size or len(set(classes)) != size:
+        raise ValueError(
+            f"`classes` must hold one distinct name for each of the {size} columns of `probabilities`, got {classes}"
+        )
+
+    matrix = multiclass_confusion_matrix(scores, target, num_classes=size)
+    support = matrix.sum(dim=1)
+    present = (support > 0).tolist()
+    columns: dict[str, list[float | None]] = {
+        "auroc": [_auroc(scores, target, index) for index in range(size)],
+        "average_precision": [_average_precision(scores, target, index) for index in range(size)],
+    }
+    for name, function in (
+        ("precision", multiclass_precision),
+        ("recall", multiclass_recall),
+        ("f1", multiclass_f1_score),
+    ):
+        values = function(scores, target, num_classes=size, average="none").tolist()
+        columns[name] = [value if seen else None for value, seen in zip(values, present, strict=True)]
+
+    ranking = slice(1, 2) if size == 2 else slice(None)
+    recall = _mean(columns["recall"])
+    return {
+        "auroc": _mean(columns["auroc"][ranking]),
+        "average_precision": _mean(columns["average_precision"][ranking]),
+        "accuracy": int(matrix.diagonal().sum()) / count,
+        "balanced_accuracy": recall,
+        "precision": _mean(columns["precision"]),
+        "recall": recall,
+        "f1": _mean(columns["f1"]),
+        "per_class": {
+            name: {**{metric: values[index] for metric, values in columns.items()}, "support": int(support[index])}
+            for index, name in enumerate(classes)
+        },
+        "confusion_matrix": matrix.tolist(),
+        "count": count,
+        "absent_classes": [name for name, seen in zip(classes, present, strict=True) if not seen],
+    }
+
+
+def macro_auroc(probabilities: Array, labels: Array) -> float:
+    """The ``auroc`` of :func:`classification_metrics`, and 0.5 (chance) where it is undefined: for model selection.
+
+    Args:
+        probabilities: float ``(N, K)`` in [0, 1].
+        labels: integers ``(N,)`` in [0, K).
+
+    Raises:
+        ValueError: as :func:`classification_metrics`, NaN included: a model that diverged is not a model at chance.
+
+    Example:
+        >>> macro_auroc([[0.9, 0.1], [0.2, 0.8]], [0, 1]), macro_auroc([[0.9, 0.1], [0.2, 0.8]], [1, 1])
+        (1.0, 0.5)
+    """
+    scores, target = _checked(probabilities, labels)
+    size = scores.shape[1]
+    value = _mean(_auroc(scores, target, index) for index in ([1] if size == 2 else range(size)))
+    return 0.5 if value is None else value
+
+
+def log_loss(probabilities: Array, labels: Array, weights: Array | None = None) -> float:
+    """Mean negative log-probability of the true class, in nats; with ``weights``, the weighted mean.
+
+    The arithmetic of ``torch.nn.functional.cross_entropy(..., weight=weights)``. Probabilities are clipped at the
+    float32 resolution, 1.2e-7, as scikit-learn does for float32, so that one confident error does not give infinity.
+
+    Args:
+        probabilities: float ``(N, K)`` in [0, 1].
+        labels: integers ``(N,)`` in [0, K).
+        weights: one weight >= 0 per *class*, ``(K,)``; those of the labels must not all be 0.
+
+    Raises:
+        ValueError: as :func:`classification_metrics`; weights of another shape, negative or all 0.
+
+    Example:
+        >>> round(log_loss([[0.5, 0.5], [0.25, 0.75]], [0, 1]), 4)
+        0.4904
+        >>> round(log_loss([[0.5, 0.5], [0.25, 0.75]], [0, 1], weights=[1.0, 0.0]), 4)
+        0.6931
+    """
+    scores, target = _checked(probabilities, labels)
+    weight = None
+    if weights is not None:
+        weight = torch.as_tensor(weights).detach().cpu().double()
+        if weight.shape != scores.shape[1:] or not bool((weight >= 0).all()) or not float(weight[target].sum()) > 0:
+            raise ValueError(
+                f"`weights` must be {scores.shape[1]} numbers >= 0, one per class, not all 0; got {weight.tolist()}"
+            )
+    logs = scores.clamp_min(torch.finfo(torch.float32).eps).log()
+    return float(F.nll_loss(logs, target, weight=weight))
+
+
+def _checked(probabilities: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    """Float64 scores clamped to [0, 1] and int64 labels, both on the CPU."""
+    scores = torch.as_tensor(probabilities).detach().cpu().double()
+    target = torch.as_tensor(labels).detach().cpu()
+    if scores.ndim != 2 or scores.shape[0] < 1 or scores.shape[1] < 2:
+        raise ValueError(f"`probabilities` must be (N >= 1, K >= 2), got shape {tuple(scores.shape)}")
+    if target.shape != scores.shape[:1] or target.is_floating_point():
+        raise ValueError(
+            f"`labels` must be {len(scores)} integers, one per row of `probabilities`, "
+            f"got {target.dtype} of shape {tuple(target.shape)}"
+        )
+    if not bool(scores.isfinite().all()):
+        broken = int((~scores.isfinite()).any(dim=1).sum())
+        raise UserError(
+            f"probabilities must be finite, but {broken} of {len(scores)} rows are NaN or infinite: the model "
+            "diverged; lower the learning rate or train in 32-bit precision"
+        )
+    # torchmetrics takes scores outside [0, 1] for logits and silently passes them through a sigmoid, which ties
+    # confident predictions; rounding of a mean of softmaxes alone would trigger it.
+    low, high = float(scores.min()), float(scores.max())
+    if low < -1e-4 or high > 1 + 1e-4:
+        raise ValueError(f"`probabilities` must lie in [0, 1], got [{low:g}, {high:g}]; apply softmax to logits first")
+    if int(target.min()) < 0 or int(target.max()) >= scores.shape[1]:
+        raise ValueError(
+            f"`labels` must lie in [0, {scores.shape[1]}), got [{int(target.min())}, {int(target.max())}]; "
+            "leave out unlabeled images (-1)"
+        )
+    return scores.clamp(0.0, 1.0), target.long()
+
+
+def _auroc(scores: Tensor, target: Tensor, index: int) -> float | None:
+    positive = target == index
+    return float(binary_auroc(scores[:, index], positive.long())) if _both(positive) else None
+
+
+def _average_precision(scores: Tensor, target: Tensor, index: int) -> float | None:
+    positive = target == index
+    return float(binary_average_precision(scores[:, index], positive.long())) if _both(positive) else None
+
+
+def _both(positive: Tensor) -> bool:
+    return bool(positive.any()) and not bool(positive.all())
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None

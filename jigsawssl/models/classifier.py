@@ -1,0 +1,76 @@
+"""Classifiers on an encoder: one linear head, or one head on each branch of the hierarchical block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .encoder import Encoder
+from .hierarchical import HierarchicalBlock
+
+__all__ = ["Classifier", "HierarchicalClassifier"]
+
+
+class Classifier(nn.Module):
+    """A linear head on the encoder's pooled features.
+
+    Args:
+        encoder: the encoder, trained along with the head.
+        classes: number of classes.
+
+    Example:
+        >>> import torch
+        >>> from jigsawssl.models import create_encoder
+        >>> model = Classifier(create_encoder("resnet18", 1, size=64), classes=3)
+        >>> model(torch.rand(2, 1, 64, 64)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.features, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Preprocessed float ``(B, C, H, W)`` → logits ``(B, classes)``."""
+        logits: Tensor = self.head(self.encoder(images))
+        return logits
+
+
+class HierarchicalClassifier(nn.Module):
+    """A classifier on each of the four branches; the prediction sums their logits (FG-SSL, section 3.3; PMG).
+
+    Args:
+        encoder: the encoder, trained along with the branches.
+        classes: number of classes.
+        width: channels inside a branch.
+
+    Example:
+        >>> import torch
+        >>> from jigsawssl.models import create_encoder
+        >>> model = HierarchicalClassifier(create_encoder("resnet18", 1, size=64), classes=3, width=16)
+        >>> images = torch.rand(2, 1, 64, 64)
+        >>> sorted(model.branch_logits(images, model.branches)), model(images).shape
+        (['all', 'layer2', 'layer3', 'layer4'], torch.Size([2, 3]))
+    """
+
+    def __init__(self, encoder: Encoder, classes: int, width: int = 256) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.block = HierarchicalBlock(encoder.channels, width=width, projection=width, variant="paper")
+        self.heads = nn.ModuleDict({name: nn.Linear(width, classes) for name in self.block.branches})
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches, shallow to deep, then ``all``."""
+        return self.block.branches
+
+    def branch_logits(self, images: Tensor, branches: Sequence[str]) -> dict[str, Tensor]:
+        """Logits ``(B, classes)`` of the named branches; the encoder stops at the deepest tap they need."""
+        taps = self.encoder.taps(images, self.block.required_taps(branches))
+        return {name: self.heads[name](z) for name, z in self.block(taps, branches).items()}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Sum of the four branches' logits: preprocessed float ``(B, C, H, W)`` → ``(B, classes)``."""
+        return sum(self.branch_logits(images, self.branches).values())  # type: ignore[return-value]

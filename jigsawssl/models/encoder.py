@@ -1,0 +1,258 @@
+"""The encoder: any timm backbone with stages, its taps, and the preprocessing that belongs to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..types import Tap, Taps, UserError
+
+__all__ = ["Encoder", "EncoderSpec", "create_encoder"]
+
+TAP_COUNT = 3
+"""Taps of an encoder: its last three stages (FG-SSL, section 3: strides 8, 16 and 32)."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What it takes to build an encoder and to feed it: everything but the weights.
+
+    Attributes:
+        backbone: name of a timm model.
+        in_channels: 1 or 3.
+        size: side in pixels of the square images that :meth:`Encoder.preprocess` makes.
+        stem_stride: by how much the image shrinks before the first stage: 4 as published, less for small images.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        options: numbers or lists of numbers for the timm model, such as ``{"channels": [32, 64, 128, 256]}``.
+    """
+
+    backbone: str
+    in_channels: int = 3
+    size: int = 224
+    stem_stride: int = 4
+    mean: tuple[float, ...] = (0.45,)
+    std: tuple[float, ...] = (0.225,)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options may come from a file, so nothing that names a path or a download may pass."""
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, (bool, int, float))
+
+    for key, value in options.items():
+        if key.startswith("pretrained") or not (is_number(value) or (isinstance(value, list) and all(map(is_number, value)))):
+            raise UserError(
+                f"`backbone_options` ({key}={value!r}) must be numbers or lists of numbers; leave the key out"
+            )
+    return dict(options)
+
+
+def automatic_stem_stride(size: int) -> int:
+    """Stem stride that leaves small images enough room: 1 up to 32 px, 2 up to 64 px, else 4.
+
+    Example:
+        >>> [automatic_stem_stride(size) for size in (28, 64, 224)]
+        [1, 2, 4]
+    """
+    return 1 if size <= 32 else 2 if size <= 64 else 4
+
+
+def _build_backbone(spec: EncoderSpec) -> nn.Module:
+    if not timm.is_model(spec.backbone):
+        near = timm.list_models(f"*{spec.backbone.split('.')[0][:6]}*")[:4]
+        hint = f"near names: {', '.join(near)}" if near else "try resnet18, resnet50, convnext_tiny or efficientnet_b0"
+        raise UserError(f"`backbone` ({spec.backbone}) must be the name of a timm model; {hint}")
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.options.items()}
+    try:
+        return timm.create_model(
+            spec.backbone, pretrained=False, in_chans=spec.in_channels, num_classes=0, global_pool="", **options
+        )
+    except TypeError as error:
+        raise UserError(f"`backbone_options` do not suit `backbone` ({spec.backbone}): {error}") from None
+
+
+def _shrink_stem(backbone: nn.Module, stem_stride: int, first_reduction: int) -> int:
+    """Lower the stride before the first stage from ``first_reduction`` to ``stem_stride``; returns the divisor.
+
+    A max-pooling stem is dropped first, then the first convolution takes smaller steps with the same kernel, so that
+    published weights still fit.
+    """
+    surplus = max(1, first_reduction // stem_stride)
+    divisor = 1
+    if surplus > 1 and isinstance(getattr(backbone, "maxpool", None), nn.Module):
+        backbone.maxpool = nn.Identity()
+        divisor = 2
+    convolution = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    stride = convolution.stride[0]
+    while divisor < surplus and stride > 1:
+        stride //= 2
+        divisor *= 2
+        convolution.stride = (stride, stride)
+        kernel = int(convolution.kernel_size[0])
+        convolution.padding = ((kernel - stride + 1) // 2,) * 2
+    return divisor
+
+
+class Encoder(nn.Module):
+    """A timm backbone without its head, its last three stages as taps, and its preprocessing.
+
+    Attributes:
+        spec: how it was built.
+        channels: channels of each tap, by name, shallow to deep.
+        reductions: by how much each tap is smaller than the image, by name.
+        features: D, channels of the deepest tap.
+
+    Example:
+        >>> encoder = Encoder(EncoderSpec("resnet18", in_channels=1, size=64, stem_stride=2)).eval()
+        >>> images = torch.randint(256, (2, 1, 50, 70), dtype=torch.uint8)
+        >>> encoder(encoder.preprocess(images)).shape
+        torch.Size([2, 512])
+        >>> [(name, tap.channels, tap.reduction) for name, tap in encoder.taps(encoder.preprocess(images)).items()]
+        [('layer2', 128, 4), ('layer3', 256, 8), ('layer4', 512, 16)]
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        if spec.in_channels not in (1, 3):
+            raise UserError(f"`in_channels` ({spec.in_channels}) must be 1 (grey) or 3 (colour)")
+        if spec.stem_stride not in (1, 2, 4):
+            raise UserError(f"`stem_stride` ({spec.stem_stride}) must be 1, 2 or 4")
+        _checked_options(spec.options)
+        self.spec = spec
+        self.backbone = _build_backbone(spec)
+        info = getattr(self.backbone, "feature_info", None)
+        stages = list(getattr(info, "info", info) or [])
+        # The last module at each reduction is the end of a stage.
+        ends = {stage["reduction"]: index for index, stage in enumerate(stages)}
+        if len(ends) < TAP_COUNT or not hasattr(self.backbone, "forward_intermediates"):
+            raise UserError(
+                f"`backbone` ({spec.backbone}) must have at least {TAP_COUNT} stages of falling resolution; "
+                "choose a convolutional network such as resnet50 or convnext_tiny"
+            )
+        indices = [index for _, index in sorted(ends.items())][-TAP_COUNT:]
+        divisor = _shrink_stem(self.backbone, spec.stem_stride, 4)
+        names = [str(stages[index]["module"]).replace(".", "_") for index in indices]
+        self._index = dict(zip(names, indices, strict=True))
+        self.channels = {name: int(stages[index]["num_chs"]) for name, index in self._index.items()}
+        self.reductions = {name: int(stages[index]["reduction"]) // divisor for name, index in self._index.items()}
+        self.features = self.channels[names[-1]]
+        # What lies behind the deepest tap would hold parameters that no step trains.
+        self.backbone.prune_intermediate_layers(indices, prune_norm=False, prune_head=True)  # type: ignore[operator]
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """Names of the taps, shallow to deep."""
+        return tuple(self._index)
+
+    def taps(self, images: Tensor, names: tuple[str, ...] | None = None) -> Taps:
+        """Features of the named stages; the network stops at the deepest of them.
+
+        Args:
+            images: float ``(B, in_channels, H, W)``, as :meth:`preprocess` returns it.
+            names: some of :attr:`tap_names`; default: all.
+
+        Returns:
+            name → :class:`jigsawssl.types.Tap`, shallow to deep.
+
+        Raises:
+            ValueError: for a name that is no tap.
+        """
+        wanted = self.tap_names if names is None else names
+        unknown = set(wanted) - set(self._index)
+        if unknown:
+            raise ValueError(f"no tap is called {', '.join(sorted(unknown))}; taps: {', '.join(self._index)}")
+        ordered = [name for name in self._index if name in wanted]
+        features = self.backbone.forward_intermediates(  # type: ignore[operator]
+            images, indices=[self._index[name] for name in ordered], stop_early=True, intermediates_only=True
+        )
+        return {
+            name: Tap(feature, self.channels[name], self.reductions[name])
+            for name, feature in zip(ordered, features, strict=True)
+        }
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Average-pooled deepest tap: float ``(B, in_channels, H, W)`` → ``(B, D)``."""
+        deepest = self.tap_names[-1]
+        return self.taps(images, (deepest,))[deepest].features.mean(dim=(2, 3))
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Bring images of any size to what the encoder was trained on.
+
+        Args:
+            images: uint8 ``(B, C, H, W)`` in [0, 255], C 1 or 3.
+
+        Returns:
+            float32 ``(B, in_channels, size, size)``, squeezed to the square as in training, and normalised.
+
+        Raises:
+            ValueError: for another type or shape.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"`images` must be uint8 (B, C, H, W) with C 1 or 3, got {images.dtype} {tuple(images.shape)}; "
+                "convert them first"
+            )
+        pixels = images.float() / 255
+        if images.shape[1] == 3 and self.spec.in_channels == 1:
+            # Luma of ITU-R BT.601, as Pillow's mode "L".
+            weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
+            pixels = (pixels * weights).sum(dim=1, keepdim=True)
+        size = (self.spec.size, self.spec.size)
+        if pixels.shape[-2:] != size:
+            pixels = nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+        return (pixels.expand(-1, self.spec.in_channels, -1, -1) - self.mean) / self.std
+
+
+def create_encoder(
+    backbone: str,
+    in_channels: int = 3,
+    size: int = 224,
+    stem_stride: int | None = None,
+    mean: tuple[float, ...] = (0.45,),
+    std: tuple[float, ...] = (0.225,),
+    options: Mapping[str, Any] | None = None,
+) -> Encoder:
+    """Build an encoder with fresh weights.
+
+    Args:
+        backbone: name of a timm model with at least three stages.
+        in_channels: 1 or 3.
+        size: side of the images in pixels.
+        stem_stride: 1, 2 or 4; default by ``size`` (:func:`automatic_stem_stride`).
+        mean: per channel or one for all, of images in [0, 1].
+        std: like ``mean``.
+        options: numbers or lists of numbers for the timm model.
+
+    Returns:
+        :class:`Encoder` in training mode, weights from torch's global generator.
+
+    Raises:
+        UserError: for an unknown or unsuitable backbone, or an image too small for it.
+
+    Example:
+        >>> encoder = create_encoder("resnet18", 1, size=64, options={"channels": [16, 32, 64, 128]})
+        >>> encoder.features, list(encoder.reductions.values())
+        (128, [4, 8, 16])
+    """
+    stride = automatic_stem_stride(size) if stem_stride is None else stem_stride
+    encoder = Encoder(
+        EncoderSpec(backbone, in_channels, size, stride, tuple(mean), tuple(std), dict(options or {}))
+    )
+    deepest = max(encoder.reductions.values())
+    if math.ceil(size / deepest) < 2:
+        raise UserError(
+            f"`views.size` ({size}) must be more than the encoder's total stride ({deepest}); "
+            f"use at least {2 * deepest} or a smaller `stem_stride`"
+        )
+    return encoder

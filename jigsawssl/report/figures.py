@@ -1,0 +1,271 @@
+"""Figures of a run as PNG files: views, confusion matrix, learning curves and test curves.
+
+Drawn on ``matplotlib.figure.Figure`` without pyplot, so nothing global changes and no display is needed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
+
+from jigsawssl.evaluation.metrics import Array, classification_metrics
+from jigsawssl.report.files import write_bytes
+
+History = Mapping[str, Sequence[tuple[int, float]]]
+Place = Literal["best", "lower right", "lower left"]
+
+# Okabe and Ito's palette (2008), distinguishable under the common colour vision deficiencies; yellow is left out
+# because it vanishes on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":")
+WORDS = {"train": "training", "val": "validation", "auroc": "AUROC", "lr": "learning rate", "std": "spread"}
+
+
+def save_views_sheet(rows: Mapping[str, Tensor], path: str | os.PathLike[str], title: str) -> None:
+    """Draw a labelled sheet of images, one row per kind of view, the first 8 images of each as columns.
+
+    Args:
+        rows: label → float ``(B, C, H, W)`` in [0, 1] (clamped), C = 1 (grey) or 3 (RGB); sizes may differ by row.
+        path: PNG to write, atomically.
+        title: plain words above the sheet.
+
+    Raises:
+        ValueError: no rows, no images, or another shape.
+
+    Example:
+        >>> import tempfile
+        >>> views = {"original": torch.rand(2, 3, 8, 8), "jigsaw 2x2": torch.rand(2, 3, 8, 8)}
+        >>> save_views_sheet(views, os.path.join(tempfile.mkdtemp(), "views.png"), "Views of one batch")
+    """
+    if not rows:
+        raise ValueError("`rows` must name at least one kind of view, got none")
+    for name, images in rows.items():
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+            raise ValueError(f"`rows[{name!r}]` must be (B, 1 or 3, H, W), not empty, got shape {tuple(images.shape)}")
+    columns = min(8, max(len(images) for images in rows.values()))
+    labels = [_short(name) for name in rows]
+    margin = 0.25 + 0.085 * max(len(label) for label in labels)
+    figure = _figure(max(margin + 1.15 * columns, 4.5), 1.15 * len(rows) + 0.5, title, space=0.04)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, label, images in zip(grid, labels, rows.values(), strict=True):
+        pictures = images[:columns].detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        for index, axis in enumerate(axes):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if index < len(pictures):
+                picture = pictures[index]
+                grey = picture.shape[-1] == 1
+                axis.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    _save(figure, path)
+
+
+def save_confusion_matrix(
+    matrix: Sequence[Sequence[int]], classes: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Draw a confusion matrix: counts as text, the share of each true class as colour (an empty row is white).
+
+    Args:
+        matrix: ``K`` rows (true) of ``K`` counts (predicted).
+        classes: the ``K`` names.
+        path: PNG to write, atomically.
+
+    Raises:
+        ValueError: the matrix is not ``K`` x ``K``.
+
+    Example:
+        >>> import tempfile
+        >>> save_confusion_matrix([[8, 2], [1, 9]], ["nevus", "melanoma"], os.path.join(tempfile.mkdtemp(), "m.png"))
+    """
+    counts = np.asarray(matrix)
+    size = len(classes)
+    if counts.shape != (size, size):
+        raise ValueError(f"`matrix` must be {size} x {size}, as `classes`, got shape {counts.shape}")
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [_short(name) for name in classes]
+    cells = max(0.62 * size, 2.2)
+    margin = 0.08 * max(len(name) for name in names)
+    figure = _figure(cells + margin + 2.0, cells + 0.75 * margin + 1.3, "Confusion matrix: number of test images")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, label="Share of the true class", shrink=0.8)
+    for row, column in np.ndindex(size, size):
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        axis.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=9)
+    axis.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(size), names)
+    axis.set(xlabel="Predicted class", ylabel="True class")
+    _save(figure, path)
+
+
+def save_curves(history: History, path: str | os.PathLike[str], title: str) -> None:
+    """Draw learning curves by epoch: one panel with every loss, one for each other metric.
+
+    ``train_`` and ``val_`` in front of a name choose the line, the rest of the name the panel; every name with
+    ``loss`` in it shares the first panel. Values that are not finite leave a gap.
+
+    Args:
+        history: name → ``(epoch, value)`` pairs, for example ``train_loss``, ``val_loss``, ``val_auroc``.
+        path: PNG to write, atomically.
+        title: plain words above the panels.
+
+    Raises:
+        ValueError: the history has no values.
+
+    Example:
+        >>> import tempfile
+        >>> history = {"train_loss": [(1, 0.9), (2, 0.5)], "val_auroc": [(1, 0.6), (2, 0.8)]}
+        >>> save_curves(history, os.path.join(tempfile.mkdtemp(), "curves.png"), "Pretraining")
+    """
+    families: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
+    drawn = {name: points for name, points in history.items() if len(points)}
+    for name in sorted(drawn, key=lambda name: "loss" not in name):  # stable: losses first, else the order given
+        family = "loss" if "loss" in name else name.removeprefix("train_").removeprefix("val_")
+        families.setdefault(family, {})[name] = drawn[name]
+    if not families:
+        raise ValueError("`history` must hold at least one (epoch, value) pair, got none")
+    columns = min(3, len(families))
+    lines = math.ceil(len(families) / columns)
+    figure = _figure(max(4.4 * columns, 5), 3.5 * lines + 0.3, title)
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axis, (family, curves) in zip(panels, families.items(), strict=False):
+        _draw_history(axis, curves, _words(family))
+    for axis in list(figure.axes)[len(families) :]:
+        axis.remove()
+    _save(figure, path)
+
+
+def save_finetune_curves(
+    history: History,
+    probabilities: Array,
+    labels: Array,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw up to four panels: losses by epoch, AUROC by epoch, ROC of the test set, precision-recall of the test set.
+
+    The test panels hold one line per class with its area (AUC, or average precision AP) in the legend; with two
+    classes only the second, because the first is its mirror image. A class without both positives and negatives in
+    ``labels`` has no line and says so in the legend.
+
+    Args:
+        history: as :func:`save_curves`; names with ``loss`` and with ``auroc`` are drawn, a panel without values is
+            left out, so an empty history gives the two test panels.
+        probabilities: float ``(N, K)`` in [0, 1] of the test set.
+        labels: integers ``(N,)`` in [0, K).
+        classes: the ``K`` names.
+        path: PNG to write, atomically.
+
+    Raises:
+        ValueError: as :func:`jigsawssl.evaluation.classification_metrics`.
+
+    Example:
+        >>> import tempfile
+        >>> probabilities, labels = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1])
+        >>> save_finetune_curves({}, probabilities, labels, ["a", "b"], os.path.join(tempfile.mkdtemp(), "curves.png"))
+    """
+    per_class = classification_metrics(probabilities, labels, classes)["per_class"]
+    groups = {
+        word: {name: points for name, points in history.items() if word in name and len(points)}
+        for word in ("loss", "auroc")
+    }
+    groups = {word: curves for word, curves in groups.items() if curves}
+    columns, lines = (2, 2) if len(groups) == 2 else (2 + len(groups), 1)
+    figure = _figure(4.6 * columns, 4.0 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axis, (word, curves) in zip(panels, groups.items(), strict=False):
+        _draw_history(axis, curves, _words(word))
+    roc, precision_recall = list(figure.axes)[len(groups) :]
+
+    scores = torch.as_tensor(probabilities).detach().cpu().double().clamp(0, 1)
+    target = torch.as_tensor(labels).detach().cpu()
+    roc.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    for index in range(1 if len(classes) == 2 else 0, len(classes)):
+        name, values = _short(classes[index]), per_class[classes[index]]
+        style = _style(index if len(classes) > 2 else 0)
+        if values["auroc"] is None:
+            for axis in (roc, precision_recall):
+                axis.plot([], [], label=f"{name} ({'the only class' if values['support'] else 'no images'})", **style)
+            continue
+        positive = (target == index).long()
+        false_positive, true_positive, _ = binary_roc(scores[:, index], positive)
+        roc.plot(false_positive, true_positive, label=f"{name} (AUC {values['auroc']:.3f})", **style)
+        precision, recall, _ = binary_precision_recall_curve(scores[:, index], positive)
+        label = f"{name} (AP {values['average_precision']:.3f})"
+        # Average precision is the area under steps, so steps are what is drawn.
+        precision_recall.plot(recall, precision, label=label, drawstyle="steps-post", **style)
+    for axis in (roc, precision_recall):
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    _decorate(roc, "Test set: ROC curve", "False positive rate", "True positive rate", "lower right")
+    _decorate(precision_recall, "Test set: precision and recall", "Recall", "Precision", "lower left")
+    _save(figure, path)
+
+
+def _draw_history(axis: Axes, curves: History, name: str) -> None:
+    for index, (key, points) in enumerate(curves.items()):
+        epochs = [epoch for epoch, _ in points]
+        values = [value if math.isfinite(value) else math.nan for _, value in points]
+        marker = "o" if len(points) < 20 else ""
+        axis.plot(epochs, values, label=_text(_words(key)), marker=marker, markersize=3, **_style(index))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    if len({epoch for points in curves.values() for epoch, _ in points}) == 1:  # else the axis shows 0.95 to 1.05
+        axis.set_xlim(axis.dataLim.x0 - 0.5, axis.dataLim.x0 + 0.5)
+    name = f"{name[:1].upper()}{name[1:]}"
+    _decorate(axis, f"{name} by epoch", "Epoch", name, "best")
+
+
+def _decorate(axis: Axes, title: str, horizontal: str, vertical: str, legend: Place) -> None:
+    axis.set_title(_text(title), fontsize=11)
+    axis.set_xlabel(horizontal)
+    axis.set_ylabel(_text(vertical))
+    axis.grid(color="0.9", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc=legend, fontsize=8, framealpha=0.85)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
+
+
+def _words(name: str) -> str:
+    """``val_auroc`` in plain words: ``validation AUROC``."""
+    return " ".join(WORDS.get(word, word) for word in name.replace("/", " ").split("_") if word) or name
+
+
+def _text(text: str) -> str:
+    """Matplotlib reads ``$`` as mathematics and hides labels that start with ``_``; neither is meant here."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _short(name: str) -> str:
+    return _text(name if len(name) <= 24 else f"{name[:23]}…")
+
+
+def _figure(width: float, height: float, title: str = "", space: float = 0.1) -> Figure:
+    """An empty figure, sizes in inches; ``space`` around each panel keeps the labels of neighbours apart."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=space, h_pad=space))
+    if title:
+        figure.suptitle(_text(title), fontsize=12)
+    return figure
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""Training: optimizers, monitors, and the Lightning modules of pretraining and fine-tuning."""

@@ -1,0 +1,263 @@
+"""Supervised training of a classifier on few labels: one update a batch, or the method's progressive steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import kornia.augmentation as K
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+
+from ..augment import augmentation_chain
+from ..data.datamodule import ArchiveDataModule, PixelDataset
+from ..evaluation import log_loss, macro_auroc
+from ..functional import permute_tiles, sample_permutations
+from ..models import Classifier, HierarchicalClassifier
+from ..types import Batch
+from .optim import create_optimizer, create_scheduler
+
+__all__ = ["Finetuning", "Fold", "Model", "Recipe", "Trained", "selection_score", "train_classifier"]
+
+CHECKS = 10
+"""How often a run is judged: validation chooses among that many lengths of training."""
+
+PATIENCE = 4
+"""Checks without a gain after which training stops early."""
+
+LEAST_STEPS = 150
+"""Updates that a small label budget gets at least, by more passes over it."""
+
+STEP_WEIGHTS = (1.0, 1.0, 1.0, 2.0)
+"""Weights of the progressive steps (FG-SSL, section 3.3)."""
+
+Model = Classifier | HierarchicalClassifier
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+class Recipe(NamedTuple):
+    """Settings of supervised training.
+
+    ``lr`` is the encoder's rate and ``head_scale`` times it that of everything new; ``keep_statistics`` leaves batch
+    norm as pretraining left it; ``grids`` are those of the progressive steps; ``precision`` is Lightning's.
+    """
+
+    lr: float
+    max_epochs: int = 30
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    head_scale: float = 10.0
+    weight_decay: float | None = None
+    balanced: bool = True
+    keep_statistics: bool = False
+    grids: tuple[int, ...] = (8, 4, 2)
+    preset: str = "mild"
+    seed: int = 0
+    accelerator: str = "auto"
+    precision: Any = "32-true"
+
+
+class Trained(NamedTuple):
+    """A trained model, its validation probabilities ``(N, K)`` at each checked epoch, and training loss by epoch."""
+
+    model: Model
+    checked: dict[int, Tensor]
+    losses: list[tuple[int, float]]
+    best_epoch: int
+
+
+def selection_score(probabilities: Tensor, labels: NDArray[np.int64]) -> float:
+    """What validation maximises: macro AUROC, and among near equals the smaller log loss."""
+    return macro_auroc(probabilities, labels) - 1e-3 * min(log_loss(probabilities, labels), 10.0)
+
+
+def class_weights(labels: NDArray[np.int64], classes: int, balanced: bool) -> Tensor:
+    """Weights ``(K,)`` of the cross-entropy: inverse frequency with mean 1 over the images, or all 1.
+
+    Example:
+        >>> class_weights(np.array([0, 0, 0, 1]), classes=2, balanced=True).tolist()
+        [0.6666666865348816, 2.0]
+    """
+    counts = np.bincount(labels, minlength=classes)
+    if not balanced:
+        return torch.ones(classes)
+    present = np.maximum(counts, 1) * (counts > 0).sum()
+    return torch.from_numpy(np.where(counts > 0, len(labels) / present, 0.0)).float()
+
+
+class Finetuning(pl.LightningModule):
+    """Train a classifier; a :class:`HierarchicalClassifier` by the method's progressive steps (FG-SSL, section 3.3).
+
+    Args:
+        model: classifier with an encoder.
+        chain: kornia operations on labelled images in [0, 1].
+        weights: float ``(K,)``, weights of the cross-entropy.
+        recipe: rates, grids and seed.
+    """
+
+    def __init__(self, model: Model, chain: Sequence[nn.Module], weights: Tensor, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = model
+        self.chain = K.AugmentationSequential(*chain, data_keys=["input"])
+        self.loss = nn.CrossEntropyLoss(weight=weights)
+        self.recipe = recipe
+        self.automatic_optimization = isinstance(model, Classifier)
+        self.checked: dict[int, Tensor] = {}
+        self._seen: list[Tensor] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Augment on the device, then one update, or one per branch."""
+        encoder = self.model.encoder
+        with torch.no_grad():
+            images = (self.chain(batch.images.float() / 255) - encoder.mean) / encoder.std
+            images = images.contiguous(memory_format=torch.channels_last)
+        if isinstance(self.model, HierarchicalClassifier):
+            loss = self._progressive_step(self.model, images, batch.labels)
+        else:
+            loss = self.loss(self.model(images).float(), batch.labels)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(images))
+        return loss if self.automatic_optimization else None
+
+    def _progressive_step(self, model: HierarchicalClassifier, images: Tensor, labels: Tensor) -> Tensor:
+        optimizer: Any = self.optimizers()
+        losses = []
+        for branch, grid, weight in zip(model.branches, (*self.recipe.grids, 1), STEP_WEIGHTS, strict=True):
+            order = sample_permutations(len(images), grid**2, device=images.device)
+            logits = model.branch_logits(permute_tiles(images, order, grid), [branch])[branch]
+            loss = weight * self.loss(logits.float(), labels)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            losses.append(loss.detach())
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        return torch.stack(losses).sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect probabilities."""
+        images = self.model.encoder.preprocess(batch.images).contiguous(memory_format=torch.channels_last)
+        self._seen.append(self.model(images).float().softmax(dim=1).cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the probabilities of this check."""
+        self.checked[self.current_epoch + 1] = torch.cat(self._seen)
+        self._seen = []
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch; keep batch-norm statistics where few images would replace those of many."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.current_epoch)
+        if self.recipe.keep_statistics:
+            for module in self.model.encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def configure_optimizers(self) -> Any:
+        """A low rate for the encoder, ``head_scale`` times it for what is new."""
+        model, lr = self.model, self.recipe.lr
+        new = model.head if isinstance(model, Classifier) else nn.ModuleList([model.block, model.heads])
+        parts: dict[str, tuple[nn.Module, float]] = {
+            "encoder": (model.encoder, lr),
+            "head": (new, lr * self.recipe.head_scale),
+        }
+        optimizer = create_optimizer(self.recipe.optimizer, parts, self.recipe.weight_decay)
+        scheduler = create_scheduler(optimizer, int(self.trainer.estimated_stepping_batches), warmup=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class _Watch(Callback):
+    """Training losses, the best weights by validation with early stopping, and a fixed end of training."""
+
+    def __init__(self, labels: NDArray[np.int64] | None, score: float, stop_at: int | None) -> None:
+        self.labels = labels
+        self.score = score
+        self.stop_at = stop_at
+        self.losses: list[tuple[int, float]] = []
+        self.best_epoch = 0
+        self.state: dict[str, Tensor] | None = None
+        self.stale = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Judge this check."""
+        if self.labels is None:
+            return
+        assert isinstance(pl_module, Finetuning)
+        epoch = trainer.current_epoch + 1
+        score = selection_score(pl_module.checked[epoch], self.labels)
+        self.stale += 1
+        if score > self.score:
+            self.score, self.best_epoch, self.stale = score, epoch, 0
+            self.state = copy.deepcopy(pl_module.model.state_dict())
+        trainer.should_stop = trainer.should_stop or self.stale >= PATIENCE
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Append the loss of this epoch; stop where the number of epochs was chosen before."""
+        self.losses.append((trainer.current_epoch + 1, float(trainer.callback_metrics["train_loss"])))
+        if self.stop_at is not None and trainer.current_epoch + 1 >= self.stop_at:
+            trainer.should_stop = True
+
+
+def train_classifier(
+    model: Model,
+    dataset: PixelDataset,
+    labels: NDArray[np.int64],
+    classes: int,
+    fold: Fold,
+    recipe: Recipe,
+    keep_best: float | None = None,
+    stop_at: int | None = None,
+) -> Trained:
+    """Train on one fold of a labelled dataset.
+
+    Args:
+        model: trained in place.
+        dataset: labelled images; rows of ``fold`` are positions in it.
+        labels: int64 ``(len(dataset),)``.
+        classes: K.
+        fold: training rows and validation rows; the latter may be empty.
+        recipe: settings.
+        keep_best: a score that validation has to beat; the best weights are restored and training stops early.
+            ``None`` trains to the end.
+        stop_at: end after this epoch, on the schedule of the whole run.
+
+    Returns:
+        :class:`Trained`; ``best_epoch`` is 0 where nothing beat ``keep_best`` and the weights are those of the end.
+    """
+    rows, val_rows = fold
+    batch_size = max(2, min(recipe.batch_size, len(rows) // 3))
+    epochs = max(recipe.max_epochs, -(-LEAST_STEPS // max(1, len(rows) // batch_size)))
+    every = -(-epochs // CHECKS)
+    epochs = every * -(-epochs // every)
+    chain = augmentation_chain(recipe.preset, model.encoder.spec.size, dataset.channels)
+    module = Finetuning(model, chain, class_weights(labels[rows], classes, recipe.balanced), recipe)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    watch = _Watch(labels[val_rows] if keep_best is not None else None, keep_best or 0.0, stop_at)
+    data = ArchiveDataModule(
+        dataset.subset(rows),
+        dataset.subset(val_rows) if len(val_rows) else None,
+        batch_size=batch_size,
+        workers=0,
+        drop_last=True,
+        seed=recipe.seed,
+    )
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        check_val_every_n_epoch=every,
+        num_sanity_val_steps=0,
+        callbacks=[watch],
+        accelerator=recipe.accelerator,
+        devices=1,
+        precision=recipe.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    if watch.state is not None:
+        model.load_state_dict(watch.state)
+    return Trained(model.eval(), module.checked, watch.losses, watch.best_epoch)

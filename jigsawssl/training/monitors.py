@@ -1,0 +1,134 @@
+"""Callbacks that tell whether training goes well and where its time goes."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from ..evaluation import effective_rank, feature_standard_deviation
+from ..report import write_csv
+from ..report.figures import save_views_sheet
+from ..types import Batch, UserError
+from .pretrain import JigsawPretraining
+
+__all__ = ["Diagnostics", "FiniteLoss", "MetricsFile", "Throughput", "ViewsSheet"]
+
+DIAGNOSTIC_IMAGES = 512
+"""Images whose features are judged each epoch: enough to see collapse, cheap enough for a CPU."""
+
+
+class Throughput(Callback):
+    """Images per second and the share of time spent waiting for data, in the progress bar and in the log."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.waited = 0.0
+        self.total = 0.0
+        self._mark: float | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count each epoch on its own."""
+        self.images, self.waited, self.total = 0, 0.0, 0.0
+        self._mark = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        """The wait for this batch ends here: views are built inside the step."""
+        now = time.perf_counter()
+        assert self._mark is not None
+        self.waited += now - self._mark
+        self.total += now - self._mark
+        self._mark = now
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Update the bar."""
+        now = time.perf_counter()
+        assert self._mark is not None
+        self.total += now - self._mark
+        self._mark = now
+        self.images += len(batch.images) * trainer.world_size
+        values = {"images/s": self.images / self.total, "data_wait": self.waited / self.total}
+        pl_module.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch.images))
+
+
+class Diagnostics(Callback):
+    """Collapse signs of each epoch that need no labels: C of each branch, feature spread and effective rank (RankMe)."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Judge the last batch of the epoch."""
+        if not trainer.is_last_batch:
+            return
+        assert isinstance(pl_module, JigsawPretraining)
+        encoder = pl_module.encoder.eval()
+        with torch.no_grad():
+            features = encoder(encoder.preprocess(batch.images[:DIAGNOSTIC_IMAGES])).float()
+        encoder.train()
+        values = {"feature_std": feature_standard_deviation(features), "effective_rank": effective_rank(features)}
+        pl_module.log_dict({**values, **pl_module.correlations()}, on_step=False, on_epoch=True, batch_size=1)
+
+
+class FiniteLoss(Callback):
+    """Stop at a loss that is not a number, before it ruins the checkpoint of the epoch before."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Look at the loss of this batch."""
+        loss = trainer.callback_metrics.get("loss")
+        if loss is not None and not torch.isfinite(loss):
+            raise UserError(
+                f"`loss` must stay finite and was {float(loss)} in epoch {trainer.current_epoch}; "
+                "lower `optimizer.lr` or use precision=32, then go on with resume=true"
+            )
+
+
+class MetricsFile(Callback):
+    """Write the metrics of every epoch to a CSV file; a resumed run goes on in the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the epochs before the one that is resumed."""
+        if trainer.current_epoch and self.path.is_file():
+            with self.path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < trainer.current_epoch]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Append this epoch."""
+        values = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")
+        }
+        rate = trainer.optimizers[0].param_groups[-1]["lr"]
+        self.rows.append({"epoch": trainer.current_epoch, "learning_rate": rate, **values})
+        if trainer.is_global_zero:
+            header = list(dict.fromkeys(name for row in self.rows for name in row))
+            write_csv(self.path, header, [[row.get(name, "") for name in header] for row in self.rows])
+
+
+class ViewsSheet(Callback):
+    """Save a picture of the views that the model sees in its first batch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Save once."""
+        if self.done or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, JigsawPretraining) and pl_module.sample_views is not None
+        views, maker = pl_module.sample_views, pl_module.views
+        rows = {"original X'": views.original, "distorted X''": views.distorted}
+        rows |= {
+            f"jigsaw {grid}x{grid} of X'": view
+            for grid, view in zip(maker.grids, views.jigsaw, strict=True)
+            if grid > 1
+        }
+        pictures = {name: maker.denormalize(view).float().cpu() for name, view in rows.items()}
+        save_views_sheet(pictures, self.path, title="Views of the first batch")
+        self.done = True

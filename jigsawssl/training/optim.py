@@ -1,0 +1,82 @@
+"""Optimizers with named parameter groups, and warm-up with cosine decay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightly.utils.lars import LARS
+from lightly.utils.scheduler import CosineWarmupScheduler
+from torch import nn
+from torch.optim import Optimizer
+
+__all__ = ["DEFAULT_RATES", "DEFAULT_WEIGHT_DECAY", "autocast_precision", "create_optimizer", "create_scheduler"]
+
+DEFAULT_RATES = {"adamw": 2e-3, "sgd": 2e-3, "lars": 0.2}
+"""Learning rates where none is given: AdamW from our own trials, SGD from FG-SSL (section 4), LARS from Barlow Twins."""
+
+DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1.5e-6}
+"""Weight decay where none is given; SGD from FG-SSL (section 4), LARS from Barlow Twins (section 2.2)."""
+
+
+def _parameter_groups(parts: Mapping[str, tuple[nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups per part, named ``part/decay`` and ``part/no_decay``: norms and biases are not decayed."""
+    groups = []
+    for name, (module, rate) in parts.items():
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        for suffix, decay, chosen in (
+            ("decay", weight_decay, [p for p in trainable if p.ndim > 1]),
+            ("no_decay", 0.0, [p for p in trainable if p.ndim <= 1]),
+        ):
+            if chosen:
+                groups.append({"name": f"{name}/{suffix}", "params": chosen, "lr": rate, "weight_decay": decay})
+    return groups
+
+
+def create_optimizer(
+    name: str, parts: Mapping[str, tuple[nn.Module, float]], weight_decay: float | None = None
+) -> Optimizer:
+    """An optimizer over named parts, each with its own learning rate.
+
+    Args:
+        name: ``adamw``, ``sgd`` (momentum .9) or ``lars`` (momentum .9).
+        parts: name → (module, learning rate).
+        weight_decay: for weights of two and more dimensions; default by name.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> optimizer = create_optimizer("adamw", {"encoder": (nn.Linear(2, 2), 1e-3)})
+        >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
+        [('encoder/decay', 0.05), ('encoder/no_decay', 0.0)]
+    """
+    if name not in DEFAULT_RATES:
+        raise ValueError(f"`optimizer.name` ({name}) must be one of {', '.join(DEFAULT_RATES)}")
+    groups = _parameter_groups(parts, DEFAULT_WEIGHT_DECAY[name] if weight_decay is None else weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(groups)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=DEFAULT_RATES[name], momentum=0.9)
+    return LARS(groups, lr=DEFAULT_RATES[name], momentum=0.9)
+
+
+def create_scheduler(optimizer: Optimizer, steps: int, warmup: float) -> CosineWarmupScheduler:
+    """Linear warm-up over the share ``warmup`` of ``steps``, then cosine down to a thousandth."""
+    return CosineWarmupScheduler(optimizer, warmup_epochs=round(warmup * steps), max_epochs=max(steps, 2))
+
+
+def autocast_precision(precision: str, device: torch.device) -> Any:
+    """Lightning's precision for ``auto``, ``bf16``, ``16`` or ``32`` on a device.
+
+    ``auto`` is bfloat16 where the device computes it natively (CUDA from Ampere on, CPUs with AMX or AVX512-BF16),
+    half precision on older CUDA devices, else float32.
+    """
+    if precision != "auto":
+        return {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}[precision]
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "bf16-mixed"
+    return "32-true"

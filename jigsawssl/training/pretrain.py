@@ -1,0 +1,156 @@
+"""Jigsaw consistency pretraining: views, shared forwards, one loss per branch, one or four updates a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ..augment import JigsawViews
+from ..functional import cross_correlation
+from ..losses import HierarchicalLoss
+from ..models import Encoder, HierarchicalBlock, PlainProjector
+from ..types import Batch, LossTerms, Views
+from .optim import create_optimizer, create_scheduler
+
+__all__ = ["JigsawPretraining"]
+
+
+class JigsawPretraining(pl.LightningModule):
+    """FG-SSL (section 3) on a shared encoder and a shared hierarchical block, without negatives.
+
+    Branch *i* on tap *i* compares ``J_i(X')`` with ``X''``; the branch on all taps compares ``X'`` with ``X''``.
+
+    Args:
+        encoder: network with taps.
+        block: hierarchical block, or :class:`PlainProjector` for plain Barlow Twins.
+        views: makes the consistency pairs; one grid per tap, or none for plain Barlow Twins.
+        loss: weighted loss with a weight for each branch of ``block``.
+        schedule: ``joint`` sums the branches into one update with shared forwards; ``progressive`` makes one update
+            per branch, shallow to deep, as published.
+        optimizer: ``adamw``, ``sgd`` or ``lars``.
+        lr: rate of the block at the top of the schedule.
+        encoder_lr: rate of the encoder.
+        weight_decay: ``None`` for the optimizer's default.
+        warmup: share of the run in which the rate rises.
+        seed: views and order of epoch *e* depend on it and *e* alone, so a resumed run repeats an unbroken one.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        block: HierarchicalBlock | PlainProjector,
+        views: JigsawViews,
+        loss: HierarchicalLoss,
+        schedule: str = "joint",
+        optimizer: str = "adamw",
+        lr: float = 2e-3,
+        encoder_lr: float = 2e-3,
+        weight_decay: float | None = None,
+        warmup: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.block = block
+        self.views = views
+        self.loss = loss
+        self.automatic_optimization = schedule == "joint"
+        self.optimizer_name = optimizer
+        self.rates = (encoder_lr, lr)
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.seed = seed
+        self.sample_views: Views | None = None
+        self.last_pairs: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def pairs(self, views: Views, branches: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Projections of the named branches, one forward per different view, no deeper than its branches need.
+
+        Returns:
+            branch → (projection of J(X') or X', projection of X''), each float ``(B, D)``.
+        """
+        first = dict(zip(self.block.branches, views.jigsaw, strict=False)) if views.jigsaw else {}
+        work: list[tuple[Tensor, list[str]]] = []
+        for branch in branches:
+            view = first.get(branch, views.original)
+            shared = next((names for seen, names in work if seen is view), None)
+            if shared is None:
+                work.append((view, [branch]))
+            else:
+                shared.append(branch)
+        projected = [(self._project(view, names), names) for view, names in work]
+        second = self._project(views.distorted, branches)
+        return {name: (z[name], second[name]) for z, names in projected for name in names}
+
+    def _project(self, images: Tensor, branches: Sequence[str]) -> dict[str, Tensor]:
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self.block(self.encoder.taps(images, self.block.required_taps(branches)), branches)
+
+    def losses(self, views: Views, branches: Sequence[str] | None = None) -> LossTerms:
+        """Loss of the named branches (default: those with a weight) on one batch of views."""
+        if branches is None:
+            branches = [name for name in self.block.branches if self.loss.weights[name] > 0]
+        pairs = self.pairs(views, branches)
+        self.last_pairs.update({name: (a.detach(), b.detach()) for name, (a, b) in pairs.items()})
+        return self.loss(pairs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """One batch: build the views on the device, then one update (joint) or one per branch (progressive)."""
+        views = self.views(batch.images)
+        if batch_idx == 0:
+            few = [view[:8].clone() for view in (views.original, views.distorted, *views.jigsaw)]
+            self.sample_views = Views(few[0], few[1], tuple(few[2:]))
+        if self.automatic_optimization:
+            terms = self.losses(views)
+            self._log(terms, len(batch.images))
+            return terms.total
+        self._progressive_step(views)
+        return None
+
+    def _progressive_step(self, views: Views) -> None:
+        optimizer: Any = self.optimizers()
+        branches: dict[str, Tensor] = {}
+        total = torch.zeros((), device=self.device)
+        for branch in self.block.branches:
+            if self.loss.weights[branch] > 0:
+                terms = self.losses(views, [branch])
+                optimizer.zero_grad()
+                self.manual_backward(terms.total)
+                optimizer.step()
+                branches.update(terms.branches)
+                total = total + terms.total.detach()
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        self._log(LossTerms(total, branches), len(views.original))
+
+    def _log(self, terms: LossTerms, batch_size: int) -> None:
+        every = {"on_step": False, "on_epoch": True, "batch_size": batch_size, "sync_dist": True}
+        self.log("loss", terms.total.detach(), prog_bar=True, **{**every, "on_step": True})  # type: ignore[arg-type]
+        self.log_dict({f"loss_{name}": term.detach() for name, term in terms.branches.items()}, **every)  # type: ignore[arg-type]
+
+    def correlations(self) -> dict[str, float]:
+        """Mean diagonal and root-mean-square off-diagonal of C for each branch, on the last batch."""
+        result = {}
+        for name, (first, second) in self.last_pairs.items():
+            matrix = cross_correlation(first.float(), second.float())
+            diagonal = matrix.diagonal()
+            off_diagonal = (matrix.square().sum() - diagonal.square().sum()) / max(1, matrix.numel() - len(matrix))
+            result[f"diagonal_{name}"] = float(diagonal.mean())
+            result[f"off_diagonal_{name}"] = float(off_diagonal.sqrt())
+        return result
+
+    def on_train_epoch_start(self) -> None:
+        """Draw the views of an epoch from its own seed."""
+        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer with named groups, stepped by batches through warm-up and cosine."""
+        encoder_lr, lr = self.rates
+        parts = {"encoder": (self.encoder, encoder_lr), "block": (self.block, lr)}
+        optimizer = create_optimizer(self.optimizer_name, parts, self.weight_decay)  # type: ignore[arg-type]
+        scheduler = create_scheduler(optimizer, int(self.trainer.estimated_stepping_batches), self.warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,110 @@
+"""Figures are PNG files that decode, show their input and leave matplotlib's global state alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from PIL import Image
+
+from jigsawssl.report.figures import save_confusion_matrix, save_curves, save_finetune_curves, save_views_sheet
+
+HISTORY = {
+    "train_loss": [(1, 0.9), (2, 0.6), (3, 0.5)],
+    "val_loss": [(1, 1.0), (2, float("nan")), (3, 0.8)],
+    "val_auroc": [(1, 0.6), (2, 0.7), (3, 0.8)],
+}
+
+
+def picture(path: Path) -> np.ndarray:
+    """Pixels of a figure, after the checks that hold for all of them."""
+    assert path.stat().st_size > 0 and os.listdir(path.parent).count(path.name) == 1
+    assert not list(path.parent.glob(".*.tmp"))
+    assert pyplot.get_fignums() == []
+    with Image.open(path) as image:
+        assert image.format == "PNG" and 300 <= image.width <= 2000 and 200 <= image.height <= 2000
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.std() > 0
+    return pixels
+
+
+def predictions(size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(40, size, generator=generator).softmax(dim=1), torch.arange(40) % size
+
+
+def different(first: np.ndarray, second: np.ndarray) -> bool:
+    return first.shape != second.shape or bool((first != second).any())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_sheet_shows_the_images(tmp_path: Path, channels: int) -> None:
+    views = {
+        "original": torch.rand(10, channels, 8, 8),
+        "jigsaw": torch.rand(3, channels, 6, 6),
+        "_cost in $": torch.ones(1, channels, 4, 4),
+    }
+    save_views_sheet(views, tmp_path / "a.png", "Views worth $5 and $6")
+    save_views_sheet({**views, "original": 1 - views["original"]}, tmp_path / "b.png", "Views worth $5 and $6")
+    first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    assert first.shape == second.shape and different(first, second)
+
+
+def test_views_sheet_colours_are_not_rescaled(tmp_path: Path) -> None:
+    save_views_sheet({"orange": torch.tensor([1.0, 0.6, 0.2]).view(1, 3, 1, 1)}, tmp_path / "a.png", "One colour")
+    assert (picture(tmp_path / "a.png") == [255, 153, 51]).all(axis=2).mean() > 0.05
+
+
+@pytest.mark.parametrize("size", [2, 10])
+def test_confusion_matrix(tmp_path: Path, size: int) -> None:
+    matrix = np.eye(size, dtype=int) * 12
+    names = [f"a rather long class name {index}" for index in range(size)]
+    save_confusion_matrix(matrix.tolist(), names, tmp_path / "a.png")
+    matrix[0] = 0  # an absent class must not divide by zero
+    save_confusion_matrix(matrix.tolist(), names, tmp_path / "b.png")
+    assert different(picture(tmp_path / "a.png"), picture(tmp_path / "b.png"))
+
+
+def test_curves(tmp_path: Path) -> None:
+    save_curves(HISTORY, tmp_path / "a.png", "Pretraining")
+    save_curves({**HISTORY, "train_loss": [(1, 0.9), (2, 0.9)]}, tmp_path / "b.png", "Pretraining")
+    save_curves({"train_loss": [(1, 0.9)]}, tmp_path / "c.png", "One epoch")
+    many = {f"train_loss/branch_{index}": [(1, index), (2, index)] for index in range(12)}
+    save_curves({**many, "effective_rank": [(1, 3.0)], "lr": [(1, 0.1)], "std": [(1, 1)]}, tmp_path / "d.png", "All")
+    first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    assert first.shape == second.shape and different(first, second)
+    assert picture(tmp_path / "c.png").shape[1] < first.shape[1] < picture(tmp_path / "d.png").shape[1]
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_finetune_curves_with_and_without_history(tmp_path: Path, size: int) -> None:
+    names = [f"class {index}" for index in range(size)]
+    save_finetune_curves(HISTORY, *predictions(size), names, tmp_path / "four.png")
+    save_finetune_curves({}, *predictions(size), names, tmp_path / "two.png")
+    save_finetune_curves({}, *predictions(size, seed=1), names, tmp_path / "other.png")
+    four, two, other = (picture(tmp_path / f"{name}.png") for name in ("four", "two", "other"))
+    assert four.shape[0] > two.shape[0] and two.shape == other.shape and different(two, other)
+
+
+def test_finetune_curves_with_absent_classes(tmp_path: Path) -> None:
+    probabilities, labels = predictions(3)
+    save_finetune_curves({}, probabilities, labels.clamp(max=1), ["a", "b", "c"], tmp_path / "absent.png")
+    save_finetune_curves({"train_loss": [(1, 1.0)]}, probabilities, labels * 0, ["a", "b", "c"], tmp_path / "one.png")
+    assert different(picture(tmp_path / "absent.png"), picture(tmp_path / "one.png"))
+
+
+def test_errors(tmp_path: Path) -> None:
+    path = tmp_path / "no.png"
+    with pytest.raises(ValueError, match=r"at least one kind of view"):
+        save_views_sheet({}, path, "")
+    with pytest.raises(ValueError, match=r"`rows\['x'\]` must be \(B, 1 or 3, H, W\)"):
+        save_views_sheet({"x": torch.rand(1, 2, 4, 4)}, path, "")
+    with pytest.raises(ValueError, match=r"must be 2 x 2"):
+        save_confusion_matrix([[1, 2]], ["a", "b"], path)
+    with pytest.raises(ValueError, match=r"at least one \(epoch, value\) pair"):
+        save_curves({"train_loss": []}, path, "")
+    assert os.listdir(tmp_path) == []
