@@ -191,7 +191,7 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[Classifier | Hierarch
     file = Path(path)
     header, tensors = _read(file)
     if header["kind"] == "encoder":
-        raise UserError(f"`{file}` must hold a classifier and holds an encoder; give model.safetensors of a fine-tuning run")
+        raise UserError(f"`{file}` must hold a classifier, not an encoder; give model.safetensors of a fine-tuning run")
     encoder, classes = Encoder(_spec(file, header)), tuple(header["classes"])
     model: Classifier | HierarchicalClassifier
     if header["kind"] == "classifier":

@@ -51,7 +51,8 @@ class FinetuneBatchConfig:
 class ViewsConfig:
     size: int = _key(224, "side of the square views in pixels")
     grids: list[int] = _key(
-        [16, 8, 4], "tiles along each side for the three taps, finest first; 1 leaves in order; [] is plain Barlow Twins"
+        [16, 8, 4],
+        "tiles along each side for each tap, finest first; 1 leaves in order; [] is plain Barlow Twins",
     )
     preset: str = _key("strong", "strong (crop, flip, jitter, blur) or paper (as published)")
 
@@ -114,7 +115,9 @@ class PretrainConfig:
     out: str = _key("", "folder of this run (required)")
     config: str | None = _key(None, "YAML file of keys; the command line wins over it")
     manifest: str | None = _key(None, "CSV with path[,label,split,group], or folders; labels are not read here")
-    split: str | None = _key(None, "rows to train on; null: train where the archive has splits, else all; all: all rows")
+    split: str | None = _key(
+        None, "rows to train on; null: train where the archive has splits, else all; all: all rows"
+    )
     seed: int = _key(0, "seed of weights, views and order")
     resume: bool = _key(False, "go on from checkpoints/last.ckpt in out")
     overwrite: bool = _key(False, "replace an earlier run in out")
@@ -143,7 +146,9 @@ class FinetuneConfig:
     config: str | None = _key(None, "YAML file of keys; the command line wins over it")
     fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
     mode: str = _key("auto", "auto (probe, then full from it at a low rate), full, linear, knn or progressive")
-    validation: str = _key("budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)")
+    validation: str = _key(
+        "budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)"
+    )
     split: str = _key("train", "rows that the fraction is taken from")
     seed: int = _key(0, "seed of the label draw, weights and order")
     resume: bool = _key(False, "do nothing if out holds a finished run of the same configuration, else start anew")
@@ -177,6 +182,7 @@ _CHOICES = {
     "validation": ("budget", "split"),
     "class_weights": ("balanced", "none"),
 }
+_POSITIVE = ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale")
 _LEAST = {
     "seed": 0,
     "batch.size": 2,
@@ -226,8 +232,8 @@ def _merged(base: DictConfig, overrides: DictConfig, schema: type, source: str) 
     groups = {key.rpartition(".")[0] for key in known} - {""}
 
     def walk(node: DictConfig, prefix: str) -> None:
-        for name in node:
-            key = f"{prefix}{name}"
+        for name in map(str, node):
+            key = f"{prefix}{name!s}"
             value = node[name]
             if key in groups and isinstance(value, DictConfig):
                 walk(value, f"{key}.")
@@ -258,7 +264,11 @@ def _check(config: DictConfig, schema: type) -> None:
             raise UserError(f"`{key}` ({value}) must be one of {', '.join(_CHOICES[key])}")
         if key in _LEAST and value is not None and not value >= _LEAST[key]:
             raise UserError(f"`{key}` ({value}) must be at least {_LEAST[key]}; raise it")
-        if key in ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale") and value is not None and value <= 0:
+        if (
+            key in ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale")
+            and value is not None
+            and value <= 0
+        ):
             raise UserError(f"`{key}` ({value}) must be more than 0; leave it out for the default")
     if schema is DemoConfig:
         return
@@ -273,7 +283,9 @@ def _check(config: DictConfig, schema: type) -> None:
         if size is not None and size % grid:
             below, above = size // grid * grid, (size // grid + 1) * grid
             nearest = f"{below}, {above}" if below else f"{above}"
-            raise UserError(f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); nearest sizes: {nearest}")
+            raise UserError(
+                f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); nearest sizes: {nearest}"
+            )
     if schema is PretrainConfig:
         if config.views.preset not in ("strong", "paper"):
             raise UserError(f"`views.preset` ({config.views.preset}) must be one of strong, paper")

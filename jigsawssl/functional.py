@@ -80,7 +80,9 @@ def from_tiles(tiles: Tensor, grid: int) -> Tensor:
         True
     """
     if tiles.ndim != 5 or tiles.shape[1] != grid * grid:
-        raise ValueError(f"`tiles` must have shape (B, {grid * grid}, C, h, w) for `grid` {grid}, got {tuple(tiles.shape)}")
+        raise ValueError(
+            f"`tiles` must have shape (B, {grid * grid}, C, h, w) for `grid` {grid}, got {tuple(tiles.shape)}"
+        )
     batch, _, channels, tile_height, tile_width = tiles.shape
     blocks = tiles.reshape(batch, grid, grid, channels, tile_height, tile_width)
     return blocks.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, grid * tile_height, grid * tile_width)

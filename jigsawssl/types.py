@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -64,14 +63,9 @@ class LossTerms(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """``probabilities`` float32 ``(N, K)`` with rows that sum to 1, ``labels`` int64 ``(N,)``, ``rows`` int64 ``(N,)`` of the archive."""
+    """``probabilities`` float32 ``(N, K)`` with rows that sum to 1, ``labels`` int64 ``(N,)``, ``rows`` int64 ``(N,)``
+    of the archive."""
 
     probabilities: Tensor
     labels: Tensor
     rows: Tensor
-
-    @staticmethod
-    def concatenate(parts: list[Prediction]) -> Prediction:
-        """Join predictions of several batches along the first axis."""
-        columns = zip(*parts, strict=True)
-        return Prediction(*(torch.cat(list(column)) for column in columns))

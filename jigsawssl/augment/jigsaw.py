@@ -14,7 +14,7 @@ __all__ = ["Jigsaw"]
 
 
 class Jigsaw(IntensityAugmentationBase2D):
-    """Cut each image into ``grid x grid`` tiles and shuffle them, each image by its own permutation (FG-SSL, section 3).
+    """Cut each image into ``grid x grid`` tiles and shuffle them, each image by its own permutation (FG-SSL, sec. 3).
 
     Parameters are drawn first and applied by :func:`jigsawssl.functional.permute_tiles`, so a call can be replayed
     with ``params=``. Works alone and inside ``kornia.augmentation.AugmentationSequential``, where masks are shuffled

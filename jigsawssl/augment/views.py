@@ -35,7 +35,7 @@ def _blur(size: int, p: float) -> nn.Module:
     return K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=p)
 
 
-def augmentation_chain(name: str, size: int, channels: int) -> list[nn.Module]:
+def augmentation_chain(name: str, size: int, channels: int) -> list[Any]:
     """The kornia operations of one view, for float ``(B, channels, H, W)`` in [0, 1].
 
     Args:
@@ -52,7 +52,7 @@ def augmentation_chain(name: str, size: int, channels: int) -> list[nn.Module]:
         ['RandomResizedCrop', 'RandomHorizontalFlip', 'ColorJitter']
     """
     colour = channels == 3
-    grey: list[nn.Module] = [K.RandomGrayscale(p=0.2)] if colour else []
+    grey: list[Any] = [K.RandomGrayscale(p=0.2)] if colour else []
     resize = K.Resize((size, size), antialias=True)
     if name == "strong":
         jitter = K.ColorJitter(0.4, 0.4, 0.2 if colour else 0.0, 0.1 if colour else 0.0, p=0.8)
@@ -64,7 +64,7 @@ def augmentation_chain(name: str, size: int, channels: int) -> list[nn.Module]:
     if name == "mild":
         jitter = K.ColorJitter(0.2, 0.2, 0.1 if colour else 0.0, 0.0, p=0.8)
         return [_crop(size, 0.6), K.RandomHorizontalFlip(p=0.5), jitter]
-    raise ValueError(f"no augmentation chain is called {name!r}; there are strong, paper-original, paper-distorted, mild")
+    raise ValueError(f"`name` ({name}) must be one of strong, paper-original, paper-distorted, mild")
 
 
 class JigsawViews(nn.Module):
@@ -94,6 +94,9 @@ class JigsawViews(nn.Module):
         >>> views.original.shape, len(views.jigsaw)
         (torch.Size([4, 3, 64, 64]), 3)
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -136,9 +139,15 @@ class JigsawViews(nn.Module):
                 f"`images` must be uint8 (B, C, H, W) with C 1 or 3, got {images.dtype} {tuple(images.shape)}; "
                 "convert them first"
             )
+        # Under autocast kornia's crop matrices would be bfloat16, and crops would reach past the image's edge.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._build(images, parameters)
+
+    def _build(self, images: Tensor, parameters: ViewParameters | None) -> Views:
         kind = str(images.shape[1])
         pixels = images.float().div_(255)
-        first, second = self.original[kind], self.distorted[kind]
+        first: Any = self.original[kind]
+        second: Any = self.distorted[kind]
         if parameters is None:
             parameters = ViewParameters(
                 first.forward_parameters(pixels.shape),

@@ -33,7 +33,13 @@ def _help(command: str | None) -> str:
     schema, meaning, usage = _COMMANDS[command]
     rows = describe_keys(schema)
     width = max(len(f"{key}={default}") for key, default, _ in rows) + 2
-    lines = [f"usage: jigsawssl {command} {usage} [config=FILE.yaml] [key=value …]", "", f"{meaning}", "", "keys, with defaults:"]
+    lines = [
+        f"usage: jigsawssl {command} {usage} [config=FILE.yaml] [key=value …]",
+        "",
+        f"{meaning}",
+        "",
+        "keys, with defaults:",
+    ]
     return "\n".join(lines + [f"  {f'{key}={default}':<{width}}{text}" for key, default, text in rows])
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import os
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from ..checkpoint import read_header, resolve_encoder, save_classifier
 from ..config import FinetuneConfig, to_yaml
 from ..data import Archive, cross_validation_folds, holdout_split, label_fraction, open_archive
-from ..data.datamodule import PixelDataset
+from ..data.loading import PixelDataset
 from ..evaluation import classification_metrics
 from ..models import Encoder
 from ..report import format_table, write_csv, write_json
@@ -84,9 +84,7 @@ def _readable(archive: Archive, rows: NDArray[np.int64], size: int, channels: in
     return dataset
 
 
-def _budget(
-    archive: Archive, pool: NDArray[np.int64], config: FinetuneConfig, size: int, channels: int
-) -> _Budget:
+def _budget(archive: Archive, pool: NDArray[np.int64], config: FinetuneConfig, size: int, channels: int) -> _Budget:
     groups = archive.groups
     chosen = pool[
         label_fraction(archive.labels[pool], None if groups is None else groups[pool], config.fraction, config.seed)
@@ -102,7 +100,9 @@ def _budget(
     outside = np.flatnonzero(dataset.rows >= len(chosen))
     inside_groups = None if groups is None else groups[rows[inside]]
     if len(np.unique(labels[inside])) < 2:
-        raise UserError(f"`fraction` ({config.fraction}) must leave two classes; {len(inside)} labels hold one; raise it")
+        raise UserError(
+            f"`fraction` ({config.fraction}) must leave two classes; {len(inside)} labels hold one; raise it"
+        )
     if config.validation == "split":
         folds: list[Fold] = [(inside, outside)]
         how = f"the manifest's val split, {len(outside)} labels outside the fraction"
@@ -159,7 +159,8 @@ def _finished(path: Path, config: FinetuneConfig) -> bool:
     if not config.resume or not (path / "report.json").is_file() or not (path / "config.yaml").is_file():
         return False
     drop = ("resume", "overwrite")
-    before, now = OmegaConf.load(path / "config.yaml"), OmegaConf.create(to_yaml(config))
+    before: Any = OmegaConf.load(path / "config.yaml")
+    now: Any = OmegaConf.create(to_yaml(config))
     return all(before.get(key) == now[key] for key in now if key not in drop)
 
 
@@ -186,7 +187,9 @@ def run(config: FinetuneConfig) -> None:
     autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
     clear_run_folder(path)
     (path / "config.yaml").write_text(to_yaml(config))
-    print(f"{budget.facts['labels']} labels of {len(pool)}; validation: {budget.facts['validation']}; mode {config.mode}")
+    print(
+        f"{budget.facts['labels']} labels of {len(pool)}; validation: {budget.facts['validation']}; mode {config.mode}"
+    )
     start = time.perf_counter()
     adaptation = adapt(
         encoder,
@@ -260,9 +263,7 @@ def _write(
             for row, line in zip(rows, table, strict=True)
         ),
     )
-    curves = [
-        (epoch, name, value) for name, points in adaptation.history.items() for epoch, value in points
-    ]
+    curves = [(epoch, name, value) for name, points in adaptation.history.items() for epoch, value in points]
     write_csv(path / "metrics.csv", ["epoch", "name", "value"], sorted(curves, key=lambda row: (row[0], row[1])))
     save_finetune_curves(
         adaptation.history, prediction.probabilities, prediction.labels, archive.classes, path / "curves.png"

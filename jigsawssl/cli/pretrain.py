@@ -19,7 +19,7 @@ from ..augment import JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
 from ..config import PretrainConfig, to_yaml
 from ..data import Archive, open_archive
-from ..data.datamodule import ArchiveDataModule, PixelDataset, channel_statistics
+from ..data.loading import PixelDataset, channel_statistics, training_loader
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..report import write_json
@@ -58,9 +58,9 @@ def _check_resume(path: Path, config: PretrainConfig) -> Path | None:
     checkpoint = path / "checkpoints" / "last.ckpt"
     if not config.resume or not checkpoint.is_file():
         return None
-    before = OmegaConf.load(path / "config.yaml") if (path / "config.yaml").is_file() else None
-    now = OmegaConf.create(to_yaml(config))
-    for key in now:
+    before: Any = OmegaConf.load(path / "config.yaml") if (path / "config.yaml").is_file() else None
+    now: Any = OmegaConf.create(to_yaml(config))
+    for key in map(str, now):
         if before is None or key in ("resume", "overwrite", "config", "out", "data", "manifest"):
             continue
         if key in before and before[key] != now[key]:
@@ -88,13 +88,14 @@ def _build_encoder(config: PretrainConfig, dataset: PixelDataset) -> Encoder:
 
 
 def _build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
-    views = JigsawViews(
-        config.views.size, config.views.grids, config.views.preset, encoder.spec.mean, encoder.spec.std
-    )
+    views = JigsawViews(config.views.size, config.views.grids, config.views.preset, encoder.spec.mean, encoder.spec.std)
     block: HierarchicalBlock | PlainProjector
     if config.views.grids:
         block = HierarchicalBlock(
-            encoder.channels, config.block.width, config.block.projection, config.block.variant  # type: ignore[arg-type]
+            encoder.channels,
+            config.block.width,
+            config.block.projection,
+            config.block.variant,  # type: ignore[arg-type]
         )
         weights = dict(zip(block.branches, config.loss.weights, strict=True))
     else:
@@ -152,14 +153,14 @@ def run(config: PretrainConfig) -> Path:
     interactive = sys.stderr.isatty()
     dataset.load(progress=True, workers=os.cpu_count() or 1)
     if len(dataset) < 2:
-        raise UserError(f"`data` ({config.data}) must hold at least 2 readable images; it holds {len(dataset)}; add images")
+        raise UserError(
+            f"`data` ({config.data}) must hold at least 2 readable images; it holds {len(dataset)}; add images"
+        )
     pl.seed_everything(config.seed, verbose=False)
     encoder = _build_encoder(config, dataset)
     module = _build_module(config, encoder)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    data = ArchiveDataModule(
-        dataset, batch_size=config.batch.size, workers=config.batch.workers, drop_last=True, seed=config.seed
-    )
+    loader = training_loader(dataset, config.batch.size, config.batch.workers, drop_last=True, seed=config.seed)
     if checkpoint is None:
         clear_run_folder(path)
     (path / "config.yaml").write_text(to_yaml(config))
@@ -179,7 +180,7 @@ def run(config: PretrainConfig) -> Path:
         f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
     )
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     seconds = time.perf_counter() - start
     if not trainer.is_global_zero:
         return path / "encoder.safetensors"
@@ -209,7 +210,8 @@ def run(config: PretrainConfig) -> Path:
         "encoder": {
             "backbone": encoder.spec.backbone,
             "features": encoder.features,
-            "taps": {name: {"channels": encoder.channels[name], "reduction": encoder.reductions[name]} for name in encoder.tap_names},
+            "channels": encoder.channels,
+            "reductions": encoder.reductions,
             "mean": encoder.spec.mean,
             "std": encoder.spec.std,
         },
@@ -230,9 +232,10 @@ def run(config: PretrainConfig) -> Path:
 
 def _summary(path: Path, encoder: Encoder, dataset: PixelDataset, metrics: dict[str, float], seconds: float) -> None:
     diagonal = [value for name, value in metrics.items() if name.startswith("diagonal_")]
+    agreement, rank = sum(diagonal) / max(1, len(diagonal)), metrics["effective_rank"]
     print(
-        f"\npretrained in {seconds / 60:.1f} min; agreement of the views (diagonal of C, 1 is best) "
-        f"{sum(diagonal) / max(1, len(diagonal)):.2f}; effective rank {metrics['effective_rank']:.0f} of {encoder.features}"
+        f"\npretrained in {seconds / 60:.1f} min; agreement of the views (diagonal of C, 1 is best) {agreement:.2f}; "
+        f"effective rank {rank:.0f} of {encoder.features}"
     )
     if dataset.unreadable:
         print(f"{len(dataset.unreadable)} unreadable images were left out; report.json lists them")

@@ -1,7 +1,6 @@
 """Archives of images, and which of their rows to train and validate on.
 
-Pixels and loaders are in :mod:`jigsawssl.data.datamodule`, which is imported by its own name because it takes
-seconds to import PyTorch Lightning.
+Pixels and loaders are in :mod:`jigsawssl.data.loading`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         return isinstance(value, (bool, int, float))
 
     for key, value in options.items():
-        if key.startswith("pretrained") or not (is_number(value) or (isinstance(value, list) and all(map(is_number, value)))):
+        if key.startswith("pretrained") or not (
+            is_number(value) or (isinstance(value, list) and all(map(is_number, value)))
+        ):
             raise UserError(
                 f"`backbone_options` ({key}={value!r}) must be numbers or lists of numbers; leave the key out"
             )
@@ -71,7 +73,9 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
         near = timm.list_models(f"*{spec.backbone.split('.')[0][:6]}*")[:4]
         hint = f"near names: {', '.join(near)}" if near else "try resnet18, resnet50, convnext_tiny or efficientnet_b0"
         raise UserError(f"`backbone` ({spec.backbone}) must be the name of a timm model; {hint}")
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.options.items()}
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in spec.options.items()
+    }
     try:
         return timm.create_model(
             spec.backbone, pretrained=False, in_chans=spec.in_channels, num_classes=0, global_pool="", **options
@@ -119,6 +123,9 @@ class Encoder(nn.Module):
         >>> [(name, tap.channels, tap.reduction) for name, tap in encoder.taps(encoder.preprocess(images)).items()]
         [('layer2', 128, 4), ('layer3', 256, 8), ('layer4', 512, 16)]
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
@@ -246,9 +253,7 @@ def create_encoder(
         (128, [4, 8, 16])
     """
     stride = automatic_stem_stride(size) if stem_stride is None else stem_stride
-    encoder = Encoder(
-        EncoderSpec(backbone, in_channels, size, stride, tuple(mean), tuple(std), dict(options or {}))
-    )
+    encoder = Encoder(EncoderSpec(backbone, in_channels, size, stride, tuple(mean), tuple(std), dict(options or {})))
     deepest = max(encoder.reductions.values())
     if math.ceil(size / deepest) < 2:
         raise UserError(

@@ -20,7 +20,7 @@ Variant = Literal["light", "paper"]
 
 
 class _Paper(nn.Sequential):
-    """Convolutions 1x1 and 3x3, each with BN and ReLU, and global max pooling: ``(B, C, H, W)`` → ``(B, 2 * width)``."""
+    """Convolutions 1x1 and 3x3 with BN and ReLU, global max pooling: ``(B, C, H, W)`` → ``(B, 2 * width)``."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import kornia
 import lightly
-import pytorch_lightning
 import timm
 import torch
 
@@ -88,7 +88,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "kornia": kornia.__version__,
         "lightly": lightly.__version__,
-        "pytorch_lightning": pytorch_lightning.__version__,
+        "pytorch_lightning": version("pytorch-lightning"),
         "timm": timm.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.datamodule import PixelDataset
+from ..data.loading import PixelDataset
 from ..models import Classifier, Encoder, HierarchicalClassifier
 from .finetune import Fold, Model, Recipe, selection_score, train_classifier
 from .probe import NEIGHBOURS, STRENGTHS, extract_features, fit_probe, knn_probabilities, predict
@@ -65,7 +65,9 @@ def _best(scores: dict[Any, float]) -> Any:
     return max(scores, key=lambda name: scores[name])
 
 
-def _judge(task: _Task, candidates: Sequence[Any], fit: Callable[[NDArray[np.int64], NDArray[np.int64], Any], Tensor]) -> dict[Any, float]:
+def _judge(
+    task: _Task, candidates: Sequence[Any], fit: Callable[[NDArray[np.int64], NDArray[np.int64], Any], Tensor]
+) -> dict[Any, float]:
     """Score each candidate by its predictions on the validation rows of all folds; ``fit(train, val, candidate)``."""
     return {
         candidate: selection_score(torch.cat([fit(train, val, candidate) for train, val in task.folds]), task.judged)
@@ -123,7 +125,13 @@ def _with_head(encoder: Encoder, classes: int, head: torch.nn.Linear | None) -> 
     return model
 
 
-def _finish(task: _Task, model: Model, chosen: dict[str, Any], validation: dict[str, Any], history: dict[str, list[tuple[int, float]]]) -> Adaptation:
+def _finish(
+    task: _Task,
+    model: Model,
+    chosen: dict[str, Any],
+    validation: dict[str, Any],
+    history: dict[str, list[tuple[int, float]]],
+) -> Adaptation:
     def probabilities(dataset: PixelDataset) -> Tensor:
         return predict(model, dataset, task.batch_size, task.device, task.autocast)
 

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from ..augment import augmentation_chain
-from ..data.datamodule import ArchiveDataModule, PixelDataset
+from ..data.loading import PixelDataset, evaluation_loader, training_loader
 from ..evaluation import log_loss, macro_auroc
 from ..functional import permute_tiles, sample_permutations
 from ..models import Classifier, HierarchicalClassifier
@@ -100,7 +100,7 @@ class Finetuning(pl.LightningModule):
         recipe: rates, grids and seed.
     """
 
-    def __init__(self, model: Model, chain: Sequence[nn.Module], weights: Tensor, recipe: Recipe) -> None:
+    def __init__(self, model: Model, chain: Sequence[Any], weights: Tensor, recipe: Recipe) -> None:
         super().__init__()
         self.model = model
         self.chain = K.AugmentationSequential(*chain, data_keys=["input"])
@@ -113,7 +113,8 @@ class Finetuning(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Augment on the device, then one update, or one per branch."""
         encoder = self.model.encoder
-        with torch.no_grad():
+        # Without autocast, whose bfloat16 would displace the crops.
+        with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
             images = (self.chain(batch.images.float() / 255) - encoder.mean) / encoder.std
             images = images.contiguous(memory_format=torch.channels_last)
         if isinstance(self.model, HierarchicalClassifier):
@@ -236,14 +237,6 @@ def train_classifier(
     module = Finetuning(model, chain, class_weights(labels[rows], classes, recipe.balanced), recipe)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     watch = _Watch(labels[val_rows] if keep_best is not None else None, keep_best or 0.0, stop_at)
-    data = ArchiveDataModule(
-        dataset.subset(rows),
-        dataset.subset(val_rows) if len(val_rows) else None,
-        batch_size=batch_size,
-        workers=0,
-        drop_last=True,
-        seed=recipe.seed,
-    )
     trainer = pl.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=every,
@@ -257,7 +250,11 @@ def train_classifier(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(
+        module,
+        training_loader(dataset.subset(rows), batch_size, workers=0, drop_last=True, seed=recipe.seed),
+        evaluation_loader(dataset.subset(val_rows), 256) if len(val_rows) else None,
+    )
     if watch.state is not None:
         model.load_state_dict(watch.state)
     return Trained(model.eval(), module.checked, watch.losses, watch.best_epoch)

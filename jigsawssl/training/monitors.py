@@ -45,7 +45,9 @@ class Throughput(Callback):
         self.total += now - self._mark
         self._mark = now
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Update the bar."""
         now = time.perf_counter()
         assert self._mark is not None
@@ -57,9 +59,11 @@ class Throughput(Callback):
 
 
 class Diagnostics(Callback):
-    """Collapse signs of each epoch that need no labels: C of each branch, feature spread and effective rank (RankMe)."""
+    """Signs of collapse that need no labels: C of each branch, spread and effective rank (RankMe) of the features."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Judge the last batch of the epoch."""
         if not trainer.is_last_batch:
             return
@@ -75,7 +79,9 @@ class Diagnostics(Callback):
 class FiniteLoss(Callback):
     """Stop at a loss that is not a number, before it ruins the checkpoint of the epoch before."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Look at the loss of this batch."""
         loss = trainer.callback_metrics.get("loss")
         if loss is not None and not torch.isfinite(loss):
@@ -100,9 +106,7 @@ class MetricsFile(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Append this epoch."""
-        values = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")
-        }
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         self.rows.append({"epoch": trainer.current_epoch, "learning_rate": rate, **values})
         if trainer.is_global_zero:
@@ -117,7 +121,9 @@ class ViewsSheet(Callback):
         self.path = path
         self.done = False
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Save once."""
         if self.done or not trainer.is_global_zero:
             return

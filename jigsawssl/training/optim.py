@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 __all__ = ["DEFAULT_RATES", "DEFAULT_WEIGHT_DECAY", "autocast_precision", "create_optimizer", "create_scheduler"]
 
 DEFAULT_RATES = {"adamw": 2e-3, "sgd": 2e-3, "lars": 0.2}
-"""Learning rates where none is given: AdamW from our own trials, SGD from FG-SSL (section 4), LARS from Barlow Twins."""
+"""Learning rates where none is given: AdamW from our trials, SGD from FG-SSL (section 4), LARS from Barlow Twins."""
 
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1.5e-6}
 """Weight decay where none is given; SGD from FG-SSL (section 4), LARS from Barlow Twins (section 2.2)."""

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from ..data.datamodule import PixelDataset
+from ..data.loading import PixelDataset
 from ..models import Classifier, Encoder, HierarchicalClassifier
 
 __all__ = ["NEIGHBOURS", "STRENGTHS", "extract_features", "fit_probe", "knn_probabilities", "predict"]
@@ -22,6 +22,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 NEIGHBOURS = (1, 5, 20, 50, 200)
 """Numbers of neighbours among which validation chooses."""
+
 
 @torch.no_grad()
 def _forward(
@@ -103,7 +104,9 @@ def fit_probe(features: Tensor, labels: NDArray[np.int64], classes: int, strengt
     return head
 
 
-def knn_probabilities(features: Tensor, bank: Tensor, labels: NDArray[np.int64], classes: int, neighbours: int) -> Tensor:
+def knn_probabilities(
+    features: Tensor, bank: Tensor, labels: NDArray[np.int64], classes: int, neighbours: int
+) -> Tensor:
     """Votes of the nearest neighbours by cosine similarity, temperature .1 (Wu et al. 2018), as ``(N, classes)``.
 
     Example:

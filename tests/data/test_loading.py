@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from jigsawssl.data.archive import open_archive
-from jigsawssl.data.datamodule import ArchiveDataModule, PixelDataset, channel_statistics
+from jigsawssl.data.loading import PixelDataset, channel_statistics, evaluation_loader, training_loader
 from jigsawssl.types import Batch, UserError
 
 
@@ -131,45 +132,55 @@ def test_statistics_agree_with_float64(folder: Path) -> None:
         channel_statistics(torch.zeros(0, 1, 4, 4, dtype=torch.uint8))
 
 
-def module(train: PixelDataset, batch_size: int = 4, drop_last: bool = True, workers: int = 0) -> ArchiveDataModule:
-    return ArchiveDataModule(train, train, batch_size=batch_size, workers=workers, drop_last=drop_last, seed=5)
+def order(loader: DataLoader[Batch]) -> list[list[int]]:
+    return [batch.rows.tolist() for batch in loader]
 
 
-def order(data: ArchiveDataModule) -> list[list[int]]:
-    return [batch.rows.tolist() for batch in data.train_dataloader()]
-
-
-def test_training_order_is_shuffled_and_repeats(folder: Path) -> None:
+def test_training_order_follows_from_seed_and_epoch(folder: Path) -> None:
     pixels = dataset(folder)
     pixels.load(progress=False, workers=1)
-    first = order(module(pixels, drop_last=False))
-    assert first == order(module(pixels, drop_last=False))
+    loader = training_loader(pixels, 4, workers=0, drop_last=False, seed=5)
+    first = order(loader)
+    assert first == order(training_loader(pixels, 4, workers=0, drop_last=False, seed=5))
+    assert first != order(training_loader(pixels, 4, workers=0, drop_last=False, seed=6))
     assert [len(batch) for batch in first] == [4, 4, 2] and sorted(chain(*first)) == list(range(10))
     assert list(chain(*first)) != list(range(10))
-    assert [len(batch) for batch in order(module(pixels))] == [4, 4]
-    loader = module(pixels).train_dataloader()
-    assert next(iter(loader)).rows.tolist() != next(iter(loader)).rows.tolist(), "each epoch has its own order"
-    val = list(module(pixels).val_dataloader())
-    assert isinstance(val[0], Batch)
-    assert torch.cat([batch.rows for batch in val]).tolist() == list(range(10))
-    assert module(pixels).test_dataloader() == []
+    assert [len(batch) for batch in order(training_loader(pixels, 4, workers=0, drop_last=True, seed=5))] == [4, 4]
+    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    assert order(loader) != first, "each epoch has its own order"
+
+
+def test_evaluation_is_in_order(folder: Path) -> None:
+    batches = list(evaluation_loader(dataset(folder), 4))
+    assert isinstance(batches[0], Batch)
+    assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(10))
 
 
 def test_a_small_train_set_is_one_batch(folder: Path) -> None:
     pixels = dataset(folder)
-    assert [len(batch) for batch in order(module(pixels, batch_size=64))] == [10]
+    assert [len(batch) for batch in order(training_loader(pixels, 64, workers=0, drop_last=True, seed=0))] == [10]
     one = PixelDataset(pixels.archive.select([0]), 16)
     with pytest.raises(UserError, match="at least 2 training images; there are 1"):
-        module(one)
+        training_loader(one, 64, workers=0, drop_last=True, seed=0)
 
 
 def test_worker_processes_decode_only_what_is_not_in_memory(folder: Path) -> None:
     pixels = dataset(folder)
-    lazy = module(pixels, workers=1).train_dataloader()
+    lazy = training_loader(pixels, 4, workers=1, drop_last=True, seed=0)
     assert lazy.num_workers == 1 and lazy.persistent_workers
     pixels.load(progress=False, workers=1)
-    eager = module(pixels, workers=1).train_dataloader()
+    eager = training_loader(pixels, 4, workers=1, drop_last=True, seed=0)
     assert eager.num_workers == 0 and not eager.persistent_workers
+
+
+def test_a_subset_shows_the_same_images(folder: Path) -> None:
+    pixels = dataset(folder)
+    lazy = pixels.subset(np.array([7, 2])).__getitems__([0, 1])
+    pixels.load(progress=False, workers=1)
+    eager = pixels.subset(np.array([7, 2])).__getitems__([0, 1])
+    whole = pixels.__getitems__([7, 2])
+    for part in (lazy, eager):
+        assert torch.equal(part.images, whole.images) and part.rows.tolist() == [7, 2]
 
 
 def test_wrong_numbers_are_user_errors(folder: Path) -> None:
@@ -177,5 +188,3 @@ def test_wrong_numbers_are_user_errors(folder: Path) -> None:
         dataset(folder, channels=2)
     with pytest.raises(UserError, match=r"^`size` \(0\)"):
         PixelDataset(open_archive(str(folder)), 0)
-    with pytest.raises(UserError, match=r"^`batch_size` \(0\)"):
-        module(dataset(folder), batch_size=0)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from jigsawssl.data.archive import DECODE_ERRORS, Archive
@@ -196,69 +195,58 @@ def channel_statistics(images: Tensor | PixelDataset) -> tuple[tuple[float, ...]
     return tuple(mean.tolist()), tuple(np.maximum(np.sqrt(variance), 1 / 255).tolist())
 
 
-class ArchiveDataModule(pl.LightningDataModule):
-    """Data loaders of a run; each gives :class:`~jigsawssl.types.Batch` of uint8 images.
+class _EpochShuffle(Sampler[int]):
+    """A new order for every epoch that follows from the seed and the epoch alone; Lightning calls ``set_epoch``."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.count).tolist())
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def training_loader(
+    dataset: PixelDataset, batch_size: int, workers: int, drop_last: bool, seed: int
+) -> DataLoader[Batch]:
+    """Shuffled uint8 batches, in an order that follows from ``seed`` and the epoch, so that a run can be resumed.
 
     Args:
-        train: shuffled in an order that follows from ``seed`` alone.
-        val: in order; None where the run does not validate.
-        test: in order; None where the run does not test.
-        batch_size: images a batch; a smaller train set becomes one batch.
+        dataset: at least 2 images.
+        batch_size: images a batch; a smaller dataset becomes one batch.
         workers: processes that decode; none for a dataset in memory, which gains nothing from them.
-        drop_last: leave out the last, smaller training batch.
-        seed: of the shuffling.
+        drop_last: leave out the last, smaller batch.
+        seed: of the order.
 
     Raises:
-        UserError: if ``batch_size`` is not positive or ``train`` has fewer than 2 images.
+        UserError: if the dataset has fewer than 2 images.
     """
+    if len(dataset) < 2:
+        raise UserError(f"`data` must give at least 2 training images; there are {len(dataset)}; add images.")
+    workers = 0 if dataset.cached else workers
+    return DataLoader(
+        dataset,
+        batch_size=min(batch_size, len(dataset)),  # or drop_last would leave nothing of a small set
+        sampler=_EpochShuffle(len(dataset), seed),
+        drop_last=drop_last,
+        collate_fn=_already_a_batch,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
 
-    def __init__(
-        self,
-        train: PixelDataset,
-        val: PixelDataset | None = None,
-        test: PixelDataset | None = None,
-        *,
-        batch_size: int,
-        workers: int,
-        drop_last: bool,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise UserError(f"`batch_size` ({batch_size}) must be positive; use 64.")
-        if len(train) < 2:
-            raise UserError(f"`data` must give at least 2 training images; there are {len(train)}; add images.")
-        self.train, self.val, self.test = train, val, test
-        self.batch_size = batch_size
-        self.workers = workers
-        self.drop_last = drop_last
-        self.seed = seed
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches; the same order again from every new loader of the same seed."""
-        return self._loader(self.train, shuffle=True, drop_last=self.drop_last)
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Batches in order; an empty list, which Lightning takes for none, without ``val``."""
-        return self._loader(self.val) if self.val is not None else []
-
-    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Batches in order; an empty list, which Lightning takes for none, without ``test``."""
-        return self._loader(self.test) if self.test is not None else []
-
-    def _loader(self, dataset: PixelDataset, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Batch]:
-        workers = 0 if dataset.cached else self.workers
-        return DataLoader(
-            dataset,
-            batch_size=min(self.batch_size, len(dataset)),  # or drop_last would leave nothing of a small set
-            shuffle=shuffle,
-            generator=torch.Generator().manual_seed(self.seed),
-            drop_last=drop_last,
-            collate_fn=_already_a_batch,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+def evaluation_loader(dataset: PixelDataset, batch_size: int) -> DataLoader[Batch]:
+    """All images in order."""
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=_already_a_batch)
 
 
 def _already_a_batch(fetched: Any) -> Any:  # a Batch, though DataLoader's types expect a list of samples
