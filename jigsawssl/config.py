@@ -54,6 +54,7 @@ class ViewsConfig:
         [16, 8, 4],
         "tiles along each side for each tap, finest first; 1 leaves in order; [] is plain Barlow Twins",
     )
+    share: float = _key(1.0, "share of each batch that is shuffled; 0.5 halves the cost of the jigsaw steps")
     preset: str = _key("strong", "strong (crop, flip, jitter, blur) or paper (as published)")
 
 
@@ -103,7 +104,7 @@ class TrainerConfig:
 
 @dataclass
 class FinetuneTrainerConfig:
-    max_epochs: int = _key(30, "most passes over the labelled images; validation chooses how many are kept")
+    max_epochs: int | None = _key(None, "most passes over the labelled images; null: 30, or more for 150 updates")
     accelerator: str = _key("auto", "auto, cpu, gpu or mps")
 
 
@@ -264,11 +265,7 @@ def _check(config: DictConfig, schema: type) -> None:
             raise UserError(f"`{key}` ({value}) must be one of {', '.join(_CHOICES[key])}")
         if key in _LEAST and value is not None and not value >= _LEAST[key]:
             raise UserError(f"`{key}` ({value}) must be at least {_LEAST[key]}; raise it")
-        if (
-            key in ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale")
-            and value is not None
-            and value <= 0
-        ):
+        if key in _POSITIVE and value is not None and not value > 0:
             raise UserError(f"`{key}` ({value}) must be more than 0; leave it out for the default")
     if schema is DemoConfig:
         return
@@ -291,6 +288,8 @@ def _check(config: DictConfig, schema: type) -> None:
             raise UserError(f"`views.preset` ({config.views.preset}) must be one of strong, paper")
         if len(config.loss.weights) != 4 or min(config.loss.weights) < 0 or max(config.loss.weights) <= 0:
             raise UserError(f"`loss.weights` ({config.loss.weights}) must be four numbers, none below 0 and one above")
+        if not 0 < config.views.share <= 1:
+            raise UserError(f"`views.share` ({config.views.share}) must lie in (0, 1]; 1 shuffles the whole batch")
         if not 0 <= config.optimizer.warmup < 1:
             raise UserError(f"`optimizer.warmup` ({config.optimizer.warmup}) must lie in [0, 1)")
     else:

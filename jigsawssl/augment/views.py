@@ -78,12 +78,13 @@ class JigsawViews(nn.Module):
         grids: tiles along each side, one jigsaw version per entry, finest first; 1 is X' itself, ``()`` makes
             plain pairs. The default is the published setting for ISIC 2018.
         preset: ``strong`` or ``paper`` (see :func:`augmentation_chain`).
+        share: share of the batch, from its start, that is shuffled; less than 1 makes the jigsaw steps cheaper.
         mean: per channel or one for all, of images in [0, 1]; the default is about that of natural images.
         std: like ``mean``.
 
     Shape:
         uint8 ``(B, C, H, W)`` in [0, 255] with C in {1, 3} → :class:`jigsawssl.types.Views` of float32
-        ``(B, C, size, size)``, normalised.
+        ``(B, C, size, size)``, normalised; jigsaw versions of ``share * B`` images.
 
     Raises:
         ValueError: if a grid does not divide ``size``, the preset is unknown, or the images are not uint8.
@@ -103,6 +104,7 @@ class JigsawViews(nn.Module):
         size: int = 224,
         grids: Sequence[int] = (16, 8, 4),
         preset: str = "strong",
+        share: float = 1.0,
         mean: float | Sequence[float] = 0.45,
         std: float | Sequence[float] = 0.225,
     ) -> None:
@@ -115,11 +117,14 @@ class JigsawViews(nn.Module):
                     f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); "
                     f"nearest sizes: {size // grid * grid}, {(size // grid + 1) * grid}"
                 )
+        if not 0 < share <= 1:
+            raise ValueError(f"`views.share` ({share}) must lie in (0, 1]")
         if preset not in PRESETS:
             raise ValueError(f"`views.preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.size = size
         self.grids = tuple(grids)
         self.preset = preset
+        self.share = share
         first, second = ("strong", "strong") if preset == "strong" else ("paper-original", "paper-distorted")
         # One chain for grey and one for colour images: the batch says which it needs.
         self.original = nn.ModuleDict({str(c): self._sequence(first, c) for c in (1, 3)})
@@ -148,18 +153,20 @@ class JigsawViews(nn.Module):
         pixels = images.float().div_(255)
         first: Any = self.original[kind]
         second: Any = self.distorted[kind]
+        # Two images at least, as a correlation needs them.
+        shuffled = min(len(images), max(2, round(len(images) * self.share)))
         if parameters is None:
             parameters = ViewParameters(
                 first.forward_parameters(pixels.shape),
                 second.forward_parameters(pixels.shape),
-                tuple(sample_permutations(len(images), grid**2, device=images.device) for grid in self.grids),
+                tuple(sample_permutations(shuffled, grid**2, device=images.device) for grid in self.grids),
             )
         self.parameters_used = parameters
         original = self.normalize(first(pixels, params=parameters.original))
         distorted = self.normalize(second(pixels, params=parameters.distorted))
         # Normalisation acts on each pixel alone, so shuffling after it is the same and costs one pass less.
         jigsaw = tuple(
-            original if grid == 1 else permute_tiles(original, order, grid)
+            original if grid == 1 else permute_tiles(original[:shuffled], order, grid)
             for grid, order in zip(self.grids, parameters.orders, strict=True)
         )
         return Views(original, distorted, jigsaw)

@@ -47,7 +47,12 @@ def _quiet() -> None:
     """Keep Lightning's notes about devices and workers out of the way of the user's own output."""
     for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*The number of training batches.*", ".*treespec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*",
+        ".*treespec.*",
+        ".*exists and is not empty.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 

@@ -88,7 +88,14 @@ def _build_encoder(config: PretrainConfig, dataset: PixelDataset) -> Encoder:
 
 
 def _build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
-    views = JigsawViews(config.views.size, config.views.grids, config.views.preset, encoder.spec.mean, encoder.spec.std)
+    views = JigsawViews(
+        config.views.size,
+        config.views.grids,
+        config.views.preset,
+        config.views.share,
+        encoder.spec.mean,
+        encoder.spec.std,
+    )
     block: HierarchicalBlock | PlainProjector
     if config.views.grids:
         block = HierarchicalBlock(

@@ -44,7 +44,7 @@ class HierarchicalClassifier(nn.Module):
     Args:
         encoder: the encoder, trained along with the branches.
         classes: number of classes.
-        width: channels inside a branch.
+        width: channels inside a branch; default: a quarter of the deepest tap's, as in the paper, at least 32.
 
     Example:
         >>> import torch
@@ -55,9 +55,11 @@ class HierarchicalClassifier(nn.Module):
         (['all', 'layer2', 'layer3', 'layer4'], torch.Size([2, 3]))
     """
 
-    def __init__(self, encoder: Encoder, classes: int, width: int = 256) -> None:
+    def __init__(self, encoder: Encoder, classes: int, width: int | None = None) -> None:
         super().__init__()
         self.encoder = encoder
+        if width is None:
+            width = max(32, max(encoder.channels.values()) // 4)
         self.block = HierarchicalBlock(encoder.channels, width=width, projection=width, variant="paper")
         self.heads = nn.ModuleDict({name: nn.Linear(width, classes) for name in self.block.branches})
 

@@ -113,13 +113,13 @@ class Encoder(nn.Module):
         spec: how it was built.
         channels: channels of each tap, by name, shallow to deep.
         reductions: by how much each tap is smaller than the image, by name.
-        features: D, channels of the deepest tap.
+        features: D, channels of all taps together.
 
     Example:
         >>> encoder = Encoder(EncoderSpec("resnet18", in_channels=1, size=64, stem_stride=2)).eval()
         >>> images = torch.randint(256, (2, 1, 50, 70), dtype=torch.uint8)
         >>> encoder(encoder.preprocess(images)).shape
-        torch.Size([2, 512])
+        torch.Size([2, 896])
         >>> [(name, tap.channels, tap.reduction) for name, tap in encoder.taps(encoder.preprocess(images)).items()]
         [('layer2', 128, 4), ('layer3', 256, 8), ('layer4', 512, 16)]
     """
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
         self._index = dict(zip(names, indices, strict=True))
         self.channels = {name: int(stages[index]["num_chs"]) for name, index in self._index.items()}
         self.reductions = {name: int(stages[index]["reduction"]) // divisor for name, index in self._index.items()}
-        self.features = self.channels[names[-1]]
+        self.features = sum(self.channels.values())
         # What lies behind the deepest tap would hold parameters that no step trains.
         self.backbone.prune_intermediate_layers(indices, prune_norm=False, prune_head=True)  # type: ignore[operator]
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
@@ -189,9 +189,11 @@ class Encoder(nn.Module):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Average-pooled deepest tap: float ``(B, in_channels, H, W)`` → ``(B, D)``."""
-        deepest = self.tap_names[-1]
-        return self.taps(images, (deepest,))[deepest].features.mean(dim=(2, 3))
+        """Average-pooled taps side by side, shallow to deep: float ``(B, in_channels, H, W)`` → ``(B, D)``.
+
+        All three, because few labels go further with them than with the deepest alone (``docs/results.md``).
+        """
+        return torch.cat([tap.features.mean(dim=(2, 3)) for tap in self.taps(images).values()], dim=1)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Bring images of any size to what the encoder was trained on.
@@ -250,7 +252,7 @@ def create_encoder(
     Example:
         >>> encoder = create_encoder("resnet18", 1, size=64, options={"channels": [16, 32, 64, 128]})
         >>> encoder.features, list(encoder.reductions.values())
-        (128, [4, 8, 16])
+        (224, [4, 8, 16])
     """
     stride = automatic_stem_stride(size) if stem_stride is None else stem_stride
     encoder = Encoder(EncoderSpec(backbone, in_channels, size, stride, tuple(mean), tuple(std), dict(options or {})))

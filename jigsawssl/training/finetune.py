@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,8 +31,9 @@ CHECKS = 10
 PATIENCE = 4
 """Checks without a gain after which training stops early."""
 
+LEAST_EPOCHS = 30
 LEAST_STEPS = 150
-"""Updates that a small label budget gets at least, by more passes over it."""
+"""Passes and updates of a run at least, where the number of passes is not given: a small budget gets more passes."""
 
 STEP_WEIGHTS = (1.0, 1.0, 1.0, 2.0)
 """Weights of the progressive steps (FG-SSL, section 3.3)."""
@@ -43,12 +45,12 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 class Recipe(NamedTuple):
     """Settings of supervised training.
 
-    ``lr`` is the encoder's rate and ``head_scale`` times it that of everything new; ``keep_statistics`` leaves batch
+    ``max_epochs`` is ``None`` for as many as the budget needs. ``lr`` is the encoder's rate and ``head_scale`` times it that of everything new; ``keep_statistics`` leaves batch
     norm as pretraining left it; ``grids`` are those of the progressive steps; ``precision`` is Lightning's.
     """
 
     lr: float
-    max_epochs: int = 30
+    max_epochs: int | None = None
     batch_size: int = 32
     optimizer: str = "adamw"
     head_scale: float = 10.0
@@ -112,6 +114,8 @@ class Finetuning(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Augment on the device, then one update, or one per branch."""
+        if batch_idx == 0:
+            torch.manual_seed(self.recipe.seed * 1_000_003 + self.current_epoch)
         encoder = self.model.encoder
         # Without autocast, whose bfloat16 would displace the crops.
         with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
@@ -150,8 +154,7 @@ class Finetuning(pl.LightningModule):
         self._seen = []
 
     def on_train_epoch_start(self) -> None:
-        """Seed the epoch; keep batch-norm statistics where few images would replace those of many."""
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.current_epoch)
+        """Keep batch-norm statistics where few images would replace those of many."""
         if self.recipe.keep_statistics:
             for module in self.model.encoder.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -230,9 +233,9 @@ def train_classifier(
     """
     rows, val_rows = fold
     batch_size = max(2, min(recipe.batch_size, len(rows) // 3))
-    epochs = max(recipe.max_epochs, -(-LEAST_STEPS // max(1, len(rows) // batch_size)))
+    enough = max(LEAST_EPOCHS, -(-LEAST_STEPS // max(1, len(rows) // batch_size)))
+    epochs = enough if recipe.max_epochs is None else recipe.max_epochs
     every = -(-epochs // CHECKS)
-    epochs = every * -(-epochs // every)
     chain = augmentation_chain(recipe.preset, model.encoder.spec.size, dataset.channels)
     module = Finetuning(model, chain, class_weights(labels[rows], classes, recipe.balanced), recipe)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -250,11 +253,15 @@ def train_classifier(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(
-        module,
-        training_loader(dataset.subset(rows), batch_size, workers=0, drop_last=True, seed=recipe.seed),
-        evaluation_loader(dataset.subset(val_rows), 256) if len(val_rows) else None,
-    )
+    module.train()
+    with warnings.catch_warnings():
+        # The final fit has nothing left to validate on, on purpose.
+        warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
+        trainer.fit(
+            module,
+            training_loader(dataset.subset(rows), batch_size, workers=0, drop_last=True, seed=recipe.seed),
+            evaluation_loader(dataset.subset(val_rows), 256) if len(val_rows) else None,
+        )
     if watch.state is not None:
         model.load_state_dict(watch.state)
     return Trained(model.eval(), module.checked, watch.losses, watch.best_epoch)

@@ -84,7 +84,7 @@ class JigsawPretraining(pl.LightningModule):
                 shared.append(branch)
         projected = [(self._project(view, names), names) for view, names in work]
         second = self._project(views.distorted, branches)
-        return {name: (z[name], second[name]) for z, names in projected for name in names}
+        return {name: (z[name], second[name][: len(z[name])]) for z, names in projected for name in names}
 
     def _project(self, images: Tensor, branches: Sequence[str]) -> dict[str, Tensor]:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -100,6 +100,8 @@ class JigsawPretraining(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One batch: build the views on the device, then one update (joint) or one per branch (progressive)."""
+        if batch_idx == 0:
+            torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
         views = self.views(batch.images)
         if batch_idx == 0:
             few = [view[:8].clone() for view in (views.original, views.distorted, *views.jigsaw)]
@@ -142,10 +144,6 @@ class JigsawPretraining(pl.LightningModule):
             result[f"diagonal_{name}"] = float(diagonal.mean())
             result[f"off_diagonal_{name}"] = float(off_diagonal.sqrt())
         return result
-
-    def on_train_epoch_start(self) -> None:
-        """Draw the views of an epoch from its own seed."""
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
 
     def configure_optimizers(self) -> Any:
         """Optimizer with named groups, stepped by batches through warm-up and cosine."""

@@ -1,0 +1,295 @@
+"""The commands, in-process and as scripts, on the embedded demo archive."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import jigsawssl
+from jigsawssl.cli import main
+from jigsawssl.config import FinetuneConfig, PretrainConfig, describe_keys, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = ROOT / "configs" / "smoke"
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pretraining run on the demo archive."""
+    out = tmp_path_factory.mktemp("runs") / "pretrain"
+    assert main(["pretrain", "data=demo", "split=val", f"out={out}", f"config={SMOKE / 'pretrain.yaml'}"]) == 0
+    return out
+
+
+def finetune(encoder: object, out: Path, *arguments: str) -> int:
+    return main(
+        ["finetune", "data=demo", f"encoder={encoder}", f"out={out}", f"config={SMOKE / 'finetune.yaml'}", *arguments]
+    )
+
+
+def images_folder(root: Path, count: int = 12) -> Path:
+    """Two classes of small images in a folder each."""
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (40, 48), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{number}.png")
+    return root
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def test_pretraining_leaves_everything_that_a_run_should(pretrained: Path) -> None:
+    names = {entry.name for entry in pretrained.iterdir()}
+    assert names >= {"config.yaml", "metrics.csv", "encoder.safetensors", "report.json", "views.png", "tensorboard"}
+    assert (pretrained / "checkpoints" / "last.ckpt").is_file()
+    with (pretrained / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    branches = ("layer2", "layer3", "layer4", "all")
+    for column in ("loss", "feature_std", "effective_rank", *(f"loss_{name}" for name in branches)):
+        assert all(np.isfinite(float(row[column])) for row in rows), column
+    for name in branches:
+        assert -1.001 <= float(rows[-1][f"diagonal_{name}"]) <= 1.001
+        assert 0 <= float(rows[-1][f"off_diagonal_{name}"]) <= 1.001
+    report = json.loads((pretrained / "report.json").read_text())
+    assert report["data"]["images"] == 196 and report["data"]["channels"] == 1
+    assert report["run"]["updates"] == 2 * (report["data"]["images"] // 64)
+
+
+def test_the_encoder_works_on_images_of_any_size(pretrained: Path) -> None:
+    encoder = jigsawssl.load_encoder(pretrained / "encoder.safetensors")
+    assert not encoder.training
+    images = torch.randint(256, (3, 3, 50, 70), dtype=torch.uint8)
+    with torch.no_grad():
+        features = encoder(encoder.preprocess(images))
+        taps = encoder.taps(encoder.preprocess(images))
+    assert features.shape == (3, encoder.features)
+    for tap in taps.values():
+        assert tap.features.shape == (3, tap.channels, 32 // tap.reduction, 32 // tap.reduction)
+
+
+def test_pretraining_without_jigsaw_and_with_four_updates(tmp_path: Path) -> None:
+    common = ["pretrain", "data=demo", "split=val", f"config={SMOKE / 'pretrain.yaml'}", "trainer.max_epochs=1"]
+    assert main([*common, f"out={tmp_path / 'plain'}", "views.grids=[]"]) == 0
+    assert main([*common, f"out={tmp_path / 'four'}", "schedule=progressive", "optimizer.name=lars"]) == 0
+    plain, four = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("plain", "four"))
+    assert four["run"]["updates"] == 4 * plain["run"]["updates"]
+    assert "loss_all" not in plain["metrics"] and "loss_all" in four["metrics"]
+
+
+def test_a_resumed_run_ends_like_an_unbroken_one(pretrained: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    common = ["pretrain", "data=demo", "split=val", f"out={broken}", f"config={SMOKE / 'pretrain.yaml'}"]
+
+    class Stop(Exception):
+        pass
+
+    from jigsawssl.training.monitors import Throughput
+
+    original = Throughput.on_train_epoch_start
+
+    def interrupt(self: Throughput, trainer: object, module: object) -> None:
+        if trainer.current_epoch == 1:  # type: ignore[attr-defined]
+            raise Stop
+        original(self, trainer, module)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Throughput, "on_train_epoch_start", interrupt)
+        with pytest.raises(Stop):
+            main(common)
+    assert not (broken / "encoder.safetensors").exists()
+    assert main([*common, "resume=true"]) == 0
+    whole = jigsawssl.load_encoder(pretrained / "encoder.safetensors").state_dict()
+    mended = jigsawssl.load_encoder(broken / "encoder.safetensors").state_dict()
+    for name, value in whole.items():
+        torch.testing.assert_close(mended[name], value, msg=name)
+    with (broken / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+
+
+def test_resume_refuses_another_configuration(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pretrained, copy)
+    before = tree(copy)
+    arguments = [
+        "pretrain",
+        "data=demo",
+        "split=val",
+        f"out={copy}",
+        f"config={SMOKE / 'pretrain.yaml'}",
+        "resume=true",
+        "seed=7",
+    ]
+    assert main(arguments) == 2
+    assert "`seed` (7)" in capsys.readouterr().err
+    assert tree(copy) == before
+
+
+@pytest.mark.parametrize("mode", ["auto", "linear", "knn", "full", "progressive"])
+def test_finetuning_reports_budget_and_test(mode: str, pretrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / mode
+    assert finetune(pretrained / "encoder.safetensors", out, f"mode={mode}") == 0
+    report = json.loads((out / "report.json").read_text())
+    budget = report["budget"]
+    assert sum(budget["per_class"].values()) == budget["labels"] == pytest.approx(0.05 * budget["available"], abs=8)
+    assert "inside the fraction" in budget["validation"]
+    assert set(report["test"]) >= {"auroc", "average_precision", "balanced_accuracy", "f1", "confusion_matrix"}
+    with (out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == report["test"]["count"] == np.sum(report["test"]["confusion_matrix"])
+    right = np.mean([row["label"] == row["prediction"] for row in rows])
+    assert right == pytest.approx(report["test"]["accuracy"])
+    assert (out / "curves.png").stat().st_size and (out / "confusion.png").stat().st_size
+    if mode == "knn":
+        assert report["model_file"] is None and not (out / "model.safetensors").exists()
+        return
+    model, classes = jigsawssl.load_classifier(out / "model.safetensors")
+    images = torch.randint(256, (2, 1, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert model(model.encoder.preprocess(images)).shape == (2, len(classes))
+
+
+def test_fresh_weights_of_the_same_architecture(pretrained: Path, tmp_path: Path) -> None:
+    assert finetune(f"random:{pretrained / 'encoder.safetensors'}", tmp_path / "r", "mode=linear") == 0
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["encoder"]["trained_weights"] is False
+
+
+def test_a_full_validation_split_is_named_in_the_report(pretrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v"
+    assert finetune(pretrained / "encoder.safetensors", out, "mode=linear", "validation=split") == 0
+    budget = json.loads((out / "report.json").read_text())["budget"]
+    assert "outside the fraction" in budget["validation"]
+    assert budget["labels"] > budget["labels_in_fraction"] == sum(budget["per_class"].values())
+
+
+def test_a_folder_of_classes_without_a_split(pretrained: Path, tmp_path: Path) -> None:
+    folder = images_folder(tmp_path / "images")
+    arguments = ["finetune", f"data={folder}", "manifest=folders", f"encoder={pretrained / 'encoder.safetensors'}"]
+    assert main([*arguments, f"out={tmp_path / 'run'}", "mode=linear", "precision=32"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["split_made_by"].startswith("made here") and report["test"]["count"] == pytest.approx(5, abs=1)
+
+
+def test_unreadable_files_are_left_out_and_listed(tmp_path: Path) -> None:
+    folder = images_folder(tmp_path / "images", count=40)
+    (folder / "a" / "broken.png").write_bytes(b"not a picture")
+    out = tmp_path / "run"
+    arguments = ["pretrain", f"data={folder}", f"out={out}", f"config={SMOKE / 'pretrain.yaml'}", "batch.size=16"]
+    assert main([*arguments, "trainer.max_epochs=1"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["data"]["unreadable"] == ["a/broken.png"] and report["data"]["images"] == 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["pretrain", "data=demo"], ["`out`", "required"]),
+        (["pretrain", "data=demo", "out=O", "batch.siz=3"], ["`batch.siz`", "`batch.size`"]),
+        (["pretrain", "data=demo", "out=O", "batch.size=many"], ["`batch.size`", "many"]),
+        (["pretrain", "data=demo", "out=O", "views.size=225"], ["`views.size` (225)", "(16)", "224, 240"]),
+        (["pretrain", "data=/nowhere", "out=O"], ["`data`", "/nowhere"]),
+        (["pretrain", "data=EMPTY", "out=O"], ["`data`", ".png"]),
+        (["pretrain", "data=demo", "out=FULL"], ["`out`", "overwrite=true"]),
+        (["pretrain", "data=demo", "out=FULL", "overwrite=true"], ["`out`", "precious.txt"]),
+        (["pretrain", "data=demo", "out=O", "backbone=resnet999"], ["`backbone` (resnet999)"]),
+        (["pretrain", "data=demo", "out=O", "split=holdout"], ["`split` (holdout)", "train"]),
+        (["pretrain", "data=demo", "out=O", "encoder=nothing.safetensors"], ["`encoder`", "nothing.safetensors"]),
+        (["finetune", "data=demo", "out=O", "encoder=random:resnet18", "fraction=2"], ["`fraction` (2"]),
+        (["finetune", "data=FOLDER", "out=O", "encoder=random:resnet18"], ["`data`", "manifest="]),
+        (["finetune", "data=demo", "out=O", "encoder=timm:resnet18"], ["`encoder`", "timm:resnet18:FILE"]),
+        (["finetune", "data=demo", "out=O", "encoder=random:resnet18", "mode=best"], ["`mode` (best)", "auto"]),
+        (["pretend"], ["pretend", "pretrain"]),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(
+    arguments: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "FULL").mkdir()
+    (tmp_path / "FULL" / "precious.txt").write_text("keep me")
+    (tmp_path / "EMPTY").mkdir()
+    images_folder(tmp_path / "FOLDER", count=2)
+    before = tree(tmp_path)
+    for word in ("FULL", "EMPTY", "FOLDER", "=O"):
+        target = f"={tmp_path / 'O'}" if word == "=O" else str(tmp_path / word)
+        arguments = [a.replace(word, target) if a.endswith(word) else a for a in arguments]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len([line for line in error if line.startswith("jigsawssl:")]) == 1 and "Traceback" not in "\n".join(error)
+    for part in parts:
+        assert part in error[-1]
+    assert tree(tmp_path) == before
+
+
+def test_overwrite_replaces_a_run(pretrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    shutil.copytree(pretrained, out)
+    common = [
+        "pretrain",
+        "data=demo",
+        "split=val",
+        f"out={out}",
+        f"config={SMOKE / 'pretrain.yaml'}",
+        "trainer.max_epochs=1",
+    ]
+    assert main([*common, "overwrite=true"]) == 0
+    with (out / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 1
+
+
+def test_a_finished_finetuning_is_not_repeated(pretrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "once"
+    assert finetune(pretrained / "encoder.safetensors", out, "mode=knn") == 0
+    before = tree(out)
+    assert finetune(pretrained / "encoder.safetensors", out, "mode=knn", "resume=true") == 0
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize(("command", "schema"), [("pretrain", PretrainConfig), ("finetune", FinetuneConfig)])
+def test_scripts_list_every_key(command: str, schema: type) -> None:
+    script = [sys.executable, str(ROOT / "scripts" / f"{command}.py")]
+    shown = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True).stdout
+    for key, default, meaning in describe_keys(schema):
+        assert any(f"{key}={default}" in line and meaning in line for line in shown.splitlines()), key
+
+
+def test_scripts_run(tmp_path: Path) -> None:
+    folder = images_folder(tmp_path / "images", count=20)
+    base = [
+        sys.executable,
+        str(ROOT / "scripts" / "pretrain.py"),
+        f"data={folder}",
+        f"config={SMOKE / 'pretrain.yaml'}",
+    ]
+    subprocess.run([*base, f"out={tmp_path / 'p'}", "batch.size=16"], check=True, capture_output=True)
+    base = [sys.executable, str(ROOT / "scripts" / "finetune.py"), f"data={folder}", "manifest=folders", "mode=linear"]
+    encoder = f"encoder={tmp_path / 'p' / 'encoder.safetensors'}"
+    done = subprocess.run([*base, encoder, f"out={tmp_path / 'f'}"], check=True, capture_output=True, text=True)
+    assert "auroc" in done.stdout
+    wrong = subprocess.run([*base, encoder, f"out={tmp_path / 'f'}"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    finetuning = "finetune" in path.stem or path.parent.name == "finetune"
+    required = ["data=demo", "out=run", f"config={path}"]
+    if finetuning:
+        assert load_config(FinetuneConfig, [*required, "encoder=random:resnet18"]).fraction > 0
+    else:
+        assert load_config(PretrainConfig, required).trainer.max_epochs > 0
