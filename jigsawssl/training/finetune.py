@@ -45,8 +45,9 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 class Recipe(NamedTuple):
     """Settings of supervised training.
 
-    ``max_epochs`` is ``None`` for as many as the budget needs. ``lr`` is the encoder's rate and ``head_scale`` times it that of everything new; ``keep_statistics`` leaves batch
-    norm as pretraining left it; ``grids`` are those of the progressive steps; ``precision`` is Lightning's.
+    ``lr`` is the encoder's rate and ``head_scale`` times it that of everything new; ``max_epochs`` is ``None`` for as
+    many as the budget needs; ``keep_statistics`` leaves batch norm as pretraining left it; ``grids`` are those of the
+    progressive steps; ``precision`` is Lightning's.
     """
 
     lr: float
