@@ -31,6 +31,7 @@ __all__ = [
 
 _FORMAT = 1
 _HEADER = "jigsawssl"
+_KINDS = ("encoder", "classifier", "hierarchical_classifier")
 
 
 def _versions() -> dict[str, str]:
@@ -117,21 +118,36 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 )
             header = json.loads(text)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"`encoder` ({path}) must be a whole safetensors file; {reason}; copy it again") from None
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise UserError(f"`encoder` ({path}) must have format {_FORMAT}; update jigsawssl to read it")
+    if header.get("kind") not in _KINDS or (header["kind"] != "encoder" and not _is_classifier(header)):
+        raise UserError(f"`encoder` ({path}) must have a whole header; its kind or classes are missing; save it again")
     return header, tensors
+
+
+def _is_classifier(header: Mapping[str, Any]) -> bool:
+    classes, width = header.get("classes"), header.get("width", 1)
+    named = isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes)
+    needs_width = header["kind"] == "hierarchical_classifier"
+    return named and type(width) is int and width > 0 and (not needs_width or "width" in header)
 
 
 def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
     try:
         values = dict(header["encoder"])
-        values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
-        return EncoderSpec(**values)
+        values["mean"], values["std"] = tuple(map(float, values["mean"])), tuple(map(float, values["std"]))
+        spec = EncoderSpec(**values)
+        whole = all(type(number) is int and number > 0 for number in (spec.size, spec.stem_stride, spec.in_channels))
+        if not whole or not all(value > 0 for value in spec.std) or not isinstance(spec.options, dict):
+            raise ValueError("numbers out of range")
+        if not isinstance(spec.backbone, str):
+            raise TypeError("backbone is no name")
+        return spec
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"`encoder` ({path}) has a damaged header ({error}); save it again") from None
+        raise UserError(f"`encoder` ({path}) must have a whole header; {error!r}; save it again") from None
 
 
 def _load_strictly(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -140,8 +156,8 @@ def _load_strictly(path: Path, module: nn.Module, tensors: dict[str, Tensor]) ->
     except RuntimeError as error:
         first = next((line.strip() for line in str(error).splitlines()[1:]), "")[:200]
         raise UserError(
-            f"`encoder` ({path}) does not fit the network that its header describes: {first} save it again, or install "
-            "the versions named in its header"
+            f"`encoder` ({path}) must hold the weights of the network it is for; {first}; save it again, or use the "
+            "versions it was written with"
         ) from None
 
 

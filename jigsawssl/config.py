@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .types import UserError
@@ -172,7 +173,6 @@ class DemoConfig:
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig, DemoConfig)
 
-_REQUIRED = ("data", "encoder", "out")
 _CHOICES = {
     "precision": ("auto", "bf16", "16", "32"),
     "schedule": ("joint", "progressive"),
@@ -198,6 +198,29 @@ _LEAST = {
 }
 
 
+def _leaves(schema: type, prefix: str = "") -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """Every key of a schema, groups flattened with dots → (field, type)."""
+    leaves: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+    hints = get_type_hints(schema)
+    for entry in dataclasses.fields(schema):
+        kind = hints[entry.name]
+        if dataclasses.is_dataclass(kind):
+            leaves |= _leaves(kind, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+        else:
+            leaves[prefix + entry.name] = (entry, kind)
+    return leaves
+
+
+def _default(entry: dataclasses.Field[Any]) -> Any:
+    if entry.default_factory is not dataclasses.MISSING:
+        return entry.default_factory()
+    return entry.default
+
+
+def _required(schema: type) -> set[str]:
+    return {key for key, (entry, _) in _leaves(schema).items() if _default(entry) == ""}
+
+
 def describe_keys(schema: type) -> list[tuple[str, str, str]]:
     """Every key of a schema as ``(key, default, meaning)``, groups flattened with dots.
 
@@ -205,64 +228,98 @@ def describe_keys(schema: type) -> list[tuple[str, str, str]]:
         >>> describe_keys(DemoConfig)[1]
         ('seed', '0', 'seed of everything')
     """
-
-    def walk(instance: Any, prefix: str) -> list[tuple[str, str, str]]:
-        rows = []
-        for entry in dataclasses.fields(instance):
-            value = getattr(instance, entry.name)
-            if dataclasses.is_dataclass(value):
-                rows += walk(value, f"{prefix}{entry.name}.")
-                continue
-            text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-            rows.append((prefix + entry.name, text or "(none)", entry.metadata["meaning"]))
-        return rows
-
-    return walk(schema(), "")
+    rows = []
+    for key, (entry, _) in _leaves(schema).items():
+        value = _default(entry)
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        rows.append((key, text or "(none)", entry.metadata["meaning"]))
+    return rows
 
 
-def _unknown_key(key: str, schema: type) -> UserError:
-    known = [row[0] for row in describe_keys(schema)]
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else "`--help` lists the keys"
-    return UserError(f"`{key}` is not a key of this command; {hint}")
+def _from_arguments(arguments: Sequence[str], schema: type) -> dict[str, Any]:
+    """``key=value`` arguments by key. Text is taken as it stands: YAML would read a folder 007 as 7."""
+    leaves = _leaves(schema)
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, sign, text = argument.partition("=")
+        if not sign or not key:
+            raise UserError(f"argument ({argument}) must have the form key=value; `--help` lists the keys")
+        kind = leaves[key][1] if key in leaves else None
+        if kind is str:
+            values[key] = text
+        elif kind == str | None:
+            values[key] = None if text.lower() in ("", "null", "none") else text
+        else:
+            try:
+                parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+            except Exception as error:
+                raise UserError(f"`{key}` ({text}) must be a YAML value; {_reason(error)}") from None
+            values[key] = parsed["value"]  # type: ignore[index, call-overload]
+    return values
 
 
-def _merged(base: DictConfig, overrides: DictConfig, schema: type, source: str) -> DictConfig:
-    """Merge one key at a time, so that an error can name the key and its value."""
-    known = {row[0] for row in describe_keys(schema)}
-    groups = {key.rpartition(".")[0] for key in known} - {""}
+def _from_file(path: str, schema: type) -> dict[str, Any]:
+    """The keys of a YAML file, groups flattened with dots."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"`config` ({path}) must be a YAML file; nothing is there; check the path")
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as error:
+        raise UserError(f"`config` ({path}) must be valid YAML; {_reason(error)}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"`config` ({path}) must hold keys and values; see configs/ for examples")
+    groups = {key.rpartition(".")[0] for key in _leaves(schema)} - {""}
+    values: dict[str, Any] = {}
 
-    def walk(node: DictConfig, prefix: str) -> None:
-        for name in map(str, node):
-            key = f"{prefix}{name!s}"
-            value = node[name]
-            if key in groups and isinstance(value, DictConfig):
-                walk(value, f"{key}.")
-            elif key in known:
-                if isinstance(value, str) and value.lower() in ("", "null", "none") and key in _REQUIRED:
-                    value = ""
-                try:
-                    OmegaConf.update(base, key, value, merge=False)
-                except OmegaConfBaseException as error:
-                    reason = str(error).splitlines()[0]
-                    raise UserError(f"`{key}` in {source}: {reason}; see `--help` for its default") from None
-            elif any(key.startswith(f"{option}.") for option in known):
-                raise UserError(f"`{key}` in {source} must be given as a mapping, such as {key.partition('.')[0]}={{}}")
+    def flatten(node: dict[Any, Any], prefix: str) -> None:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if key in groups and isinstance(value, dict):
+                flatten(value, f"{key}.")
             else:
-                raise _unknown_key(key, schema)
+                values[key] = value
 
-    walk(overrides, "")
-    return base
+    flatten(loaded, "")
+    return values
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
+    """Set one key, so that an error can name it and its value."""
+    known = _leaves(schema)
+    if key not in known:
+        parent = next((option for option in known if key.startswith(f"{option}.")), None)
+        if parent is not None:
+            raise UserError(f"`{parent}` must be given as a whole, not by `{key}`; such as {parent}={{name: value}}")
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else "`--help` lists the keys"
+        raise UserError(f"`{key}` is not a key of this command; {hint}")
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        raise UserError(f"`{key}` ({value}) must be a plain value; references to other keys are not supported")
+    try:
+        OmegaConf.update(config, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        raise UserError(f"`{key}` ({value}) has the wrong type; {_reason(error)}; see `--help`") from None
 
 
 def _check(config: DictConfig, schema: type) -> None:
     """Constraints that hold without looking at data or devices."""
-    for key, _, _ in describe_keys(schema):
+    required = _required(schema)
+    for key in _leaves(schema):
         value = OmegaConf.select(config, key)
-        if key in _REQUIRED and value == "":
+        numbers = value if isinstance(value, ListConfig) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"`{key}` ({value}) must be finite")
+        if key in required and not value:
             raise UserError(f"`{key}` is required and was not given; add {key}=…, `--help` says what it takes")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise UserError(f"`{key}` ({value}) must be one of {', '.join(_CHOICES[key])}")
+        if key == "seed" and value >= 2**32:
+            raise UserError(f"`seed` ({value}) must be less than 2^32 (4294967296); choose a smaller one")
         if key in _LEAST and value is not None and not value >= _LEAST[key]:
             raise UserError(f"`{key}` ({value}) must be at least {_LEAST[key]}; raise it")
         if key in _POSITIVE and value is not None and not value > 0:
@@ -316,32 +373,16 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
         >>> load_config(PretrainConfig, ["data=demo", "out=run", "views.size=64", "views.grids=[8,4,2]"]).views.size
         64
     """
-    for argument in arguments:
-        if "=" not in argument or argument.startswith("="):
-            raise UserError(f"argument ({argument}) must have the form key=value; `--help` lists the keys")
-    try:
-        overrides = OmegaConf.from_dotlist(list(arguments))
-    except Exception as error:
-        raise UserError(f"arguments must be key=value with a YAML value; {str(error).splitlines()[0]}") from None
+    given = _from_arguments(arguments, schema)
     config = OmegaConf.structured(schema)
-    path = OmegaConf.select(overrides, "config")
-    if path is not None:
-        file = Path(str(path))
-        if not file.is_file():
-            raise UserError(f"`config` ({path}) must be a YAML file; nothing is there; check the path")
-        try:
-            loaded = OmegaConf.load(file)
-        except Exception as error:
-            raise UserError(f"`config` ({path}) is not valid YAML: {str(error).splitlines()[0]}") from None
-        if not isinstance(loaded, DictConfig):
-            raise UserError(f"`config` ({path}) must hold keys and values; see configs/ for examples")
-        config = _merged(config, loaded, schema, str(path))
-    config = _merged(config, overrides, schema, "the arguments")
+    path = given.get("config")
+    for key, value in {**(_from_file(path, schema) if path is not None else {}), **given}.items():
+        _set(config, key, value, schema)
     try:
         _check(config, schema)
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise UserError(f"{str(error).splitlines()[0]}; see `--help`") from None
+        raise UserError(f"the configuration cannot be used; {_reason(error)}; see `--help`") from None
     assert isinstance(result, schema)
     return result
 

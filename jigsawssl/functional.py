@@ -22,6 +22,17 @@ __all__ = [
 ]
 
 
+def nearest_sizes(size: int, grid: int) -> str:
+    """The positive multiples of ``grid`` around ``size``, for messages.
+
+    Example:
+        >>> nearest_sizes(225, 8), nearest_sizes(3, 4)
+        ('224, 232', '4')
+    """
+    below, above = size // grid * grid, (size // grid + 1) * grid
+    return f"{below}, {above}" if below else f"{above}"
+
+
 def _tile_size(images: Tensor, grid: int) -> tuple[int, int]:
     """Height and width of one tile, or a ValueError that says which size is not divisible."""
     if images.ndim != 4:
@@ -33,7 +44,7 @@ def _tile_size(images: Tensor, grid: int) -> tuple[int, int]:
         if size % grid:
             raise ValueError(
                 f"image {name} ({size}) must be divisible by `grid` ({grid}); "
-                f"nearest sizes: {size // grid * grid or grid}, {(size // grid + 1) * grid}"
+                f"nearest sizes: {nearest_sizes(size, grid)}"
             )
     return height // grid, width // grid
 
@@ -168,12 +179,12 @@ def permute_tiles(images: Tensor, order: Tensor, grid: int) -> Tensor:
     pixels in either memory format, so the images never go through a tiled copy.
 
     Args:
-        images: ``(B, C, H, W)``, any dtype, device and memory format (kept); H and W divisible by ``grid``.
-        order: ``(B, grid * grid)`` int64.
+        images: ``(B, C, H, W)``, any dtype, device and strides; H and W divisible by ``grid``.
+        order: ``(B, grid * grid)`` int64, each row a permutation, which is not checked: that would wait for the GPU.
         grid: tiles along each side.
 
     Returns:
-        ``(B, C, H, W)``, same dtype, device and memory format.
+        ``(B, C, H, W)``, same dtype and device; channels_last if ``images`` is, else contiguous.
 
     Raises:
         ValueError: if a side is not divisible by ``grid`` or ``order`` has another shape.

@@ -10,6 +10,9 @@ from torch import Tensor
 class UserError(ValueError):
     """A mistake that the user can mend: one line with what, constraint, value and remedy (exit code 2)."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
 
 class Sample(NamedTuple):
     """One row of a manifest: an image of the archive and what is known about it.
@@ -45,7 +48,10 @@ class Views(NamedTuple):
 
 
 class Tap(NamedTuple):
-    """A named stage of the encoder: ``features`` float ``(B, channels, ceil(H / reduction), ceil(W / reduction))``."""
+    """A named stage of the encoder: ``features`` float ``(B, channels, H / reduction, W / reduction)``.
+
+    Where a side is not divisible, the network decides whether it rounds up or down.
+    """
 
     features: Tensor
     channels: int

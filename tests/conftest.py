@@ -13,7 +13,7 @@ import pytest
 import torch
 
 # the tensors of the tests are tiny: more threads only wait for one another
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch  # noqa: F401  (the docstring's example)
 from kornia.augmentation import IntensityAugmentationBase2D
+from kornia.geometry.boxes import Boxes
+from kornia.geometry.keypoints import Keypoints
 from torch import Tensor
 
 from ..functional import permute_tiles, sample_permutations
@@ -18,7 +20,8 @@ class Jigsaw(IntensityAugmentationBase2D):
 
     Parameters are drawn first and applied by :func:`jigsawssl.functional.permute_tiles`, so a call can be replayed
     with ``params=``. Works alone and inside ``kornia.augmentation.AugmentationSequential``, where masks are shuffled
-    with their images. No image is left in its original order, except by the gate ``p`` or for ``grid=1``.
+    with their images; boxes and keypoints are refused, for a shuffle of tiles tears them apart. No image is left in
+    its original order, except by the gate ``p`` or for ``grid=1``.
 
     Args:
         grid: tiles along each side.
@@ -63,3 +66,15 @@ class Jigsaw(IntensityAugmentationBase2D):
     ) -> Tensor:
         """Shuffle masks with their images."""
         return self.apply_transform(input, params, flags)
+
+    def apply_transform_box(
+        self, input: Boxes, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+    ) -> Boxes:
+        """Refuse: a box does not survive a shuffle of tiles."""
+        raise NotImplementedError("Jigsaw cannot move boxes; leave them out of `data_keys`")
+
+    def apply_transform_keypoint(
+        self, input: Keypoints, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+    ) -> Keypoints:
+        """Refuse, like :meth:`apply_transform_box`."""
+        raise NotImplementedError("Jigsaw cannot move keypoints; leave them out of `data_keys`")

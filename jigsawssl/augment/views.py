@@ -9,7 +9,7 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
-from ..functional import permute_tiles, sample_permutations
+from ..functional import nearest_sizes, permute_tiles, sample_permutations
 from ..types import Views
 
 __all__ = ["PRESETS", "JigsawViews", "ViewParameters", "augmentation_chain"]
@@ -115,7 +115,7 @@ class JigsawViews(nn.Module):
             if size % grid:
                 raise ValueError(
                     f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); "
-                    f"nearest sizes: {size // grid * grid}, {(size // grid + 1) * grid}"
+                    f"nearest sizes: {nearest_sizes(size, grid)}"
                 )
         if not 0 < share <= 1:
             raise ValueError(f"`views.share` ({share}) must lie in (0, 1]")

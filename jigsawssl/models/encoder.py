@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,8 @@ class EncoderSpec:
         backbone: name of a timm model.
         in_channels: 1 or 3.
         size: side in pixels of the square images that :meth:`Encoder.preprocess` makes.
-        stem_stride: by how much the image shrinks before the first stage: 4 as published, less for small images.
+        stem_stride: by how much the image shrinks before the first stage: 4 as published, less for small images, as
+            far as the network's stem allows (``Encoder.reductions`` has what came of it).
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         options: numbers or lists of numbers for the timm model, such as ``{"channels": [32, 64, 128, 256]}``.
@@ -70,7 +71,7 @@ def automatic_stem_stride(size: int) -> int:
 
 def _build_backbone(spec: EncoderSpec) -> nn.Module:
     if not timm.is_model(spec.backbone):
-        near = timm.list_models(f"*{spec.backbone.split('.')[0][:6]}*")[:4]
+        near = difflib.get_close_matches(str(spec.backbone), timm.list_models(), n=3)
         hint = f"near names: {', '.join(near)}" if near else "try resnet18, resnet50, convnext_tiny or efficientnet_b0"
         raise UserError(f"`backbone` ({spec.backbone}) must be the name of a timm model; {hint}")
     options: dict[str, Any] = {
@@ -80,8 +81,8 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
         return timm.create_model(
             spec.backbone, pretrained=False, in_chans=spec.in_channels, num_classes=0, global_pool="", **options
         )
-    except TypeError as error:
-        raise UserError(f"`backbone_options` do not suit `backbone` ({spec.backbone}): {error}") from None
+    except (TypeError, RuntimeError, AttributeError, ValueError) as error:
+        raise UserError(f"`backbone` ({spec.backbone}) cannot be built with `backbone_options`; {error}") from None
 
 
 def _shrink_stem(backbone: nn.Module, stem_stride: int, first_reduction: int) -> int:
@@ -153,7 +154,8 @@ class Encoder(nn.Module):
         self.reductions = {name: int(stages[index]["reduction"]) // divisor for name, index in self._index.items()}
         self.features = sum(self.channels.values())
         # What lies behind the deepest tap would hold parameters that no step trains.
-        self.backbone.prune_intermediate_layers(indices, prune_norm=False, prune_head=True)  # type: ignore[operator]
+        behind = "norm" not in names[-1]
+        self.backbone.prune_intermediate_layers(indices, prune_norm=behind, prune_head=True)  # type: ignore[operator]
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
@@ -256,10 +258,25 @@ def create_encoder(
     """
     stride = automatic_stem_stride(size) if stem_stride is None else stem_stride
     encoder = Encoder(EncoderSpec(backbone, in_channels, size, stride, tuple(mean), tuple(std), dict(options or {})))
-    deepest = max(encoder.reductions.values())
-    if math.ceil(size / deepest) < 2:
-        raise UserError(
-            f"`views.size` ({size}) must be more than the encoder's total stride ({deepest}); "
-            f"use at least {2 * deepest} or a smaller `stem_stride`"
-        )
+    _try(encoder)
     return encoder
+
+
+@torch.no_grad()
+def _try(encoder: Encoder) -> None:
+    """Whether the network takes the size: what a few of them round, or refuse, shows only in a forward pass."""
+    size = encoder.spec.size
+    encoder.eval()
+    try:
+        deepest = encoder.taps(torch.zeros(1, encoder.spec.in_channels, size, size))[encoder.tap_names[-1]]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"`backbone` ({encoder.spec.backbone}) cannot take images of `views.size` ({size}) with `stem_stride` "
+            f"{encoder.spec.stem_stride}; {error}; choose another of these"
+        ) from None
+    encoder.train()
+    if min(deepest.features.shape[-2:]) < 2:
+        raise UserError(
+            f"`views.size` ({size}) must leave the deepest tap two pixels or more, and its stride is "
+            f"{deepest.reduction}; use at least {2 * deepest.reduction} or a smaller `stem_stride`"
+        )

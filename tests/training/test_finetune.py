@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from jigsawssl.data import cross_validation_folds, open_archive
+from jigsawssl.data.loading import PixelDataset
+from jigsawssl.models import Classifier, create_encoder
+from jigsawssl.models.encoder import Encoder
+from jigsawssl.training.adapt import adapt
+from jigsawssl.training.finetune import Recipe, class_weights, selection_score, train_classifier
+from jigsawssl.training.probe import extract_features, fit_probe, knn_probabilities, predict
+
+CPU = torch.device("cpu")
+NOTHING = np.empty(0, dtype=np.int64)
+
+
+def tiny_encoder() -> Encoder:
+    torch.manual_seed(0)
+    return create_encoder("resnet18", 1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]})
+
+
+def bright_and_dark(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
+    """Two classes that any network can tell apart: dark and bright noise."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    images = (rng.normal(80 + 80 * labels[:, None, None], 20, (40, 32, 32))).clip(0, 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("npz") / "two.npz"
+    np.savez(path, images=images, labels=labels)
+    dataset = PixelDataset(open_archive(str(path)), 32)
+    dataset.load(progress=False, workers=1)
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
+    return bright_and_dark(tmp_path_factory)
+
+
+def rows(count: int) -> NDArray[np.int64]:
+    return np.arange(count, dtype=np.int64)
+
+
+def test_the_probe_is_logistic_regression_on_standardised_features() -> None:
+    rng = np.random.default_rng(0)
+    for classes in (2, 4):
+        labels = rng.integers(classes, size=60)
+        features = (rng.normal(size=(60, 5)) + labels[:, None]) * [1, 10, 0.1, 5, 1] + 3
+        reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000))
+        expected = reference.fit(features, labels).predict_proba(features)
+        tensor = torch.from_numpy(features).float()
+        probe = fit_probe(tensor, labels, classes, strength=0.1, balanced=True)
+        np.testing.assert_allclose(probe(tensor).softmax(dim=1).detach(), expected, atol=2e-3)
+
+
+def test_the_probe_survives_absent_classes_and_constant_features() -> None:
+    features = torch.cat([torch.randn(10, 3), torch.ones(10, 1)], dim=1)
+    labels = np.array([0, 2] * 5)
+    probability = fit_probe(features, labels, 4, 1.0, True)(features).softmax(dim=1)
+    assert torch.isfinite(probability).all() and probability[:, [1, 3]].max() < 0.01
+
+
+def test_neighbours_vote_by_similarity() -> None:
+    bank, labels = torch.eye(3), np.array([0, 1, 1])
+    votes = knn_probabilities(torch.tensor([[1.0, 0.1, 0.0]]), bank, labels, classes=3, neighbours=3)
+    assert votes.argmax() == 0 and votes.sum() == pytest.approx(1) and votes[0, 2] == 0
+
+
+def test_class_weights_balance_the_classes() -> None:
+    labels = np.array([0] * 6 + [2] * 2)
+    weights = class_weights(labels, 3, balanced=True)
+    totals = [float(weights[k] * (labels == k).sum()) for k in range(3)]
+    assert totals == pytest.approx([4, 0, 4])
+    assert class_weights(labels, 3, balanced=False).tolist() == [1, 1, 1]
+
+
+def test_selection_prefers_ranking_and_then_confidence() -> None:
+    labels = np.array([0, 0, 1, 1])
+    right = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9]])
+    timid = torch.tensor([[0.6, 0.4], [0.55, 0.45], [0.45, 0.55], [0.4, 0.6]])
+    assert selection_score(right, labels) > selection_score(timid, labels) > selection_score(right.flip(1), labels)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_batch_norm_statistics_are_kept_on_request(keep: bool, two_classes: PixelDataset) -> None:
+    model = Classifier(tiny_encoder(), 2)
+    before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+    recipe = Recipe(lr=1e-3, max_epochs=1, keep_statistics=keep)
+    train_classifier(model, two_classes, two_classes.labels, 2, (rows(40), NOTHING), recipe)
+    after = dict(model.named_buffers())
+    assert all(torch.equal(after[name], value) for name, value in before.items()) == keep
+
+
+def test_validation_rows_do_not_train(two_classes: PixelDataset) -> None:
+    """Other pixels and labels in the validation rows leave the trained weights as they are."""
+
+    def trained(labels: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        recipe = Recipe(lr=1e-3, max_epochs=2)
+        done = train_classifier(
+            Classifier(tiny_encoder(), 2), two_classes, labels, 2, (rows(24), rows(40)[24:]), recipe
+        )
+        return done.model.state_dict()
+
+    other = two_classes.labels.copy()
+    other[24:] = 1 - other[24:]
+    for name, value in trained(two_classes.labels).items():
+        assert torch.equal(value, trained(other)[name]) or name.endswith("num_batches_tracked"), name
+        break
+
+
+def test_training_separates_what_is_easy(two_classes: PixelDataset) -> None:
+    recipe = Recipe(lr=1e-3, max_epochs=8, batch_size=16)
+    fold = (rows(30), rows(40)[30:])
+    trained = train_classifier(Classifier(tiny_encoder(), 2), two_classes, two_classes.labels, 2, fold, recipe, -1.0)
+    assert trained.best_epoch > 0 and trained.losses[-1][1] < trained.losses[0][1]
+    probabilities = predict(trained.model, two_classes.subset(fold[1]), 16, CPU)
+    assert (probabilities.argmax(dim=1).numpy() == two_classes.labels[fold[1]]).mean() >= 0.9
+
+
+@pytest.mark.parametrize("mode", ["linear", "knn", "auto"])
+@pytest.mark.parametrize("held_out", [True, False])
+def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_classes: PixelDataset) -> None:
+    labels = two_classes.labels
+    every = rows(40)
+    folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, 3, seed=0)
+    encoder = tiny_encoder()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    recipe = Recipe(lr=1e-4, max_epochs=2, keep_statistics=True)
+    result = adapt(encoder, mode, two_classes, labels, 2, folds, every, recipe, CPU)
+    assert (result.probabilities(two_classes).argmax(dim=1).numpy() == labels).mean() >= 0.9
+    assert result.validation["scores"] and result.chosen["method"]
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert (result.model is None) == (mode == "knn")
+
+
+def test_features_come_in_the_order_of_the_dataset(two_classes: PixelDataset) -> None:
+    encoder = tiny_encoder().eval()
+    whole = extract_features(encoder, two_classes, 16, CPU)
+    part = extract_features(encoder, two_classes.subset(np.array([5, 3])), 16, CPU)
+    torch.testing.assert_close(part, whole[[5, 3]], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from jigsawssl.augment import JigsawViews
+from jigsawssl.losses import HierarchicalLoss
+from jigsawssl.models import HierarchicalBlock, PlainProjector, create_encoder
+from jigsawssl.training.optim import DEFAULT_WEIGHT_DECAY, autocast_precision, create_optimizer, create_scheduler
+from jigsawssl.training.pretrain import JigsawPretraining
+from jigsawssl.types import Views
+
+
+def build(grids: tuple[int, ...] = (4, 2, 1), share: float = 1.0, schedule: str = "joint") -> JigsawPretraining:
+    torch.manual_seed(0)
+    encoder = create_encoder("resnet18", 1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]})
+    block: HierarchicalBlock | PlainProjector = PlainProjector(encoder.channels, 16)
+    weights = [1.0]
+    if grids:
+        block, weights = HierarchicalBlock(encoder.channels, width=16, projection=16), [1.0, 1.0, 1.0, 2.0]
+    loss = HierarchicalLoss(dict(zip(block.branches, weights, strict=True)))
+    return JigsawPretraining(encoder, block, JigsawViews(32, grids, share=share), loss, schedule)
+
+
+def draw(module: JigsawPretraining, count: int = 12) -> Views:
+    images = torch.randint(256, (count, 1, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return module.views(images)
+
+
+def test_joint_and_progressive_agree_on_the_losses_of_a_batch() -> None:
+    module = build((4, 2, 2))
+    views = draw(module)
+    together = module.losses(views)
+    apart = {name: module.losses(views, [name]).branches[name] for name in module.block.branches}
+    assert list(together.branches) == list(apart)
+    for name, loss in apart.items():
+        torch.testing.assert_close(together.branches[name], loss)
+    expected = sum(module.loss.weights[name] * loss for name, loss in apart.items())
+    torch.testing.assert_close(together.total, expected)
+
+
+def test_shared_forwards_equal_one_forward_per_step() -> None:
+    module = build((4, 2, 1))
+    views = draw(module)
+    firsts = (views.jigsaw[0], views.jigsaw[1], views.original, views.original)
+    pairs = module.pairs(views, module.block.branches)
+    for name, first in zip(module.block.branches, firsts, strict=True):
+        for image, projection in zip((first, views.distorted), pairs[name], strict=True):
+            alone = module.block(module.encoder.taps(image), [name])[name]
+            torch.testing.assert_close(projection, alone)
+
+
+def test_a_view_in_order_costs_no_forward_of_its_own() -> None:
+    def forwards(grids: tuple[int, ...]) -> int:
+        module = build(grids)
+        calls: list[int] = []
+        module.encoder.backbone.conv1.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
+        module.losses(draw(module))
+        return len(calls)
+
+    assert [forwards(grids) for grids in ((), (1, 1, 1), (4, 2, 1), (8, 4, 2))] == [2, 2, 4, 5]
+
+
+def test_a_share_of_the_batch_is_compared_with_its_own_images() -> None:
+    module = build((4, 2, 1), share=0.5).eval()
+    views = draw(module)
+    assert [len(view) for view in views.jigsaw] == [6, 6, 12]
+    pairs = module.pairs(views, module.block.branches)
+    whole = module.block(module.encoder.taps(views.distorted), module.block.branches)
+    for name, count in zip(module.block.branches, (6, 6, 12, 12), strict=True):
+        torch.testing.assert_close(pairs[name][1], whole[name][:count])
+        assert len(pairs[name][0]) == count
+
+
+@pytest.mark.parametrize("grids", [(), (4, 2, 1), (8, 4, 2)])
+def test_every_parameter_learns(grids: tuple[int, ...]) -> None:
+    module = build(grids)
+    for parameter in module.parameters():
+        if parameter.ndim == 1:  # timm starts the last norm of each block at 0, which silences the block at first
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    module.losses(draw(module)).total.backward()
+    silent = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A bias in front of a batch norm is cancelled by it.
+    assert all(name.endswith("bias") for name in silent), silent
+
+
+def test_a_branch_without_weight_is_not_computed() -> None:
+    module = build((4, 2, 1))
+    module.loss.weights["layer2"] = 0.0
+    assert "layer2" not in module.losses(draw(module)).branches
+
+
+def test_correlations_of_equal_views_are_one() -> None:
+    module = build()
+    z = torch.randn(64, 16)
+    module.last_pairs = {"layer4": (z, z)}
+    values = module.correlations()
+    assert values["diagonal_layer4"] == pytest.approx(1, abs=1e-3)
+    matrix = torch.corrcoef(z.T)
+    off = matrix[~torch.eye(16, dtype=torch.bool)].square().mean().sqrt()
+    assert values["off_diagonal_layer4"] == pytest.approx(float(off), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_optimizers_spare_norms_and_biases_and_step(name: str) -> None:
+    encoder, head = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), nn.Linear(4, 2)
+    optimizer = create_optimizer(name, {"encoder": (encoder, 1e-3), "head": (head, 1e-2)})
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert set(groups) == {"encoder/decay", "encoder/no_decay", "head/decay", "head/no_decay"}
+    assert groups["head/decay"]["weight_decay"] == DEFAULT_WEIGHT_DECAY[name]
+    assert groups["head/no_decay"]["weight_decay"] == 0 and groups["head/decay"]["lr"] == 1e-2
+    assert {id(p) for group in groups.values() for p in group["params"]} == {
+        id(p) for module in (encoder, head) for p in module.parameters()
+    }
+    before = head.weight.detach().clone()
+    head(encoder(torch.randn(2, 1, 3, 3)).flatten(1)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(head.weight, before)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    optimizer = create_optimizer("sgd", {"all": (nn.Linear(2, 2), 1.0)})
+    scheduler = create_scheduler(optimizer, steps=100, warmup=0.1)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(1) and 5 <= top <= 12
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < 0.01
+
+
+def test_precision_by_name() -> None:
+    cpu = torch.device("cpu")
+    assert [autocast_precision(name, cpu) for name in ("bf16", "16", "32")] == ["bf16-mixed", "16-mixed", "32-true"]
+    assert autocast_precision("auto", cpu) in ("bf16-mixed", "32-true")
