@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,7 +142,9 @@ def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
         values["mean"], values["std"] = tuple(map(float, values["mean"])), tuple(map(float, values["std"]))
         spec = EncoderSpec(**values)
         whole = all(type(number) is int and number > 0 for number in (spec.size, spec.stem_stride, spec.in_channels))
-        if not whole or not all(value > 0 for value in spec.std) or not isinstance(spec.options, dict):
+        lengths = {len(spec.mean), len(spec.std)}
+        finite = all(map(math.isfinite, (*spec.mean, *spec.std))) and all(value > 0 for value in spec.std)
+        if not whole or not finite or not lengths <= {1, spec.in_channels} or not isinstance(spec.options, dict):
             raise ValueError("numbers out of range")
         if not isinstance(spec.backbone, str):
             raise TypeError("backbone is no name")
@@ -218,11 +221,21 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[Classifier | Hierarch
     return model.eval(), classes
 
 
+def _published(backbone: str) -> Any:
+    """timm's facts about published weights, ``None`` where there are none."""
+    try:
+        return timm.get_pretrained_cfg(backbone)
+    except RuntimeError as error:
+        raise UserError(
+            f"`encoder` (timm:{backbone}) must name published weights; {error}; leave the tag out"
+        ) from None
+
+
 def _timm_file(backbone: str) -> Path:
     """Weights of a timm model in the local cache, without asking the network."""
     if not timm.is_model(backbone):
         raise UserError(f"`encoder` (timm:{backbone}) must name a timm model; see timm.list_models()")
-    config = timm.get_pretrained_cfg(backbone)
+    config = _published(backbone)
     repository = config.hf_hub_id if config is not None else None
     if not repository:
         raise UserError(f"`encoder` (timm:{backbone}) must have published weights; choose another or random:{backbone}")
@@ -239,7 +252,7 @@ def _timm_encoder(backbone: str, file: Path | None, in_channels: int, size: int)
     path = file or _timm_file(backbone)
     if not path.is_file():
         raise UserError(f"`encoder` (timm:{backbone}:{path}) must name a file; nothing is there; check the path")
-    config = timm.get_pretrained_cfg(backbone)
+    config = _published(backbone)
     mean = tuple(config.mean) if config is not None else (0.485, 0.456, 0.406)
     std = tuple(config.std) if config is not None else (0.229, 0.224, 0.225)
     if in_channels == 1:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .types import UserError
@@ -285,7 +285,14 @@ def _from_file(path: str, schema: type) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    # OmegaConf appends where in its own tree it was; the message names the key already.
+    return " ".join(str(error).partition("full_key:")[0].split())[:200] or type(error).__name__
+
+
+def _single_values(value: Any) -> list[Any]:
+    """What is inside lists and mappings, however deep."""
+    inside = list(value.values()) if isinstance(value, dict) else value
+    return [leaf for part in inside for leaf in _single_values(part)] if isinstance(inside, list) else [value]
 
 
 def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
@@ -294,12 +301,14 @@ def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
     if key not in known:
         parent = next((option for option in known if key.startswith(f"{option}.")), None)
         if parent is not None:
-            raise UserError(f"`{parent}` must be given as a whole, not by `{key}`; such as {parent}={{name: value}}")
+            raise UserError(f"`{key}` ({value}) must not go below `{parent}`; give {parent}=… as a whole")
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else "`--help` lists the keys"
         raise UserError(f"`{key}` is not a key of this command; {hint}")
-    if isinstance(value, str) and ("${" in value or value == "???"):
+    if "${" in str(value) or "???" in str(value):
         raise UserError(f"`{key}` ({value}) must be a plain value; references to other keys are not supported")
+    if any(isinstance(number, float) and not math.isfinite(number) for number in _single_values(value)):
+        raise UserError(f"`{key}` ({value}) must be finite")
     try:
         OmegaConf.update(config, key, value, merge=False)
     except OmegaConfBaseException as error:
@@ -311,9 +320,6 @@ def _check(config: DictConfig, schema: type) -> None:
     required = _required(schema)
     for key in _leaves(schema):
         value = OmegaConf.select(config, key)
-        numbers = value if isinstance(value, ListConfig) else [value]
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise UserError(f"`{key}` ({value}) must be finite")
         if key in required and not value:
             raise UserError(f"`{key}` is required and was not given; add {key}=…, `--help` says what it takes")
         if key in _CHOICES and value not in _CHOICES[key]:
@@ -376,8 +382,9 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     given = _from_arguments(arguments, schema)
     config = OmegaConf.structured(schema)
     path = given.get("config")
-    for key, value in {**(_from_file(path, schema) if path is not None else {}), **given}.items():
-        _set(config, key, value, schema)
+    for source in (_from_file(path, schema) if path is not None else {}, given):
+        for key, value in source.items():
+            _set(config, key, value, schema)
     try:
         _check(config, schema)
         result = OmegaConf.to_object(config)

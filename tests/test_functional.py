@@ -102,7 +102,9 @@ def test_every_dtype_and_memory_format_is_kept(dtype: torch.dtype, memory_format
 def test_strides_of_the_input_do_not_change_the_result(images: Tensor) -> None:
     assert not images.is_contiguous()
     before, order = images.clone(), orders(2, 4)
-    assert torch.equal(permute_tiles(images, order, 4), shuffle_slowly(images, order, 4))
+    shuffled = permute_tiles(images, order, 4)
+    assert torch.equal(shuffled, shuffle_slowly(images, order, 4))
+    assert shuffled.is_contiguous()
     assert torch.equal(images, before)
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 PHANTOM_CLASSES = ("coarse", "coarse-striped", "fine", "fine-striped")
 
-# Wave numbers in cycles per image side, so that an image looks alike at every size: waves of 11 and 6 pixels at 64.
-_COARSE, _FINE = 5.8, 10.5
-_TEXTURE, _SPECKLE, _SENSOR = 0.042, 0.030, 0.050  # standard deviations, where the grey scale is [0, 1]
+# Wave numbers in cycles per image side, so that an image looks alike at every size: waves of 14 and 6 pixels at 64.
+_COARSE, _FINE = 4.5, 11.0
+_TEXTURE, _SPECKLE, _SENSOR = 0.060, 0.020, 0.025  # standard deviations, where the grey scale is [0, 1]
 _CHUNK = 256  # images rendered at once, which bounds the memory of the Fourier transforms
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,7 @@ def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options may come from a file, so nothing that names a path or a download may pass."""
 
     def is_number(value: object) -> bool:
-        return isinstance(value, (bool, int, float))
+        return isinstance(value, (bool, int, float)) and math.isfinite(value)
 
     for key, value in options.items():
         if key.startswith("pretrained") or not (
@@ -81,8 +82,9 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
         return timm.create_model(
             spec.backbone, pretrained=False, in_chans=spec.in_channels, num_classes=0, global_pool="", **options
         )
-    except (TypeError, RuntimeError, AttributeError, ValueError) as error:
-        raise UserError(f"`backbone` ({spec.backbone}) cannot be built with `backbone_options`; {error}") from None
+    except (TypeError, RuntimeError, AttributeError, ValueError, AssertionError) as error:
+        given = f" with `backbone_options` {spec.options}" if spec.options else ""
+        raise UserError(f"`backbone` ({spec.backbone}) cannot be built{given}; {error}") from None
 
 
 def _shrink_stem(backbone: nn.Module, stem_stride: int, first_reduction: int) -> int:

@@ -94,6 +94,20 @@ def test_masks_are_shuffled_with_their_images_and_replayed(p: float) -> None:
     assert torch.equal(masks_again, shuffled_masks)
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "named"),
+    [
+        ("bbox_xyxy", torch.tensor([[[0.0, 0.0, 3.0, 3.0]]]), "boxes"),
+        ("bbox", torch.tensor([[[[0.0, 0.0], [3.0, 0.0], [3.0, 3.0], [0.0, 3.0]]]]), "boxes"),
+        ("keypoints", torch.tensor([[[1.0, 2.0]]]), "keypoints"),
+    ],
+)
+def test_boxes_and_keypoints_are_refused(key: str, values: Tensor, named: str) -> None:
+    chain = K.AugmentationSequential(Jigsaw(grid=2), data_keys=["input", key])
+    with pytest.raises(NotImplementedError, match=f"Jigsaw cannot move {named}; leave them out of `data_keys`"):
+        chain(distinct(1), values)
+
+
 @pytest.mark.parametrize("wrap", [lambda jigsaw: jigsaw, K.AugmentationSequential])
 def test_a_grid_that_does_not_divide_the_images_is_refused(wrap: type[K.AugmentationSequential]) -> None:
     with pytest.raises(ValueError, match=r"height \(8\) must be divisible by `grid` \(3\); nearest sizes: 6, 9"):

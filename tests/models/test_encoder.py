@@ -63,18 +63,38 @@ def test_sizes_that_no_stride_divides_round_up(backbone: str, height: int, width
         assert tap.features.shape[2:] == (math.ceil(height / tap.reduction), math.ceil(width / tap.reduction))
 
 
-@pytest.mark.xfail(reason="models/encoder.py promises ceil(H / reduction), but some networks round down")
-@pytest.mark.parametrize("backbone", ["test_convnext", "densenet121"])
-def test_networks_that_round_down_keep_the_promised_sizes(backbone: str) -> None:
-    encoder = small(backbone, size=28)
-    for tap in encoder.taps(torch.rand(2, 3, 28, 28)).values():
-        assert tap.features.shape[2:] == (math.ceil(28 / tap.reduction), math.ceil(28 / tap.reduction))
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("height", "width"), [(44, 44), (33, 50), (37, 63)])
+def test_sizes_that_no_stride_divides_round_up_or_down(backbone: str, height: int, width: int) -> None:
+    encoder = small(backbone, size=32)
+    for tap in encoder.taps(torch.rand(2, 3, height, width)).values():
+        for side, size in zip(tap.features.shape[2:], (height, width), strict=True):
+            assert side in (size // tap.reduction, math.ceil(size / tap.reduction))
 
 
-@pytest.mark.xfail(reason="models/encoder.py lets a network that rounds down end in a single pixel")
-def test_the_deepest_tap_keeps_more_than_one_pixel() -> None:
-    encoder = small("densenet121", size=28)
-    assert min(encoder.taps(torch.rand(2, 3, 28, 28))[encoder.tap_names[-1]].features.shape[2:]) > 1
+@pytest.mark.parametrize(
+    ("backbone", "size"), [("resnet18", 8), ("test_convnext", 8), ("test_efficientnet", 8), ("densenet121", 28)]
+)
+def test_the_deepest_tap_keeps_two_pixels_at_the_least_size_that_is_named(backbone: str, size: int) -> None:
+    message = rf"^`views.size` \({size}\) must leave the deepest tap two pixels or more, and its stride is \d+; use at"
+    with pytest.raises(UserError, match=message) as caught:
+        small(backbone, size=size)
+    least = int(str(caught.value).split("use at least ")[1].split()[0])
+    encoder = small(backbone, size=least)
+    assert min(encoder.taps(torch.rand(2, 3, least, least))[encoder.tap_names[-1]].features.shape[2:]) == 2
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_trying_the_size_leaves_the_encoder_as_it_was_built(backbone: str) -> None:
+    torch.manual_seed(1)
+    tried, drawn = small(backbone), torch.rand(1)
+    torch.manual_seed(1)
+    built = Encoder(tried.spec)
+    assert torch.equal(torch.rand(1), drawn)
+    assert [module.training for module in tried.modules()] == [module.training for module in built.modules()]
+    for name, value in built.state_dict().items():
+        assert torch.equal(tried.state_dict()[name], value), name
+    assert all(value.grad is None and value.requires_grad for value in tried.parameters())
 
 
 @pytest.mark.parametrize(
@@ -152,7 +172,6 @@ def test_every_parameter_learns_from_the_deepest_tap(backbone: str) -> None:
     assert untrained == []
 
 
-@pytest.mark.xfail(reason="models/encoder.py keeps the last norm of pre-activation networks, which no tap uses")
 def test_every_parameter_of_a_pre_activation_network_learns() -> None:
     encoder = create_encoder("resnetv2_18", size=64, options={"channels": [8, 16, 32, 64], "stem_chs": 8})
     deepest = encoder.tap_names[-1]
@@ -267,28 +286,27 @@ def test_images_of_another_type_or_shape_are_refused(images: Tensor) -> None:
         ({"options": {"checkpoint_path": "w.pth"}}, r"`backbone_options` \(checkpoint_path='w.pth'\) must be numbers"),
         ({"options": {"channels": ["8"]}}, r"`backbone_options` \(channels=\['8'\]\) must be numbers"),
         ({"options": {"block_args": {"a": 1}}}, r"`backbone_options` \(block_args=\{'a': 1\}\) must be numbers"),
-        ({"options": {"no_such": 1}}, r"`backbone_options` do not suit `backbone` \(resnet18\): .*no_such"),
-        ({"size": 8}, r"`views.size` \(8\) must be more than the encoder's total stride \(8\); use at least 16"),
-        ({"size": 32, "stem_stride": 4}, r"`views.size` \(32\) must be more than .* \(32\); use at least 64"),
-        pytest.param(
-            {"backbone": "resnet18.no_such_tag"},
-            r"`backbone` \(resnet18.no_such_tag\)",
-            marks=pytest.mark.xfail(reason="models/encoder.py: timm's RuntimeError for an unknown tag gets through"),
-        ),
+        ({"options": {"no_such": 1}}, r"`backbone` \(resnet18\) cannot be built with `backbone_options` .*no_such"),
+        ({"options": {"channels": 3}}, r"`backbone` \(resnet18\) cannot be built with `backbone_options` .*3"),
+        ({"size": 8}, r"`views.size` \(8\) must leave the deepest tap two pixels .* stride is 8; use at least 16"),
+        ({"size": 32, "stem_stride": 4}, r"`views.size` \(32\) must leave .* stride is 32; use at least 64"),
+        ({"size": 0}, r"`backbone` \(resnet18\) cannot take images of `views.size` \(0\) with `stem_stride` 1; "),
+        ({"backbone": "resnet18.no_such_tag"}, r"`backbone` \(resnet18.no_such_tag\) cannot be built; .*no_such_tag"),
+        ({"options": {"output_stride": 7}}, r"`backbone` \(resnet18\) cannot be built with `backbone_options` .*7"),
     ],
 )
 def test_mistakes_of_the_user_are_one_line_with_the_key_the_value_and_a_hint(
     arguments: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=f"^{message}") as caught:
         create_encoder(**{"backbone": "resnet18", "size": 64, **arguments})
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(reason="models/encoder.py slows only one of the parallel convolutions of such a stem")
-def test_a_stem_of_parallel_convolutions_shrinks_as_one() -> None:
-    encoder = create_encoder("repvgg_a0", size=64, stem_stride=2)
-    assert len(encoder.taps(torch.rand(2, 3, 64, 64))) == 3
+def test_a_stem_of_parallel_convolutions_is_refused_where_it_would_have_to_shrink() -> None:
+    with pytest.raises(UserError, match=r"^`backbone` \(repvgg_a0\) cannot take images of `views.size` \(64\)"):
+        create_encoder("repvgg_a0", size=64, stem_stride=2)
+    assert len(create_encoder("repvgg_a0", size=64, stem_stride=4).tap_names) == 3
 
 
 def test_the_spec_rebuilds_the_encoder() -> None:
