@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +170,12 @@ def run(config: PretrainConfig) -> Path:
     if checkpoint is None:
         clear_run_folder(path)
     (path / "config.yaml").write_text(to_yaml(config))
+    metrics_file = MetricsFile(path / "metrics.csv")
     callbacks = [
         Throughput(),
         Diagnostics(),
         FiniteLoss(),
-        MetricsFile(path / "metrics.csv"),
+        metrics_file,
         ViewsSheet(path / "views.png"),
         ModelCheckpoint(path / "checkpoints", filename="last", enable_version_counter=False),
         TQDMProgressBar(refresh_rate=1 if interactive else 20),
@@ -186,9 +186,7 @@ def run(config: PretrainConfig) -> Path:
         f"{config.views.size} px, {config.backbone}, schedule {config.schedule}, "
         f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
     )
-    start = time.perf_counter()
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    seconds = time.perf_counter() - start
     if not trainer.is_global_zero:
         return path / "encoder.safetensors"
     provenance = {
@@ -225,7 +223,7 @@ def run(config: PretrainConfig) -> Path:
         "run": {
             "epochs": trainer.current_epoch,
             "updates": trainer.global_step,
-            "seconds": seconds,
+            "seconds": metrics_file.seconds,
             "precision": str(trainer.precision),
             "resumed": checkpoint is not None,
         },
@@ -233,7 +231,7 @@ def run(config: PretrainConfig) -> Path:
         "environment": environment(module.device),
     }
     write_json(path / "report.json", report)
-    _summary(path, encoder, dataset, metrics, seconds)
+    _summary(path, encoder, dataset, metrics, metrics_file.seconds)
     return path / "encoder.safetensors"
 
 

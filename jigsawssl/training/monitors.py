@@ -24,7 +24,7 @@ DIAGNOSTIC_IMAGES = 512
 
 
 class Throughput(Callback):
-    """Images per second and the share of time spent waiting for data, in the progress bar and in the log."""
+    """Images per second, the share of time spent waiting for data, and the seconds of each epoch."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -54,8 +54,14 @@ class Throughput(Callback):
         self.total += now - self._mark
         self._mark = now
         self.images += len(batch.images) * trainer.world_size
-        values = {"images/s": self.images / self.total, "data_wait": self.waited / self.total}
-        pl_module.log_dict(values, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch.images))
+        values = {
+            "images/s": self.images / self.total,
+            "data_wait": self.waited / self.total,
+            "seconds": self.total,
+        }
+        options = {"on_step": True, "on_epoch": False, "batch_size": len(batch.images)}
+        for name, value in values.items():
+            pl_module.log(name, value, prog_bar=name != "seconds", **options)
 
 
 class Diagnostics(Callback):
@@ -97,6 +103,11 @@ class MetricsFile(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all epochs, those before a resume with them."""
+        return sum(float(row["seconds"]) for row in self.rows)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the epochs before the one that is resumed."""

@@ -117,7 +117,12 @@ def test_a_resumed_run_ends_like_an_unbroken_one(pretrained: Path, tmp_path: Pat
     for name, value in whole.items():
         torch.testing.assert_close(mended[name], value, msg=name)
     with (broken / "metrics.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    report = json.loads((broken / "report.json").read_text())
+    assert report["run"]["resumed"] and report["run"]["seconds"] == pytest.approx(
+        sum(float(row["seconds"]) for row in rows)
+    )
 
 
 def test_resume_refuses_another_configuration(
