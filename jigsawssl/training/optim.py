@@ -67,6 +67,12 @@ def create_scheduler(optimizer: Optimizer, steps: int, warmup: float) -> CosineW
     return CosineWarmupScheduler(optimizer, warmup_epochs=round(warmup * steps), max_epochs=max(steps, 2))
 
 
+def _computes_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; emulating it would be slower than float32."""
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(ask() if ask is not None else torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def autocast_precision(precision: str, device: torch.device) -> Any:
     """Lightning's precision for ``auto``, ``bf16``, ``16`` or ``32`` on a device.
 
@@ -77,6 +83,6 @@ def autocast_precision(precision: str, device: torch.device) -> Any:
         return {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}[precision]
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type == "cpu" and _computes_bfloat16():
         return "bf16-mixed"
     return "32-true"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jigsawssl.cli import main
@@ -21,7 +22,7 @@ def test_pretraining_beats_fresh_weights_in_linear_probing(tmp_path: Path) -> No
         "block.width=64",
         "block.projection=128",
         "batch.size=64",
-        "trainer.max_epochs=6",
+        "trainer.max_epochs=12",
     ]
     assert main(["pretrain", "data=demo", f"out={tmp_path / 'p'}", *arguments]) == 0
     file = tmp_path / "p" / "encoder.safetensors"
@@ -32,4 +33,6 @@ def test_pretraining_beats_fresh_weights_in_linear_probing(tmp_path: Path) -> No
             run = ["finetune", "data=demo", f"encoder={encoder}", "mode=linear", "fraction=0.1", f"seed={seed}"]
             assert main([*run, f"out={out}"]) == 0
             scores[name].append(json.loads((out / "report.json").read_text())["test"]["auroc"])
-    assert min(scores["trained"]) > max(scores["fresh"]) + 0.05, scores
+    assert min(scores["trained"]) > max(scores["fresh"]), scores
+    spread = max(np.ptp(values) for values in scores.values())
+    assert np.mean(scores["trained"]) - np.mean(scores["fresh"]) > max(0.08, spread), scores
