@@ -106,12 +106,8 @@ def _budget(archive: Archive, pool: NDArray[np.int64], config: FinetuneConfig, s
     if config.validation == "split":
         folds: list[Fold] = [(inside, outside)]
         how = f"the manifest's val split, {len(outside)} labels outside the fraction"
-    elif len(inside) < SMALL_BUDGET:
-        folds = cross_validation_folds(labels[inside], inside_groups, FOLDS, config.seed)
-        how = f"cross-validation with {len(folds)} folds inside the fraction"
     else:
-        folds = [holdout_split(labels[inside], inside_groups, 1 / FOLDS, config.seed)]
-        how = f"{len(folds[0][1])} of the labels, by group, inside the fraction"
+        folds, how = _folds(labels[inside], inside_groups, config.seed)
     classes = archive.classes
     facts = {
         "fraction": config.fraction,
@@ -124,6 +120,23 @@ def _budget(archive: Archive, pool: NDArray[np.int64], config: FinetuneConfig, s
         "unreadable": dataset.unreadable,
     }
     return _Budget(dataset, labels, folds, inside, facts)
+
+
+def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_] | None, seed: int) -> tuple[list[Fold], str]:
+    """How candidates are judged inside the budget, and how the report names it."""
+    unit = "by image" if groups is None else "by group"
+    try:
+        if len(labels) < SMALL_BUDGET:
+            folds = cross_validation_folds(labels, groups, FOLDS, seed)
+            return folds, f"cross-validation {unit} with {len(folds)} folds inside the fraction"
+        fold = holdout_split(labels, groups, 1 / FOLDS, seed)
+        return [fold], f"{len(fold[1])} of the labels, {unit}, inside the fraction"
+    except UserError:
+        # Too few groups to divide, such as one patient: better a validation that flatters, and says so, than none.
+        if groups is None:
+            raise
+        folds, how = _folds(labels, None, seed)
+        return folds, f"{how}; the groups are too few to divide, so validation sees images of groups it trains on"
 
 
 def _resized(encoder: Encoder, size: int | None) -> Encoder:

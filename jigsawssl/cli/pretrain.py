@@ -22,6 +22,7 @@ from ..data.loading import PixelDataset, channel_statistics, training_loader
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..report import write_json
+from ..report.figures import save_curves
 from ..report.run import check_run_folder, clear_run_folder, environment
 from ..training.monitors import Diagnostics, FiniteLoss, MetricsFile, Throughput, ViewsSheet
 from ..training.optim import DEFAULT_RATES, autocast_precision
@@ -201,7 +202,9 @@ def run(config: PretrainConfig) -> Path:
         "started_from": config.encoder,
     }
     save_encoder(path / "encoder.safetensors", encoder, provenance)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
+    metrics = {
+        name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith(("_step", "_epoch"))
+    }
     report = {
         "command": "pretrain",
         "config": OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
@@ -231,8 +234,17 @@ def run(config: PretrainConfig) -> Path:
         "environment": environment(module.device),
     }
     write_json(path / "report.json", report)
+    _curves(path, metrics_file.rows)
     _summary(path, encoder, dataset, metrics, metrics_file.seconds)
     return path / "encoder.safetensors"
+
+
+def _curves(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Losses by branch, and the signs of collapse, by epoch."""
+    names = [name for name in rows[-1] if name.startswith("loss_")]
+    names += [*[name for name in rows[-1] if name.startswith("diagonal_")][-1:], "effective_rank", "feature_std"]
+    history = {name: [(int(row["epoch"]) + 1, float(row[name])) for row in rows] for name in names}
+    save_curves(history, path / "curves.png", "Pretraining by epoch")
 
 
 def _summary(path: Path, encoder: Encoder, dataset: PixelDataset, metrics: dict[str, float], seconds: float) -> None:
@@ -244,4 +256,6 @@ def _summary(path: Path, encoder: Encoder, dataset: PixelDataset, metrics: dict[
     )
     if dataset.unreadable:
         print(f"{len(dataset.unreadable)} unreadable images were left out; report.json lists them")
-    print(f"encoder:  {path / 'encoder.safetensors'}\npictures: {path / 'views.png'}\nreport:   {path / 'report.json'}")
+    print(f"encoder:  {path / 'encoder.safetensors'}")
+    print(f"pictures: {path / 'views.png'}, {path / 'curves.png'}")
+    print(f"report:   {path / 'report.json'}")

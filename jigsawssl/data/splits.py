@@ -13,7 +13,8 @@ Rows = NDArray[np.int64]
 def label_fraction(labels: ArrayLike, groups: ArrayLike | None, fraction: float, seed: int) -> Rows:
     """Choose the rows whose labels a run may see, stratified by class and by whole groups.
 
-    A group belongs to the class of most of its rows (a tie goes to the smaller class). The groups of a class are put
+    A group belongs to the class of most of its rows (a tie goes to the smaller class); rows of a class that owns no
+    group count apart from the groups they are in. The groups of a class are put
     in a random order that depends on ``seed`` and class only, and the rows are taken from the front. The cut falls
     on the border between two groups nearest to ``fraction`` of the rows of the class; where that border lies below
     half of this target, as when the first group is more than twice too large, the next group is divided and the cut
@@ -41,21 +42,19 @@ def label_fraction(labels: ArrayLike, groups: ArrayLike | None, fraction: float,
         raise UserError(f"`fraction` ({fraction:g}) must be above 0 and at most 1; use 0.1 for a tenth of the labels.")
     rows, label, group = _labelled(labels, groups)
     owner = _majority(label, group)[group]
+    for cls in np.setdiff1d(label, owner).tolist():
+        owner[label == cls] = cls  # the majority of no group: its rows stand for themselves
     chosen = []
     for cls in np.unique(label).tolist():
         rng = np.random.default_rng([seed, cls])
         own = np.flatnonzero(owner == cls)
-        if own.size:
-            shuffled = own[rng.permutation(own.size)]
-            turn = np.empty(group.max() + 1, dtype=np.int64)
-            names = np.unique(group[own])
-            turn[names] = rng.permutation(names.size)
-            # Within a group the rows of its class come first, so that a divided group still shows its class.
-            order = shuffled[np.lexsort((label[shuffled] != cls, turn[group[shuffled]]))]
-            borders = np.cumsum(np.bincount(turn[group[own]]))
-        else:  # the class is the majority of no group: its rows are drawn one by one
-            order = rng.permutation(np.flatnonzero(label == cls))
-            borders = np.arange(1, order.size + 1)
+        shuffled = own[rng.permutation(own.size)]
+        turn = np.empty(group.max() + 1, dtype=np.int64)
+        names = np.unique(group[own])
+        turn[names] = rng.permutation(names.size)
+        # Within a group the rows of its class come first, so that a divided group still shows its class.
+        order = shuffled[np.lexsort((label[shuffled] != cls, turn[group[shuffled]]))]
+        borders = np.cumsum(np.bincount(turn[group[own]]))
         chosen.append(order[: _cut(borders, fraction * order.size)])
     return np.asarray(rows[np.unique(np.concatenate(chosen))], dtype=np.int64)
 

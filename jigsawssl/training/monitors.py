@@ -117,7 +117,12 @@ class MetricsFile(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Append this epoch."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
+        # Lightning repeats a metric that is logged by step and by epoch under two more names.
+        values = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if not name.endswith(("_step", "_epoch"))
+        }
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         self.rows.append({"epoch": trainer.current_epoch, "learning_rate": rate, **values})
         if trainer.is_global_zero:

@@ -53,7 +53,15 @@ def tree(path: Path) -> dict[str, bytes]:
 
 def test_pretraining_leaves_everything_that_a_run_should(pretrained: Path) -> None:
     names = {entry.name for entry in pretrained.iterdir()}
-    assert names >= {"config.yaml", "metrics.csv", "encoder.safetensors", "report.json", "views.png", "tensorboard"}
+    assert names >= {
+        "config.yaml",
+        "metrics.csv",
+        "encoder.safetensors",
+        "report.json",
+        "views.png",
+        "curves.png",
+        "tensorboard",
+    }
     assert (pretrained / "checkpoints" / "last.ckpt").is_file()
     with (pretrained / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

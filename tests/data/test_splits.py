@@ -130,3 +130,9 @@ def test_user_errors() -> None:
         holdout_split(labels, groups, 0.2, seed=0)
     with pytest.raises(UserError, match="all 2 are unlabeled"):
         label_fraction([-1, -1], None, 0.5, seed=0)
+
+
+def test_a_single_mixed_group_does_not_enlarge_the_budget() -> None:
+    labels = np.array([0] * 60 + [1] * 40)
+    rows = label_fraction(labels, np.array(["one patient"] * 100), 0.1, seed=0)
+    assert np.bincount(labels[rows]).tolist() == [6, 4]
