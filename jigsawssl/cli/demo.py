@@ -1,4 +1,4 @@
-"""The demo: pretrain on embedded synthetic images, fine-tune on 5 % of their labels, compare with fresh weights."""
+"""The demo: pretrain on embedded synthetic images, fine-tune on a tenth of their labels, compare with fresh weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import finetune, pretrain
 
 __all__ = ["run"]
 
-FRACTION = 0.05
+FRACTION = 0.1
 
 
 def run(config: DemoConfig) -> None:
@@ -22,12 +22,13 @@ def run(config: DemoConfig) -> None:
         f"out={out / 'pretrain'}",
         "overwrite=true",
         f"seed={config.seed}",
-        "backbone_options={channels: [32, 64, 128, 256]}",
+        "backbone_options={channels: [16, 32, 64, 128]}",
         "views.size=64",
         "views.grids=[8, 4, 2]",
+        "views.share=0.5",
         "stem_stride=4",
-        "batch.size=128",
-        "trainer.max_epochs=20",
+        "batch.size=64",
+        "trainer.max_epochs=15",
     ]
     print(f"$ jigsawssl pretrain {' '.join(first)}", flush=True)
     encoder = pretrain.run(load_config(PretrainConfig, first))
