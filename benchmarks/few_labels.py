@@ -1,10 +1,11 @@
 """Pretrain side by side, then fine-tune on few labels: jigsaw, plain Barlow Twins and fresh weights, several seeds.
 
-    python benchmarks/few_labels.py data=FOLDER out=RUNS [config=…] [plain_epochs=40] [seeds=5] [fractions=0.01,0.1]
+    python benchmarks/few_labels.py data=FOLDER out=RUNS [config=…] [epochs=26] [plain_epochs=38] [seeds=5]
+                                    [fractions=0.01,0.1]
 
-The two pretrainings run at the same time with one thread each, so that equal wall time is measured on one machine;
-``plain_epochs`` is how many epochs plain Barlow Twins gets in that time. Every fine-tuning uses the defaults. A run
-that is finished is not repeated. Prints a Markdown table, and writes it to ``OUT/table.md``.
+One pretraining each, at the same time with one thread each; ``plain_epochs`` is to be chosen so that both take equally
+long, and the table says how long they took. Every fine-tuning uses the defaults. What is finished is not repeated.
+Prints Markdown tables, and writes them to ``OUT/table.md``.
 """
 
 from __future__ import annotations
@@ -32,11 +33,9 @@ def _run(arguments: list[str]) -> None:
 
 def _pretrain(method: str, options: dict[str, str], out: Path) -> None:
     folder = out / method
-    if (folder / "report.json").is_file():
-        return
     arguments = [f"data={options['data']}", f"manifest={options['manifest']}", f"config={options['config']}"]
-    if method == "plain":
-        arguments += ["views.grids=[]", f"trainer.max_epochs={options['plain_epochs']}"]
+    epochs = options["plain_epochs" if method == "plain" else "epochs"]
+    arguments += [f"trainer.max_epochs={epochs}", *(["views.grids=[]"] if method == "plain" else [])]
     _run(["pretrain", *arguments, f"out={folder}", "resume=true"])
 
 
@@ -54,7 +53,8 @@ def main() -> None:
     """Run what is missing and print the table."""
     options = {
         "config": "configs/pretrain/kermany_cpu.yaml",
-        "plain_epochs": "40",
+        "epochs": "26",
+        "plain_epochs": "38",
         "seeds": "5",
         "fractions": "0.01,0.1",
     }
@@ -73,13 +73,16 @@ def main() -> None:
         for method in METHODS:
             runs = [results[method, fraction, seed] for seed in seeds]
             cells = [
-                f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+                f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
                 for values in ([run[name] for run in runs] for name in ("auroc", "balanced_accuracy"))
             ]
             rows.append(
                 [f"{float(fraction):.0%}", round(statistics.mean(run["labels"] for run in runs)), method, *cells]
             )
-    table = format_table(["fraction", "labels", "encoder", "test AUROC", "balanced accuracy"], rows)
+    runs = {method: json.loads((out / method / "report.json").read_text())["run"] for method in ("jigsaw", "plain")}
+    times = [[method, run["epochs"], run["updates"], f"{run['seconds'] / 60:.1f}"] for method, run in runs.items()]
+    table = format_table(["pretraining", "epochs", "updates", "minutes"], times) + "\n\n"
+    table += format_table(["fraction", "labels", "encoder", "test AUROC", "balanced accuracy"], rows)
     (out / "table.md").write_text(table + "\n")
     print(table)
 

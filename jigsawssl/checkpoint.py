@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, create_encoder
-from .models.encoder import automatic_stem_stride
+from .models.encoder import automatic_stem_stride, try_size
 from .types import UserError
 
 __all__ = [
@@ -274,14 +274,14 @@ def _timm_encoder(backbone: str, file: Path | None, in_channels: int, size: int)
     return encoder.eval()
 
 
-def resolve_encoder(reference: str, in_channels: int, size: int) -> tuple[Encoder, bool]:
+def resolve_encoder(reference: str, in_channels: int, size: int | None = None) -> tuple[Encoder, bool]:
     """The encoder that a user names, and whether its weights were trained.
 
     Args:
         reference: a file of ours; ``random:FILE`` (same architecture and preprocessing, fresh weights);
             ``random:BACKBONE``; ``timm:BACKBONE`` (from the local cache) or ``timm:BACKBONE:FILE``.
         in_channels: channels of the archive, for ``random:BACKBONE`` and ``timm:``.
-        size: side of the images in pixels, for the same.
+        size: side of the images in pixels; default: that of a file of ours, else 224.
 
     Returns:
         ``(encoder, trained)``; fresh weights come from torch's global generator.
@@ -297,11 +297,21 @@ def resolve_encoder(reference: str, in_channels: int, size: int) -> tuple[Encode
     kind, _, rest = reference.partition(":")
     if kind == "random" and rest:
         if Path(rest).is_file():
-            return Encoder(_spec(Path(rest), read_header(rest))), False
+            return _for_size(Encoder(_spec(Path(rest), read_header(rest))), size), False
         if "/" in rest or rest.endswith(".safetensors"):
             raise UserError(f"`encoder` ({reference}) must name a file or a timm model; nothing is at {rest}")
-        return create_encoder(rest, in_channels, size), False
+        return create_encoder(rest, in_channels, size or 224), False
     if kind == "timm" and rest:
         backbone, _, file = rest.partition(":")
-        return _timm_encoder(backbone, Path(file) if file else None, in_channels, size), True
-    return load_encoder(reference), True
+        return _timm_encoder(backbone, Path(file) if file else None, in_channels, size or 224), True
+    return _for_size(load_encoder(reference), size), True
+
+
+def _for_size(encoder: Encoder, size: int | None) -> Encoder:
+    """The same weights for another image size."""
+    if size is None or size == encoder.spec.size:
+        return encoder
+    changed = Encoder(dataclasses.replace(encoder.spec, size=size))
+    changed.load_state_dict(encoder.state_dict())
+    try_size(changed)
+    return changed.train(encoder.training)

@@ -44,8 +44,7 @@ class BatchConfig:
 
 @dataclass
 class FinetuneBatchConfig:
-    size: int = _key(32, "labelled images in a batch")
-    workers: int = _key(2, "processes that decode images, where the archive does not fit in memory")
+    size: int = _key(32, "labelled images in a batch; fewer where the budget is small")
 
 
 @dataclass
@@ -153,7 +152,7 @@ class FinetuneConfig:
     )
     split: str = _key("train", "rows that the fraction is taken from")
     seed: int = _key(0, "seed of the label draw, weights and order")
-    resume: bool = _key(False, "do nothing if out holds a finished run of the same configuration, else start anew")
+    resume: bool = _key(False, "do nothing if out holds the finished run of this configuration, else start it anew")
     overwrite: bool = _key(False, "replace an earlier run in out")
     precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 or 32")
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")

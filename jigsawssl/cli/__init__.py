@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        # Lightning turns an interrupt during training into an exit of its own.
         print("jigsawssl: interrupted; go on with resume=true", file=sys.stderr)
         return 130
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from pathlib import Path
@@ -19,12 +18,12 @@ from ..config import FinetuneConfig, to_yaml
 from ..data import Archive, cross_validation_folds, holdout_split, label_fraction, open_archive
 from ..data.loading import PixelDataset
 from ..evaluation import classification_metrics
-from ..models import Encoder
+from ..functional import nearest_sizes
 from ..report import format_table, write_csv, write_json
 from ..report.run import check_run_folder, clear_run_folder, environment
 from ..training.adapt import Adaptation, adapt
 from ..training.finetune import Fold, Recipe
-from ..training.optim import autocast_precision
+from ..training.optim import autocast_precision, training_device
 from ..types import Prediction, UserError
 
 __all__ = ["run"]
@@ -59,6 +58,8 @@ def _split_rows(archive: Archive, config: FinetuneConfig) -> tuple[NDArray[np.in
             f"`data` ({config.data}) must have labels of at least two classes; it has {len(archive.classes)}; "
             "give manifest=labels.csv with path,label or manifest=folders"
         )
+    if config.split == "test" or (config.split == "val" and config.validation == "split"):
+        raise UserError(f"`split` ({config.split}) must not be what the result is judged by; use train")
     pool, test = _rows(archive, config.split), _rows(archive, "test")
     if all(sample.split is None for sample in archive.samples):
         labelled = np.flatnonzero(archive.labels >= 0)
@@ -72,6 +73,13 @@ def _split_rows(archive: Archive, config: FinetuneConfig) -> tuple[NDArray[np.in
             raise UserError(
                 f"`split` ({name}) must have labelled rows; the manifest's splits are {known}; add rows of that split, "
                 "or leave the column out to have a test split made"
+            )
+    if archive.groups is not None:
+        shared = np.intersect1d(archive.groups[pool], archive.groups[test])
+        if len(shared):
+            raise UserError(
+                f"`group` must not be divided between {config.split} and test; {len(shared)} are, the first is "
+                f"{shared[0]}; mend the manifest's split column, or leave it out to have a split made"
             )
     return pool, test, "manifest"
 
@@ -139,15 +147,6 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_] | None, seed: int
         return folds, f"{how}; the groups are too few to divide, so validation sees images of groups it trains on"
 
 
-def _resized(encoder: Encoder, size: int | None) -> Encoder:
-    """The same weights for another image size."""
-    if size is None or size == encoder.spec.size:
-        return encoder
-    changed = Encoder(dataclasses.replace(encoder.spec, size=size))
-    changed.load_state_dict(encoder.state_dict())
-    return changed
-
-
 def _recipe(config: FinetuneConfig, trained: bool, device: torch.device) -> Recipe:
     gentle = config.mode == "auto" and trained
     return Recipe(
@@ -167,35 +166,36 @@ def _recipe(config: FinetuneConfig, trained: bool, device: torch.device) -> Reci
     )
 
 
-def _finished(path: Path, config: FinetuneConfig) -> bool:
-    """Whether ``resume`` finds a finished run of the same configuration."""
-    if not config.resume or not (path / "report.json").is_file() or not (path / "config.yaml").is_file():
-        return False
-    drop = ("resume", "overwrite")
-    before: Any = OmegaConf.load(path / "config.yaml")
-    now: Any = OmegaConf.create(to_yaml(config))
-    return all(before.get(key) == now[key] for key in now if key not in drop)
-
-
 def run(config: FinetuneConfig) -> None:
     """Fine-tune and test once.
 
     Raises:
         UserError: for what the user can mend.
     """
-    path = check_run_folder(config.out, config.resume, config.overwrite)
-    if _finished(path, config):
-        print(f"{path} holds a finished run of this configuration; nothing to do")
+    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free=("config",))
+    if config.resume and (path / "report.json").is_file():
+        print(f"{path} holds the finished run of this configuration; nothing to do")
         return
+    device = training_device(config.trainer.accelerator)
     archive = open_archive(config.data, config.manifest)
     pool, test_rows, made_by = _split_rows(archive, config)
     pl.seed_everything(config.seed, verbose=False)
     channels = PixelDataset(archive.select(pool.tolist()), 8).channels
-    encoder, trained = resolve_encoder(config.encoder, channels, config.views.size or 224)
-    encoder = _resized(encoder, config.views.size)
+    encoder, trained = resolve_encoder(config.encoder, channels, config.views.size)
+    if path.resolve() in Path(config.encoder.removeprefix("random:")).resolve().parents:
+        raise UserError(
+            f"`out` ({config.out}) must not be the folder of `encoder`, which would be lost; choose another"
+        )
+    # A probe on fresh weights says little, and a network that starts from it learned less in our trials.
+    mode = "full" if config.mode == "auto" and not trained else config.mode
     size, channels = encoder.spec.size, encoder.spec.in_channels
+    for grid in config.views.grids if mode == "progressive" else ():
+        if size % grid:
+            raise UserError(
+                f"`views.size` ({size}, the encoder's) must be divisible by `views.grids` ({grid}); "
+                f"nearest sizes: {nearest_sizes(size, grid)}"
+            )
     budget = _budget(archive, pool, config, size, channels)
-    device = pl.Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False).strategy.root_device
     recipe = _recipe(config, trained, device)
     autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
     clear_run_folder(path)
@@ -206,7 +206,7 @@ def run(config: FinetuneConfig) -> None:
     start = time.perf_counter()
     adaptation = adapt(
         encoder,
-        config.mode,
+        mode,
         budget.dataset,
         budget.labels,
         len(archive.classes),
@@ -230,6 +230,7 @@ def run(config: FinetuneConfig) -> None:
         "command": "finetune",
         "config": OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
         "encoder": _provenance(config.encoder, trained),
+        "test_images_seen_in_pretraining": _seen(config.encoder, trained, archive),
         "budget": budget.facts,
         "split_made_by": made_by,
         "chosen": adaptation.chosen,
@@ -249,6 +250,18 @@ def _provenance(reference: str, trained: bool) -> dict[str, Any]:
     file = Path(reference.removeprefix("random:"))
     known = read_header(file)["provenance"] if file.is_file() else None
     return {"reference": reference, "trained_weights": trained, "provenance": known if trained else None}
+
+
+def _seen(reference: str, trained: bool, archive: Archive) -> str:
+    """Whether pretraining saw the test images, without labels, by the archives' fingerprints: yes, no or unknown."""
+    file = Path(reference)
+    if not trained or not file.is_file():
+        return "unknown" if trained else "no"
+    pretrained_on = read_header(file)["provenance"].get("archive")
+    if pretrained_on == archive.fingerprint():
+        return "yes"
+    rest = [row for row, sample in enumerate(archive.samples) if sample.split == "train"]
+    return "no" if rest and pretrained_on == archive.select(rest).fingerprint() else "unknown"
 
 
 def _write(

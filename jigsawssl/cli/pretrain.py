@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from ..augment import JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
@@ -25,11 +26,14 @@ from ..report import write_json
 from ..report.figures import save_curves
 from ..report.run import check_run_folder, clear_run_folder, environment
 from ..training.monitors import Diagnostics, FiniteLoss, MetricsFile, Throughput, ViewsSheet
-from ..training.optim import DEFAULT_RATES, autocast_precision
+from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
 
 __all__ = ["run"]
+
+RESUME_MAY_CHANGE = ("config", "out", "data", "manifest", "trainer")
+"""Keys that may differ on resume: names of places, and how long to train."""
 
 CROP_MARGIN = 1.25
 """Images are kept this much larger than the views where views are crops, so that crops are not all enlarged."""
@@ -53,28 +57,23 @@ def _rows_of(archive: Archive, split: str) -> list[int]:
     return [row for row, sample in enumerate(archive.samples) if sample.split == split]
 
 
-def _check_resume(path: Path, config: PretrainConfig) -> Path | None:
-    """The checkpoint to go on from, if the folder holds one of the same configuration."""
-    checkpoint = path / "checkpoints" / "last.ckpt"
-    if not config.resume or not checkpoint.is_file():
+def _starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
+    """The encoder to go on from, if one is named."""
+    if config.encoder is None:
         return None
-    before: Any = OmegaConf.load(path / "config.yaml") if (path / "config.yaml").is_file() else None
-    now: Any = OmegaConf.create(to_yaml(config))
-    for key in map(str, now):
-        if before is None or key in ("resume", "overwrite", "config", "out", "data", "manifest"):
-            continue
-        if key in before and before[key] != now[key]:
-            raise UserError(
-                f"`{key}` ({now[key]}) must be that of the run to resume ({before[key]}); "
-                "change it back, or choose another `out`"
-            )
-    return checkpoint
+    fixed = {
+        "backbone": config.backbone,
+        "backbone_options": config.backbone_options,
+        "stem_stride": config.stem_stride,
+    }
+    defaults = PretrainConfig()
+    for key, value in fixed.items():
+        if value != getattr(defaults, key):
+            raise UserError(f"`{key}` ({value}) must be left out beside `encoder` ({config.encoder}), which decides it")
+    return resolve_encoder(config.encoder, channels, config.views.size)[0]
 
 
-def _build_encoder(config: PretrainConfig, dataset: PixelDataset) -> Encoder:
-    if config.encoder is not None:
-        encoder, _ = resolve_encoder(config.encoder, dataset.channels, config.views.size)
-        return encoder
+def _fresh_encoder(config: PretrainConfig, dataset: PixelDataset) -> Encoder:
     mean, std = channel_statistics(dataset)
     return create_encoder(
         config.backbone,
@@ -124,19 +123,19 @@ def _build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining
     )
 
 
-def _trainer(config: PretrainConfig, path: Path, callbacks: list[Any]) -> pl.Trainer:
+def _trainer(config: PretrainConfig, path: Path, device: torch.device, callbacks: list[Any]) -> pl.Trainer:
     strategy = "auto"
     if config.trainer.devices > 1:
-        # Progressive steps leave the deep stages out of some backward passes.
-        strategy = "ddp" if config.schedule == "joint" else "ddp_find_unused_parameters_true"
-    accelerator = pl.Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False).strategy.root_device
+        # Progressive steps, and branches without weight, leave parameters out of a backward pass.
+        partial = config.schedule == "progressive" or 0 in config.loss.weights
+        strategy = "ddp_find_unused_parameters_true" if partial else "ddp"
     return pl.Trainer(
         max_epochs=config.trainer.max_epochs,
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         strategy=strategy,
         sync_batchnorm=config.trainer.devices > 1,
-        precision=autocast_precision(config.precision, accelerator),
+        precision=autocast_precision(config.precision, device),
         logger=TensorBoardLogger(path, name="tensorboard", version=""),
         callbacks=callbacks,
         num_sanity_val_steps=0,
@@ -151,43 +150,54 @@ def run(config: PretrainConfig) -> Path:
     Raises:
         UserError: for what the user can mend.
     """
-    path = check_run_folder(config.out, config.resume, config.overwrite)
-    checkpoint = _check_resume(path, config)
+    path = Path(config.out)
+    # With several devices this runs once in each process; the first one alone looks after the folder.
+    first_process = getattr(rank_zero_only, "rank", 0) == 0
+    if first_process:
+        path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE)
+        if config.resume and (path / "report.json").is_file():
+            print(f"{path} holds the finished run of this configuration; nothing to do")
+            return path / "encoder.safetensors"
+    device = training_device(config.trainer.accelerator)
     archive = unlabeled_archive(config)
     crops = config.views.preset == "strong"
     size = math.ceil(config.views.size * CROP_MARGIN) if crops else config.views.size
     dataset = PixelDataset(archive, size)
-    interactive = sys.stderr.isatty()
+    pl.seed_everything(config.seed, verbose=False)
+    started = _starting_encoder(config, dataset.channels)
+    if started is not None and started.spec.in_channels != dataset.channels:
+        dataset = PixelDataset(archive, size, started.spec.in_channels)
     dataset.load(progress=True, workers=os.cpu_count() or 1)
     if len(dataset) < 2:
-        raise UserError(
-            f"`data` ({config.data}) must hold at least 2 readable images; it holds {len(dataset)}; add images"
-        )
-    pl.seed_everything(config.seed, verbose=False)
-    encoder = _build_encoder(config, dataset)
+        raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
+    encoder = started or _fresh_encoder(config, dataset)
     module = _build_module(config, encoder)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = training_loader(dataset, config.batch.size, config.batch.workers, drop_last=True, seed=config.seed)
-    if checkpoint is None:
-        clear_run_folder(path)
-    (path / "config.yaml").write_text(to_yaml(config))
+    checkpoint = path / "checkpoints" / "last.ckpt"
+    resumed = config.resume and checkpoint.is_file()
+    if first_process:
+        if not resumed:
+            clear_run_folder(path)
+        (path / "config.yaml").write_text(to_yaml(config))
     metrics_file = MetricsFile(path / "metrics.csv")
     callbacks = [
+        FiniteLoss(),
         Throughput(),
         Diagnostics(),
-        FiniteLoss(),
         metrics_file,
         ViewsSheet(path / "views.png"),
         ModelCheckpoint(path / "checkpoints", filename="last", enable_version_counter=False),
-        TQDMProgressBar(refresh_rate=1 if interactive else 20),
+        TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20),
     ]
-    trainer = _trainer(config, path, callbacks)
+    trainer = _trainer(config, path, device, callbacks)
     print(
         f"{len(dataset)} images of {'one channel' if dataset.channels == 1 else 'three channels'}, "
-        f"{config.views.size} px, {config.backbone}, schedule {config.schedule}, "
+        f"{config.views.size} px, {encoder.spec.backbone}, schedule {config.schedule}, "
         f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
     )
-    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    module.train()
+    trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None, weights_only=True)
     if not trainer.is_global_zero:
         return path / "encoder.safetensors"
     provenance = {
@@ -202,9 +212,7 @@ def run(config: PretrainConfig) -> Path:
         "started_from": config.encoder,
     }
     save_encoder(path / "encoder.safetensors", encoder, provenance)
-    metrics = {
-        name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith(("_step", "_epoch"))
-    }
+    metrics = {name: float(value) for name, value in metrics_file.rows[-1].items() if value != ""}
     report = {
         "command": "pretrain",
         "config": OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
@@ -228,10 +236,10 @@ def run(config: PretrainConfig) -> Path:
             "updates": trainer.global_step,
             "seconds": metrics_file.seconds,
             "precision": str(trainer.precision),
-            "resumed": checkpoint is not None,
+            "resumed": resumed,
         },
         "metrics": metrics,
-        "environment": environment(module.device),
+        "environment": environment(device),
     }
     write_json(path / "report.json", report)
     _curves(path, metrics_file.rows)

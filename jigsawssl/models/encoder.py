@@ -260,12 +260,12 @@ def create_encoder(
     """
     stride = automatic_stem_stride(size) if stem_stride is None else stem_stride
     encoder = Encoder(EncoderSpec(backbone, in_channels, size, stride, tuple(mean), tuple(std), dict(options or {})))
-    _try(encoder)
+    try_size(encoder)
     return encoder
 
 
 @torch.no_grad()
-def _try(encoder: Encoder) -> None:
+def try_size(encoder: Encoder) -> None:
     """Whether the network takes the size: what a few of them round, or refuse, shows only in a forward pass."""
     size = encoder.spec.size
     encoder.eval()

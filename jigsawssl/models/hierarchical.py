@@ -49,13 +49,12 @@ class _Light(nn.Sequential):
 
 
 def _paper_head(width: int, output: int) -> nn.Module:
-    """BN, Linear, BN, ELU, Linear, after PMG's classifier (Du et al. 2020, section 3.2)."""
+    """BN, Linear, BN, ELU, as in FG-SSL (section 3.2) after PMG's classifier."""
     return nn.Sequential(
         nn.BatchNorm1d(width),
         nn.Linear(width, output, bias=False),
         nn.BatchNorm1d(output),
         nn.ELU(inplace=True),
-        nn.Linear(output, output),
     )
 
 

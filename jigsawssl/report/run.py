@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import kornia
 import lightly
 import timm
 import torch
+from omegaconf import OmegaConf
 
 from ..types import UserError
 
@@ -18,6 +21,8 @@ __all__ = ["check_run_folder", "clear_run_folder", "environment"]
 
 _WRITTEN_HERE = frozenset(
     {
+        ".encoder.safetensors.partial",
+        ".model.safetensors.partial",
         "checkpoints",
         "config.yaml",
         "confusion.png",
@@ -33,27 +38,30 @@ _WRITTEN_HERE = frozenset(
 )
 
 
-def check_run_folder(out: str, resume: bool, overwrite: bool) -> Path:
+def check_run_folder(out: str, resume: bool, overwrite: bool, config: str, free: Sequence[str] = ()) -> Path:
     """Say whether a run may write to ``out``; touches nothing.
 
     Args:
         out: folder of the run.
         resume: the run goes on with what is there.
         overwrite: the run replaces an earlier run.
+        config: the run's configuration as YAML.
+        free: keys that may differ from those of the run to resume.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: if ``out`` is no folder, or is not empty without leave, or holds files that no run writes.
+        UserError: if ``out`` is no folder, is not empty without leave, holds files that no run writes, or holds a run
+            of another configuration than the one to resume.
     """
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise UserError(f"`out` ({out}) must be a folder; a file is there; choose another name")
     entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    if not entries or resume:
+    if not entries:
         return path
-    if not overwrite:
+    if not resume and not overwrite:
         raise UserError(
             f"`out` ({out}) must be new or empty; it holds {len(entries)} entries; "
             "add resume=true to go on, overwrite=true to replace an earlier run, or choose another folder"
@@ -61,10 +69,26 @@ def check_run_folder(out: str, resume: bool, overwrite: bool) -> Path:
     foreign = [name for name in entries if name not in _WRITTEN_HERE]
     if foreign:
         raise UserError(
-            f"`out` ({out}) must hold nothing but an earlier run to be overwritten; it holds {foreign[0]}; "
+            f"`out` ({out}) must hold nothing but an earlier run; it holds {foreign[0]}; "
             "move that away or choose another folder"
         )
+    if resume:
+        _check_same(path, config, {"resume", "overwrite", *free})
     return path
+
+
+def _check_same(path: Path, config: str, free: set[str]) -> None:
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"`out` ({path}) must hold the run to resume; it has no config.yaml; choose another folder")
+    before: Any = OmegaConf.load(file)
+    now: Any = OmegaConf.create(config)
+    for key in sorted({*map(str, now), *map(str, before)} - free):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"`{key}` ({now.get(key)}) must be that of the run to resume ({before.get(key)}); "
+                "change it back, or choose another `out`"
+            )
 
 
 def clear_run_folder(path: Path) -> None:

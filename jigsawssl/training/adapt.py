@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data.loading import PixelDataset
 from ..models import Classifier, Encoder, HierarchicalClassifier
-from .finetune import Fold, Model, Recipe, selection_score, train_classifier
+from .finetune import Fold, Model, Recipe, planned_epochs, selection_score, train_classifier
 from .probe import NEIGHBOURS, STRENGTHS, extract_features, fit_probe, knn_probabilities, predict
 
 __all__ = ["Adaptation", "adapt"]
@@ -198,6 +198,8 @@ def _adapt_network(
             return HierarchicalClassifier(copy.deepcopy(encoder), task.classes)
         return _with_head(encoder, task.classes, probe.fit(task, rows, recipe.balanced) if probe else None)
 
+    # One schedule for folds of any size and for the final fit, or the chosen epoch would mean different things.
+    recipe = recipe._replace(max_epochs=planned_epochs(min(len(train) for train, _ in task.folds), recipe))
     method = {"auto": "full from the linear probe"}.get(mode, mode)
     untrained = probe.scores[probe.strength] if probe is not None else -1.0
     held_out = len(task.folds) == 1

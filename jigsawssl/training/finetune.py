@@ -23,7 +23,7 @@ from ..models import Classifier, HierarchicalClassifier
 from ..types import Batch
 from .optim import create_optimizer, create_scheduler
 
-__all__ = ["Finetuning", "Fold", "Model", "Recipe", "Trained", "selection_score", "train_classifier"]
+__all__ = ["Finetuning", "Fold", "Model", "Recipe", "Trained", "planned_epochs", "selection_score", "train_classifier"]
 
 CHECKS = 10
 """How often a run is judged: validation chooses among that many lengths of training."""
@@ -71,7 +71,6 @@ class Trained(NamedTuple):
     model: Model
     checked: dict[int, Tensor]
     losses: list[tuple[int, float]]
-    best_epoch: int
 
 
 def selection_score(probabilities: Tensor, labels: NDArray[np.int64]) -> float:
@@ -182,7 +181,6 @@ class _Watch(Callback):
         self.score = score
         self.stop_at = stop_at
         self.losses: list[tuple[int, float]] = []
-        self.best_epoch = 0
         self.state: dict[str, Tensor] | None = None
         self.stale = 0
 
@@ -195,7 +193,7 @@ class _Watch(Callback):
         score = selection_score(pl_module.checked[epoch], self.labels)
         self.stale += 1
         if score > self.score:
-            self.score, self.best_epoch, self.stale = score, epoch, 0
+            self.score, self.stale = score, 0
             self.state = copy.deepcopy(pl_module.model.state_dict())
         trainer.should_stop = trainer.should_stop or self.stale >= PATIENCE
 
@@ -204,6 +202,23 @@ class _Watch(Callback):
         self.losses.append((trainer.current_epoch + 1, float(trainer.callback_metrics["train_loss"])))
         if self.stop_at is not None and trainer.current_epoch + 1 >= self.stop_at:
             trainer.should_stop = True
+
+
+def _batch_size(count: int, recipe: Recipe) -> int:
+    """A small budget gets smaller batches, so that an epoch has three updates."""
+    return max(2, min(recipe.batch_size, count // 3))
+
+
+def planned_epochs(count: int, recipe: Recipe) -> int:
+    """Length of a run on ``count`` images: ``recipe.max_epochs`` if given, else as many as the budget needs.
+
+    Example:
+        >>> planned_epochs(40, Recipe(lr=1e-4)), planned_epochs(1000, Recipe(lr=1e-4))
+        (50, 30)
+    """
+    if recipe.max_epochs is not None:
+        return recipe.max_epochs
+    return max(LEAST_EPOCHS, -(-LEAST_STEPS // max(1, count // _batch_size(count, recipe))))
 
 
 def train_classifier(
@@ -230,13 +245,12 @@ def train_classifier(
         stop_at: end after this epoch, on the schedule of the whole run.
 
     Returns:
-        :class:`Trained`; ``best_epoch`` is 0 where nothing beat ``keep_best`` and the weights are those of the end.
+        :class:`Trained`; where nothing beat ``keep_best``, the weights are those of the end.
     """
     rows, val_rows = fold
-    batch_size = max(2, min(recipe.batch_size, len(rows) // 3))
-    enough = max(LEAST_EPOCHS, -(-LEAST_STEPS // max(1, len(rows) // batch_size)))
-    epochs = enough if recipe.max_epochs is None else recipe.max_epochs
+    epochs = planned_epochs(len(rows), recipe)
     every = -(-epochs // CHECKS)
+    batch_size = _batch_size(len(rows), recipe)
     chain = augmentation_chain(recipe.preset, model.encoder.spec.size, dataset.channels)
     module = Finetuning(model, chain, class_weights(labels[rows], classes, recipe.balanced), recipe)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -265,4 +279,4 @@ def train_classifier(
         )
     if watch.state is not None:
         model.load_state_dict(watch.state)
-    return Trained(model.eval(), module.checked, watch.losses, watch.best_epoch)
+    return Trained(model.eval(), module.checked, watch.losses)

@@ -83,7 +83,10 @@ class Diagnostics(Callback):
 
 
 class FiniteLoss(Callback):
-    """Stop at a loss that is not a number, before it ruins the checkpoint of the epoch before."""
+    """Stop at a loss that is not a number, before it ruins the checkpoint of the epoch before.
+
+    It waits for the device, so it comes before :class:`Throughput`, or that wait would count as one for data.
+    """
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
@@ -93,7 +96,7 @@ class FiniteLoss(Callback):
         if loss is not None and not torch.isfinite(loss):
             raise UserError(
                 f"`loss` must stay finite and was {float(loss)} in epoch {trainer.current_epoch}; "
-                "lower `optimizer.lr` or use precision=32, then go on with resume=true"
+                "start again with a lower `optimizer.lr` or precision=32 in another `out`"
             )
 
 
@@ -103,6 +106,9 @@ class MetricsFile(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.rows = list(csv.DictReader(file))
 
     @property
     def seconds(self) -> float:
@@ -111,9 +117,7 @@ class MetricsFile(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the epochs before the one that is resumed."""
-        if trainer.current_epoch and self.path.is_file():
-            with self.path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < trainer.current_epoch]
+        self.rows = [row for row in self.rows if int(row["epoch"]) < trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Append this epoch."""

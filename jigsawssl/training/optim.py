@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from lightly.utils.lars import LARS
 from lightly.utils.scheduler import CosineWarmupScheduler
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["DEFAULT_RATES", "DEFAULT_WEIGHT_DECAY", "autocast_precision", "create_optimizer", "create_scheduler"]
+from ..types import UserError
+
+__all__ = [
+    "DEFAULT_RATES",
+    "DEFAULT_WEIGHT_DECAY",
+    "autocast_precision",
+    "create_optimizer",
+    "create_scheduler",
+    "training_device",
+]
 
 DEFAULT_RATES = {"adamw": 2e-3, "sgd": 2e-3, "lars": 0.2}
 """Learning rates where none is given: AdamW from our trials, SGD from FG-SSL (section 4), LARS from Barlow Twins."""
@@ -65,6 +76,20 @@ def create_optimizer(
 def create_scheduler(optimizer: Optimizer, steps: int, warmup: float) -> CosineWarmupScheduler:
     """Linear warm-up over the share ``warmup`` of ``steps``, then cosine down to a thousandth."""
     return CosineWarmupScheduler(optimizer, warmup_epochs=round(warmup * steps), max_epochs=max(steps, 2))
+
+
+def training_device(accelerator: str) -> torch.device:
+    """The device that Lightning chooses for ``auto``, ``cpu``, ``gpu`` or ``mps``.
+
+    Raises:
+        UserError: if this machine has none of that kind.
+    """
+    try:
+        return pl.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
+    except (MisconfigurationException, RuntimeError) as error:
+        raise UserError(
+            f"`trainer.accelerator` ({accelerator}) must be a device of this machine; {error}; use auto or cpu"
+        ) from None
 
 
 def _computes_bfloat16() -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.loading import PixelDataset
 from ..models import Classifier, Encoder, HierarchicalClassifier
+from ..types import UserError
 
 __all__ = ["NEIGHBOURS", "STRENGTHS", "extract_features", "fit_probe", "knn_probabilities", "predict"]
 
@@ -37,7 +38,13 @@ def _forward(
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     parts = []
     for first in range(0, len(dataset), batch_size):
-        batch = dataset.__getitems__(range(first, min(first + batch_size, len(dataset))))
+        positions = range(first, min(first + batch_size, len(dataset)))
+        batch = dataset.__getitems__(positions)
+        if not np.array_equal(batch.rows.numpy(), dataset.rows[list(positions)]):
+            raise UserError(
+                f"`data` has an unreadable image ({dataset.unreadable[-1]}) that would be judged by another's label; "
+                "take it out of the manifest"
+            )
         images = encoder.preprocess(batch.images.to(device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             parts.append(network(images).float().cpu())
