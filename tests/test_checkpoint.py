@@ -316,8 +316,8 @@ def test_preprocessing_that_cannot_be_used_is_refused(
 
 
 def test_random_file_keeps_the_architecture_and_preprocessing_but_not_the_weights(file: Path) -> None:
-    first, was_trained = resolve_encoder(f"random:{file}", in_channels=3, size=224)
-    second, _ = resolve_encoder(f"random:{file}", in_channels=3, size=224)
+    first, was_trained = resolve_encoder(f"random:{file}", in_channels=3)
+    second, _ = resolve_encoder(f"random:{file}", in_channels=3)
     assert not was_trained
     original = trained()
     assert first.spec == original.spec
@@ -336,7 +336,7 @@ def test_random_backbone_takes_channels_and_size_of_the_archive() -> None:
 
 
 def test_a_file_of_ours_brings_its_own_channels_and_size(file: Path) -> None:
-    encoder, was_trained = resolve_encoder(str(file), in_channels=3, size=224)
+    encoder, was_trained = resolve_encoder(str(file), in_channels=3)
     assert was_trained
     assert encoder.spec == trained().spec
     assert_same_weights(encoder, trained())
@@ -436,10 +436,19 @@ def test_classifiers_round_trip(
     header = read_header(path)
     assert header["kind"] == ("classifier" if isinstance(model, Classifier) else "hierarchical_classifier")
     assert (header["classes"], header["provenance"]) == (list(CLASSES), {"fraction": 0.1})
-    for encoder in (load_encoder(path), resolve_encoder(str(path), in_channels=3, size=224)[0]):
+    for encoder in (load_encoder(path), resolve_encoder(str(path), in_channels=3)[0]):
         assert_same_weights(encoder, model.encoder)
         assert encoder.spec == model.encoder.spec
 
 
 def test_an_encoder_is_no_classifier(file: Path) -> None:
     assert "must hold a classifier, not an encoder" in refusal(lambda: load_classifier(file))
+
+
+def test_another_image_size_keeps_the_weights(tmp_path: Path) -> None:
+    encoder = create_encoder("resnet18", 1, size=64, options={"channels": [16, 16, 32, 32]})
+    save_encoder(tmp_path / "e.safetensors", encoder)
+    larger, _ = resolve_encoder(str(tmp_path / "e.safetensors"), in_channels=1, size=96)
+    assert larger.spec.size == 96 and not larger.training
+    assert_same_weights(larger, encoder)
+    assert "`views.size` (8)" in refusal(lambda: resolve_encoder(str(tmp_path / "e.safetensors"), 1, size=8))

@@ -227,6 +227,8 @@ def test_unreadable_files_are_left_out_and_listed(tmp_path: Path) -> None:
         (["finetune", "data=FOLDER", "out=O", "encoder=random:resnet18"], ["`data`", "manifest="]),
         (["finetune", "data=demo", "out=O", "encoder=timm:resnet18"], ["`encoder`", "timm:resnet18:FILE"]),
         (["finetune", "data=demo", "out=O", "encoder=random:resnet18", "mode=best"], ["`mode` (best)", "auto"]),
+        (["finetune", "data=demo", "out=O", "encoder=random:resnet18", "split=test"], ["`split` (test)", "train"]),
+        (["pretrain", "data=demo", "out=O", "encoder=e.safetensors", "backbone=resnet50"], ["`backbone` (resnet50)"]),
         (["pretend"], ["pretend", "pretrain"]),
     ],
 )
@@ -263,6 +265,73 @@ def test_overwrite_replaces_a_run(pretrained: Path, tmp_path: Path) -> None:
     assert main([*common, "overwrite=true"]) == 0
     with (out / "metrics.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
+
+
+def test_pretraining_goes_on_from_an_encoder(pretrained: Path, tmp_path: Path) -> None:
+    file = pretrained / "encoder.safetensors"
+    arguments = ["pretrain", "data=demo", "split=val", f"encoder={file}", "views.size=48", "views.grids=[4,2,1]"]
+    small = ["block.width=16", "block.projection=16", "batch.size=64", "trainer.max_epochs=1", "precision=32"]
+    assert main([*arguments, *small, f"out={tmp_path / 'on'}"]) == 0
+    before, after = jigsawssl.load_encoder(file), jigsawssl.load_encoder(tmp_path / "on" / "encoder.safetensors")
+    assert after.spec.size == 48 and after.spec.backbone == before.spec.backbone
+    statistics = [name for name in before.state_dict() if name.endswith("running_mean")]
+    assert all(not torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in statistics)
+
+
+def test_the_report_says_whether_pretraining_saw_the_test_images(pretrained: Path, tmp_path: Path) -> None:
+    folder = images_folder(tmp_path / "images", count=20)
+    common = [f"data={folder}", "precision=32"]
+    smoke = f"config={SMOKE / 'pretrain.yaml'}"
+    assert main(["pretrain", *common, smoke, "batch.size=16", "trainer.max_epochs=1", f"out={tmp_path / 'p'}"]) == 0
+    own = tmp_path / "p" / "encoder.safetensors"
+    answers = []
+    for number, encoder in enumerate((own, pretrained / "encoder.safetensors", f"random:{own}")):
+        out = tmp_path / f"f{number}"
+        assert main(["finetune", *common, "manifest=folders", f"encoder={encoder}", "mode=linear", f"out={out}"]) == 0
+        answers.append(json.loads((out / "report.json").read_text())["test_images_seen_in_pretraining"])
+    assert answers == ["yes", "unknown", "no"]
+
+
+def test_a_group_on_both_sides_of_the_split_is_refused(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = images_folder(tmp_path / "images", count=4)
+    lines = [
+        f"{label}/{number}.png,{label},{'test' if number == 3 else 'train'},{label}{number // 2}"
+        for label in ("a", "b")
+        for number in range(4)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split,group", *lines]))
+    arguments = [
+        f"data={folder}",
+        f"manifest={tmp_path / 'labels.csv'}",
+        f"encoder={pretrained / 'encoder.safetensors'}",
+    ]
+    assert main(["finetune", *arguments, f"out={tmp_path / 'run'}"]) == 2
+    assert "`group` must not be divided" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_finished_pretraining_is_not_repeated(pretrained: Path) -> None:
+    before = tree(pretrained)
+    arguments = ["pretrain", "data=demo", "split=val", f"out={pretrained}", f"config={SMOKE / 'pretrain.yaml'}"]
+    assert main([*arguments, "resume=true"]) == 0
+    assert tree(pretrained) == before
+
+
+def test_a_run_that_only_lacks_its_report_gets_it(pretrained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pretrained, copy)
+    expected = json.loads((copy / "report.json").read_text())["metrics"]
+    (copy / "report.json").unlink()
+    arguments = ["pretrain", "data=demo", "split=val", f"out={copy}", f"config={SMOKE / 'pretrain.yaml'}"]
+    assert main([*arguments, "resume=true"]) == 0
+    assert json.loads((copy / "report.json").read_text())["metrics"] == pytest.approx(expected)
+
+
+def test_finetuning_does_not_replace_its_own_encoder(pretrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(pretrained)
+    assert finetune(pretrained / "encoder.safetensors", pretrained, "overwrite=true") == 2
+    assert "`out`" in capsys.readouterr().err and tree(pretrained) == before
 
 
 def test_a_finished_finetuning_is_not_repeated(pretrained: Path, tmp_path: Path) -> None:
