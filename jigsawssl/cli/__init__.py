@@ -52,6 +52,7 @@ def _quiet() -> None:
         ".*The number of training batches.*",
         ".*treespec.*",
         ".*exists and is not empty.*",
+        ".*dirpath has changed.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -134,7 +134,7 @@ def _trainer(config: PretrainConfig, path: Path, device: torch.device, callbacks
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         strategy=strategy,
-        sync_batchnorm=config.trainer.devices > 1,
+        sync_batchnorm=config.trainer.devices > 1 and device.type == "cuda",
         precision=autocast_precision(config.precision, device),
         logger=TensorBoardLogger(path, name="tensorboard", version=""),
         callbacks=callbacks,
