@@ -1,4 +1,4 @@
-"""The demo: pretrain on embedded synthetic images, fine-tune on a tenth of their labels, compare with fresh weights."""
+"""The demo: pretrain on embedded synthetic images, probe with a tenth of their labels, compare with fresh weights."""
 
 from __future__ import annotations
 
@@ -42,11 +42,12 @@ def run(config: DemoConfig) -> None:
             "overwrite=true",
             f"seed={config.seed}",
             f"fraction={FRACTION}",
+            "mode=linear",
         ]
         print(f"\n$ jigsawssl finetune {' '.join(second)}", flush=True)
         finetune.run(load_config(FinetuneConfig, second))
         report = json.loads((folder / "report.json").read_text())
         rows.append([name, report["budget"]["labels"], report["test"]["auroc"], report["test"]["balanced_accuracy"]])
-    print(f"\nSynthetic lesions, {FRACTION:.0%} of the labels, tested once:\n")
+    print(f"\nSynthetic lesions, a linear probe on {FRACTION:.0%} of the labels, tested once:\n")
     print(format_table(["encoder", "labels", "test AUROC", "balanced accuracy"], rows))
     print(f"\nLook at {out / 'pretrain' / 'views.png'} and {out / 'finetune-pretrained' / 'curves.png'}")
