@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:  ## show these verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## install, then pretrain and fine-tune on the embedded demo archive (no data needed)
+demo: $(VENV)/.installed  ## install, then pretrain on embedded synthetic images and probe with few labels (no data needed)
 	@$(BIN)/jigsawssl demo out=runs/demo
 
 test: lint  ## install with the test tools, lint, then run the tests and the examples in the docstrings

@@ -21,7 +21,7 @@ _COMMANDS = {
         "adapt an encoder to few labels and test it once",
         "data=ARCHIVE manifest=labels.csv encoder=RUN/encoder.safetensors out=RUN2 [fraction=0.01]",
     ),
-    "demo": (DemoConfig, "pretrain and fine-tune on embedded synthetic images", "[out=runs/demo]"),
+    "demo": (DemoConfig, "pretrain on embedded synthetic images, probe with few labels", "[out=runs/demo]"),
 }
 
 
