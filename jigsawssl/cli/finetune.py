@@ -47,8 +47,9 @@ class _Budget(NamedTuple):
 
 
 def _rows(archive: Archive, split: str) -> NDArray[np.int64]:
-    chosen = [row for row, sample in enumerate(archive.samples) if sample.split == split and sample.label is not None]
-    return np.array(chosen, dtype=np.int64)
+    """Labelled rows of a split."""
+    rows = archive.rows_of(split)
+    return rows[archive.labels[rows] >= 0]
 
 
 def _split_rows(archive: Archive, config: FinetuneConfig) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
@@ -147,8 +148,8 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_] | None, seed: int
         return folds, f"{how}; the groups are too few to divide, so validation sees images of groups it trains on"
 
 
-def _recipe(config: FinetuneConfig, trained: bool, device: torch.device) -> Recipe:
-    gentle = config.mode == "auto" and trained
+def _recipe(config: FinetuneConfig, mode: str, device: torch.device) -> Recipe:
+    gentle = mode == "auto"
     return Recipe(
         lr=config.optimizer.lr if config.optimizer.lr is not None else (5e-5 if gentle else 5e-4),
         max_epochs=config.trainer.max_epochs,
@@ -196,7 +197,7 @@ def run(config: FinetuneConfig) -> None:
                 f"nearest sizes: {nearest_sizes(size, grid)}"
             )
     budget = _budget(archive, pool, config, size, channels)
-    recipe = _recipe(config, trained, device)
+    recipe = _recipe(config, mode, device)
     autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
     clear_run_folder(path)
     (path / "config.yaml").write_text(to_yaml(config))
@@ -260,8 +261,8 @@ def _seen(reference: str, trained: bool, archive: Archive) -> str:
     pretrained_on = read_header(file)["provenance"].get("archive")
     if pretrained_on == archive.fingerprint():
         return "yes"
-    rest = [row for row, sample in enumerate(archive.samples) if sample.split == "train"]
-    return "no" if rest and pretrained_on == archive.select(rest).fingerprint() else "unknown"
+    rest = archive.rows_of("train")
+    return "no" if rest.size and pretrained_on == archive.select(rest).fingerprint() else "unknown"
 
 
 def _write(

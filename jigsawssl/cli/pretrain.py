@@ -46,15 +46,11 @@ def unlabeled_archive(config: PretrainConfig) -> Archive:
         return archive
     splits = {sample.split for sample in archive.samples}
     if config.split is None:
-        return archive if "train" not in splits else archive.select(_rows_of(archive, "train"))
+        return archive if "train" not in splits else archive.select(archive.rows_of("train"))
     if config.split not in splits:
         known = ", ".join(sorted(name for name in splits if name)) or "none"
         raise UserError(f"`split` ({config.split}) must be one of the archive's splits ({known}) or all")
-    return archive.select(_rows_of(archive, config.split))
-
-
-def _rows_of(archive: Archive, split: str) -> list[int]:
-    return [row for row, sample in enumerate(archive.samples) if sample.split == split]
+    return archive.select(archive.rows_of(config.split))
 
 
 def _starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:

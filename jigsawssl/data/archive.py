@@ -61,6 +61,10 @@ class Archive:
             return None
         return np.array([f"of {s.path}" if s.group is None else f"group {s.group}" for s in self.samples])
 
+    def rows_of(self, split: str) -> NDArray[np.int64]:
+        """Rows of a split, in order; none where there is no such split."""
+        return np.flatnonzero([sample.split == split for sample in self.samples])
+
     def select(self, rows: Iterable[int]) -> Archive:
         """Return the archive of these rows, in this order, with the same ``classes``."""
         kept = [int(row) for row in rows]
@@ -163,8 +167,8 @@ def open_archive(data: str, manifest: str | None = None, split: str | None = Non
     if split is None:
         return archive
     wanted = _SPLIT_NAMES.get(split.lower(), split)
-    rows = [row for row, sample in enumerate(samples) if sample.split == wanted]
-    if not rows:
+    rows = archive.rows_of(wanted)
+    if not rows.size:
         present = ", ".join(sorted({s.split for s in samples if s.split is not None})) or "none"
         raise UserError(f"`split` ({split}) must be a split of the archive; there are: {present}; choose one of these.")
     return archive.select(rows)
