@@ -90,7 +90,7 @@ class OptimizerConfig:
 @dataclass
 class FinetuneOptimizerConfig:
     name: str = _key("adamw", "adamw, sgd or lars")
-    lr: float | None = _key(None, "encoder's rate; null: 5e-5 from trained weights in mode auto, else 5e-4")
+    lr: float = _key(5e-4, "encoder's rate; a tenth of it in the gentle fine-tuning of mode auto")
     weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
     head_scale: float = _key(10.0, "the classifier's learning rate as a multiple of lr")
 
@@ -146,7 +146,7 @@ class FinetuneConfig:
     out: str = _key("", "folder of this run (required)")
     config: str | None = _key(None, "YAML file of keys; the command line wins over it")
     fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
-    mode: str = _key("auto", "auto (probe, then full from it at a low rate), full, linear, knn or progressive")
+    mode: str = _key("auto", "auto (chooses: probe, gentle from it, or full), full, linear, knn or progressive")
     validation: str = _key(
         "budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)"
     )

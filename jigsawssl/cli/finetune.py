@@ -148,17 +148,15 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_] | None, seed: int
         return folds, f"{how}; the groups are too few to divide, so validation sees images of groups it trains on"
 
 
-def _recipe(config: FinetuneConfig, mode: str, device: torch.device) -> Recipe:
-    gentle = mode == "auto"
+def _recipe(config: FinetuneConfig, device: torch.device) -> Recipe:
     return Recipe(
-        lr=config.optimizer.lr if config.optimizer.lr is not None else (5e-5 if gentle else 5e-4),
+        lr=config.optimizer.lr,
         max_epochs=config.trainer.max_epochs,
         batch_size=config.batch.size,
         optimizer=config.optimizer.name,
         head_scale=config.optimizer.head_scale,
         weight_decay=config.optimizer.weight_decay,
         balanced=config.class_weights == "balanced",
-        keep_statistics=gentle,
         grids=tuple(config.views.grids),
         preset=config.views.preset,
         seed=config.seed,
@@ -197,7 +195,7 @@ def run(config: FinetuneConfig) -> None:
                 f"nearest sizes: {nearest_sizes(size, grid)}"
             )
     budget = _budget(archive, pool, config, size, channels)
-    recipe = _recipe(config, mode, device)
+    recipe = _recipe(config, device)
     autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
     clear_run_folder(path)
     (path / "config.yaml").write_text(to_yaml(config))

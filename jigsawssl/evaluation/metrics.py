@@ -23,6 +23,35 @@ from jigsawssl.types import UserError
 Array = Tensor | np.ndarray | Sequence[Any]  # whatever torch.as_tensor takes
 
 
+def paired_auroc_difference(
+    first: Tensor, second: Tensor, labels: np.ndarray[Any, Any], draws: int = 200, seed: int = 0
+) -> tuple[float, float]:
+    """By how much the macro AUROC of one model exceeds that of another, and the standard error of that difference.
+
+    The error is the standard deviation over bootstrap samples of the images, drawn class by class so that none is lost.
+
+    Args:
+        first: probabilities ``(N, K)``.
+        second: probabilities ``(N, K)`` of the same images.
+        labels: integers ``(N,)`` in [0, K).
+        draws: bootstrap samples.
+        seed: of the samples.
+
+    Example:
+        >>> labels = np.array([0, 1] * 20)
+        >>> right = torch.nn.functional.one_hot(torch.from_numpy(labels), 2).float()
+        >>> paired_auroc_difference(right, 1 - right, labels)
+        (1.0, 0.0)
+    """
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    differences = []
+    for _ in range(draws):
+        rows = np.concatenate([rng.choice(rows, len(rows)) for rows in members])
+        differences.append(macro_auroc(first[rows], labels[rows]) - macro_auroc(second[rows], labels[rows]))
+    return macro_auroc(first, labels) - macro_auroc(second, labels), float(np.std(differences))
+
+
 def classification_metrics(probabilities: Array, labels: Array, classes: Sequence[str]) -> dict[str, Any]:
     """Every number that the reports print about one set of predictions, ready for JSON.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.loading import PixelDataset
+from ..evaluation import paired_auroc_difference
 from ..models import Classifier, Encoder, HierarchicalClassifier
 from .finetune import Fold, Model, Recipe, planned_epochs, selection_score, train_classifier
 from .probe import NEIGHBOURS, STRENGTHS, extract_features, fit_probe, knn_probabilities, predict
@@ -95,11 +96,12 @@ def _knn(encoder: Encoder, task: _Task) -> Adaptation:
 
 
 class _Probe(NamedTuple):
-    """Features of the labelled images and the chosen strength of the probe."""
+    """Features of the labelled images, the chosen strength of the probe and its validation probabilities."""
 
     features: Tensor
     strength: float
     scores: dict[float, float]
+    judged: Tensor
 
     def fit(self, task: _Task, rows: NDArray[np.int64], balanced: bool) -> torch.nn.Linear:
         """Probe on some rows."""
@@ -115,7 +117,9 @@ def _choose_probe(encoder: Encoder, task: _Task, balanced: bool) -> _Probe:
         return head(features[val]).softmax(dim=1)  # type: ignore[no-any-return]
 
     scores = _judge(task, STRENGTHS, fitted)
-    return _Probe(features, _best(scores), scores)
+    strength = _best(scores)
+    judged = torch.cat([fitted(train, val, strength) for train, val in task.folds])
+    return _Probe(features, strength, scores, judged)
 
 
 def _with_head(encoder: Encoder, classes: int, head: torch.nn.Linear | None) -> Classifier:
@@ -123,19 +127,6 @@ def _with_head(encoder: Encoder, classes: int, head: torch.nn.Linear | None) -> 
     if head is not None:
         model.head.load_state_dict(head.state_dict())
     return model
-
-
-def _finish(
-    task: _Task,
-    model: Model,
-    chosen: dict[str, Any],
-    validation: dict[str, Any],
-    history: dict[str, list[tuple[int, float]]],
-) -> Adaptation:
-    def probabilities(dataset: PixelDataset) -> Tensor:
-        return predict(model, dataset, task.batch_size, task.device, task.autocast)
-
-    return Adaptation(probabilities, model, chosen, validation, history)
 
 
 def adapt(
@@ -159,8 +150,9 @@ def adapt(
 
     Args:
         encoder: the starting point; not changed.
-        mode: ``linear``, ``knn``, ``full``, ``progressive``, or ``auto``: a linear probe, then full fine-tuning from
-            it, where the number of epochs, 0 for the probe itself, is chosen by validation.
+        mode: ``linear``, ``knn``, ``full``, ``progressive``, or ``auto``: validation chooses between a linear probe,
+            gentle full fine-tuning from it (a tenth of the rate, batch-norm statistics kept) and ordinary full
+            fine-tuning, which wins unless another is ahead by more than one standard error.
         dataset: labelled images, decoded.
         labels: int64 ``(len(dataset),)`` in ``range(classes)``.
         classes: K.
@@ -177,59 +169,96 @@ def adapt(
     task = _Task(dataset, labels, classes, folds, refit_rows, 256, device, autocast, progress)
     if mode == "knn":
         return _knn(encoder, task)
-    probe = _choose_probe(encoder, task, recipe.balanced) if mode in ("auto", "linear") else None
-    scores: dict[str, float] = {}
-    if probe is not None:
-        scores = {f"linear strength={strength:g}": score for strength, score in probe.scores.items()}
+    if mode not in ("auto", "linear"):
+        return _finish(task, _train_network(encoder, mode, task, recipe))
+    probe = _choose_probe(encoder, task, recipe.balanced)
+    linear = _linear(encoder, task, probe, recipe.balanced)
     if mode == "linear":
-        assert probe is not None
-        model = _with_head(encoder, classes, probe.fit(task, refit_rows, recipe.balanced))
-        chosen = {"method": "linear", "strength": probe.strength}
-        return _finish(task, model, chosen, {"scores": scores}, {})
-    return _adapt_network(encoder, mode, task, probe, recipe, scores)
+        return _finish(task, linear)
+    full = _train_network(encoder, "full", task, recipe)
+    gentle = _train_network(encoder, GENTLE, task, gentle_recipe(recipe), probe)
+    rival = max((linear, gentle), key=lambda candidate: candidate.score)
+    ahead, error = paired_auroc_difference(rival.judged, full.judged, task.judged)
+    winner = rival if ahead > error else full
+    scores = {**linear.scores, **gentle.scores, **full.scores}
+    comparison = {"other": rival.chosen["method"], "ahead_of_full_by": ahead, "standard_error": error}
+    return _finish(task, winner._replace(scores=scores), comparison)
 
 
-def _adapt_network(
-    encoder: Encoder, mode: str, task: _Task, probe: _Probe | None, recipe: Recipe, scores: dict[str, float]
-) -> Adaptation:
+GENTLE = "full from the linear probe"
+
+
+def gentle_recipe(recipe: Recipe) -> Recipe:
+    """Full fine-tuning that keeps what the encoder knows: a tenth of the rate, batch-norm statistics kept."""
+    return recipe._replace(lr=recipe.lr / 10, keep_statistics=True)
+
+
+class _Candidate(NamedTuple):
+    """One way to adapt, judged: its validation probabilities, its score, how to get the model, and what to report."""
+
+    judged: Tensor
+    score: float
+    fit: Callable[[], Model]
+    chosen: dict[str, Any]
+    scores: dict[str, float]
+    history: dict[str, list[tuple[int, float]]]
+
+
+def _finish(task: _Task, winner: _Candidate, comparison: dict[str, Any] | None = None) -> Adaptation:
+    model = winner.fit()
+
+    def probabilities(dataset: PixelDataset) -> Tensor:
+        return predict(model, dataset, task.batch_size, task.device, task.autocast)
+
+    validation = {"scores": winner.scores, **({"comparison": comparison} if comparison else {})}
+    return Adaptation(probabilities, model, winner.chosen, validation, winner.history)
+
+
+def _linear(encoder: Encoder, task: _Task, probe: _Probe, balanced: bool) -> _Candidate:
+    return _Candidate(
+        probe.judged,
+        probe.scores[probe.strength],
+        lambda: _with_head(encoder, task.classes, probe.fit(task, task.refit_rows, balanced)),
+        {"method": "linear", "strength": probe.strength},
+        {f"linear strength={strength:g}": score for strength, score in probe.scores.items()},
+        {},
+    )
+
+
+def _train_network(
+    encoder: Encoder, method: str, task: _Task, recipe: Recipe, probe: _Probe | None = None
+) -> _Candidate:
+    """Train on each fold; the number of epochs is the one that does best on all of them."""
+
     def start(rows: NDArray[np.int64]) -> Model:
         torch.manual_seed(recipe.seed)
-        if mode == "progressive":
+        if method == "progressive":
             return HierarchicalClassifier(copy.deepcopy(encoder), task.classes)
         return _with_head(encoder, task.classes, probe.fit(task, rows, recipe.balanced) if probe else None)
 
     # One schedule for folds of any size and for the final fit, or the chosen epoch would mean different things.
     recipe = recipe._replace(max_epochs=planned_epochs(min(len(train) for train, _ in task.folds), recipe))
-    method = {"auto": "full from the linear probe"}.get(mode, mode)
-    untrained = probe.scores[probe.strength] if probe is not None else -1.0
     held_out = len(task.folds) == 1
     runs = [
         train_classifier(
-            start(train), task.dataset, task.labels, task.classes, (train, val), recipe, untrained if held_out else None
+            start(train), task.dataset, task.labels, task.classes, (train, val), recipe, -1.0 if held_out else None
         )
-        for train, val in tqdm(task.folds, "Fine-tuning", disable=not task.progress)
+        for train, val in tqdm(task.folds, f"Fine-tuning, {method}", disable=not task.progress)
     ]
-    epochs = list(runs[0].checked)
-    pooled = {epoch: torch.cat([run.checked[epoch] for run in runs]) for epoch in epochs}
+    pooled = {epoch: torch.cat([run.checked[epoch] for run in runs]) for epoch in runs[0].checked}
     by_epoch = {epoch: selection_score(probabilities, task.judged) for epoch, probabilities in pooled.items()}
-    scores |= {f"{method} epochs={epoch}": score for epoch, score in by_epoch.items()}
-    history = {"train_loss": runs[0].losses, "val_auroc": list(by_epoch.items())}
-    if probe is not None:
-        history["val_auroc"].insert(0, (0, untrained))
-    best_epoch = _best(by_epoch)
-    if by_epoch[best_epoch] <= untrained:
-        assert probe is not None
-        model: Model = _with_head(encoder, task.classes, probe.fit(task, task.refit_rows, recipe.balanced))
-        return _finish(task, model, {"method": "linear", "strength": probe.strength}, {"scores": scores}, history)
-    if held_out:
-        model = runs[0].model
-    else:
-        nothing = np.empty(0, dtype=np.int64)
-        final = (task.refit_rows, nothing)
-        model = train_classifier(
-            start(task.refit_rows), task.dataset, task.labels, task.classes, final, recipe, stop_at=best_epoch
-        ).model
-    chosen: dict[str, Any] = {"method": method, "epochs": best_epoch, "lr": recipe.lr}
+    best = _best(by_epoch)
+
+    def fit() -> Model:
+        if held_out:
+            return runs[0].model
+        final = (task.refit_rows, np.empty(0, dtype=np.int64))
+        fresh = start(task.refit_rows)
+        return train_classifier(fresh, task.dataset, task.labels, task.classes, final, recipe, stop_at=best).model
+
+    chosen: dict[str, Any] = {"method": method, "epochs": best, "lr": recipe.lr}
     if probe is not None:
         chosen["strength"] = probe.strength
-    return _finish(task, model, chosen, {"scores": scores}, history)
+    scores = {f"{method} epochs={epoch}": score for epoch, score in by_epoch.items()}
+    history = {"train_loss": runs[0].losses, "val_auroc": list(by_epoch.items())}
+    return _Candidate(pooled[best], by_epoch[best], fit, chosen, scores, history)

@@ -11,7 +11,7 @@ import torch
 from sklearn import metrics as reference
 from torch import Tensor
 
-from jigsawssl.evaluation import classification_metrics, log_loss, macro_auroc
+from jigsawssl.evaluation import classification_metrics, log_loss, macro_auroc, paired_auroc_difference
 from jigsawssl.types import UserError
 
 SEVEN = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -180,3 +180,18 @@ def test_log_loss_agrees_with_scikit_learn_and_cross_entropy() -> None:
     for broken in (torch.ones(3), -weights, torch.zeros(7)):
         with pytest.raises(ValueError, match=r"`weights` must be 7 numbers >= 0"):
             log_loss(probabilities, labels, broken)
+
+
+def test_the_error_of_a_difference_is_its_spread_over_new_samples() -> None:
+    def models(seed: int) -> tuple[Tensor, Tensor, np.ndarray]:
+        first, labels = example(2, 100, 1.5, seed)
+        noise = torch.randn(100, 2, generator=torch.Generator().manual_seed(seed + 1000))
+        return first, (first.log() + noise).softmax(dim=1), labels.numpy()
+
+    found = [paired_auroc_difference(*models(seed), draws=60) for seed in range(40)]
+    spread = float(np.std([difference for difference, _ in found]))
+    assert 0.6 < np.mean([error for _, error in found]) / spread < 1.6
+    first, second, labels = models(0)
+    forth, back = paired_auroc_difference(first, second, labels), paired_auroc_difference(second, first, labels)
+    assert forth[0] == pytest.approx(-back[0]) and forth[1] == pytest.approx(back[1])
+    assert paired_auroc_difference(first, first, labels) == (0, 0)

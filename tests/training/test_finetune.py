@@ -129,7 +129,7 @@ def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_cl
     folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, 3, seed=0)
     encoder = tiny_encoder()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    recipe = Recipe(lr=1e-4, max_epochs=2, keep_statistics=True)
+    recipe = Recipe(lr=1e-3, max_epochs=8, batch_size=16)
     result = adapt(encoder, mode, two_classes, labels, 2, folds, every, recipe, CPU)
     assert (result.probabilities(two_classes).argmax(dim=1).numpy() == labels).mean() >= 0.9
     assert result.validation["scores"] and result.chosen["method"]
@@ -137,11 +137,26 @@ def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_cl
     assert (result.model is None) == (mode == "knn")
 
 
+@pytest.mark.parametrize("held_out", [True, False])
+def test_full_fine_tuning_wins_unless_another_is_clearly_ahead(held_out: bool, two_classes: PixelDataset) -> None:
+    labels, every = two_classes.labels, rows(40)
+    folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, 3, seed=0)
+    for lr, wins in ((1e-3, True), (1e-12, False)):
+        # With this seed the untrained head ranks the wrong way round.
+        recipe = Recipe(lr=lr, max_epochs=8, batch_size=10, seed=2)
+        result = adapt(tiny_encoder(), "auto", two_classes, labels, 2, folds, every, recipe, CPU)
+        comparison = result.validation["comparison"]
+        assert (result.chosen["method"] == "full") == wins
+        assert (comparison["ahead_of_full_by"] <= comparison["standard_error"]) == wins
+        judged = {name.split(" strength")[0].split(" epochs")[0] for name in result.validation["scores"]}
+        assert judged == {"linear", "full", "full from the linear probe"}
+
+
 @pytest.mark.parametrize("count", [11, 13])
 def test_folds_of_different_sizes_share_a_schedule(count: int, two_classes: PixelDataset) -> None:
     labels = two_classes.labels[:count]
     folds = cross_validation_folds(labels, None, 5, seed=0)
-    recipe = Recipe(lr=1e-4, keep_statistics=True)
+    recipe = Recipe(lr=1e-4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jigsawssl.training.finetune.LEAST_STEPS", 6)
         patch.setattr("jigsawssl.training.finetune.LEAST_EPOCHS", 1)
