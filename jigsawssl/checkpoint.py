@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, create_encoder
 from .models.encoder import automatic_stem_stride, try_size
-from .types import UserError
+from .types import FITS, UserError
 
 __all__ = [
     "load_classifier",
@@ -138,7 +138,8 @@ def _is_classifier(header: Mapping[str, Any]) -> bool:
 
 def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
     try:
-        values = dict(header["encoder"])
+        # Files of version 0.1.0 say nothing of how images became squares: they were squashed.
+        values = {"fit": "squash", **header["encoder"]}
         values["mean"], values["std"] = tuple(map(float, values["mean"])), tuple(map(float, values["std"]))
         spec = EncoderSpec(**values)
         whole = all(type(number) is int and number > 0 for number in (spec.size, spec.stem_stride, spec.in_channels))
@@ -146,8 +147,8 @@ def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
         finite = all(map(math.isfinite, (*spec.mean, *spec.std))) and all(value > 0 for value in spec.std)
         if not whole or not finite or not lengths <= {1, spec.in_channels} or not isinstance(spec.options, dict):
             raise ValueError("numbers out of range")
-        if not isinstance(spec.backbone, str):
-            raise TypeError("backbone is no name")
+        if not isinstance(spec.backbone, str) or not isinstance(spec.window, str) or spec.fit not in FITS:
+            raise TypeError("backbone, fit or window is no name")
         return spec
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"`encoder` ({path}) must have a whole header; {error!r}; save it again") from None

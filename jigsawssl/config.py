@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .types import UserError
+from .types import FITS, UserError
 
 __all__ = [
     "DemoConfig",
+    "DoctorConfig",
     "FinetuneConfig",
     "PretrainConfig",
     "describe_keys",
@@ -39,12 +41,23 @@ def _group(kind: type) -> Any:
 @dataclass
 class BatchConfig:
     size: int = _key(256, "images in a batch")
-    workers: int = _key(2, "processes that decode images, where the archive does not fit in memory")
+    workers: int | None = _key(None, "threads that decode images; null: one for each processor core")
 
 
 @dataclass
 class FinetuneBatchConfig:
     size: int = _key(32, "labelled images in a batch; fewer where the budget is small")
+
+
+@dataclass
+class ReadingConfig:
+    fit: str = _key("pad", "how images become squares: pad (whole, on black), crop (central square) or squash")
+    window: str = _key(
+        "file",
+        "more than 8 bits: file (the DICOM's window, else percentiles), percentiles, or for CT lung, mediastinum, "
+        "abdomen, brain, bone",
+    )
+    frames: str = _key("all", "of files with several frames: all, middle or every_N, such as every_5")
 
 
 @dataclass
@@ -128,6 +141,10 @@ class PretrainConfig:
     backbone_options: dict[str, Any] = _key({}, "numbers for the timm model, such as {channels: [32, 64, 128, 256]}")
     stem_stride: int | None = _key(None, "1, 2 or 4; null: 1 up to 32 px, 2 up to 64 px, else 4")
     encoder: str | None = _key(None, "start from weights: an encoder.safetensors, or timm:BACKBONE; null: fresh")
+    cache: str | None = _key(None, "folder for decoded images, shared by runs; null: OUT/cache; off: decode each time")
+    layout: str | None = _key(None, "public set that data is, as downloaded; see README")
+    max_bad_fraction: float = _key(0.1, "share of unreadable images above which the run stops")
+    reading: ReadingConfig = _group(ReadingConfig)
     batch: BatchConfig = _group(BatchConfig)
     views: ViewsConfig = _group(ViewsConfig)
     block: BlockConfig = _group(BlockConfig)
@@ -155,11 +172,24 @@ class FinetuneConfig:
     resume: bool = _key(False, "do nothing if out holds the finished run of this configuration, else start it anew")
     overwrite: bool = _key(False, "replace an earlier run in out")
     precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 or 32")
+    layout: str | None = _key(None, "public set that data is, as downloaded; see README")
+    allow_overlap: bool = _key(False, "go on where pretraining has seen images or groups of validation or test")
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
     views: FinetuneViewsConfig = _group(FinetuneViewsConfig)
     batch: FinetuneBatchConfig = _group(FinetuneBatchConfig)
     optimizer: FinetuneOptimizerConfig = _group(FinetuneOptimizerConfig)
     trainer: FinetuneTrainerConfig = _group(FinetuneTrainerConfig)
+
+
+@dataclass
+class DoctorConfig:
+    """Keys of ``doctor``."""
+
+    data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
+    out: str | None = _key(None, "folder for doctor.json, table.parquet and contact sheets; null: text only")
+    manifest: str | None = _key(None, "CSV with path[,label,split,group], or folders")
+    layout: str | None = _key(None, "public set that data is, as downloaded; see README")
+    reading: ReadingConfig = _group(ReadingConfig)
 
 
 @dataclass
@@ -170,7 +200,7 @@ class DemoConfig:
     seed: int = _key(0, "seed of everything")
 
 
-Config = TypeVar("Config", PretrainConfig, FinetuneConfig, DemoConfig)
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig, DoctorConfig, DemoConfig)
 
 _CHOICES = {
     "precision": ("auto", "bf16", "16", "32"),
@@ -181,12 +211,14 @@ _CHOICES = {
     "mode": ("auto", "full", "linear", "knn", "progressive"),
     "validation": ("budget", "split"),
     "class_weights": ("balanced", "none"),
+    "reading.fit": FITS,
+    "reading.window": ("file", "percentiles", "lung", "mediastinum", "abdomen", "brain", "bone"),
 }
 _POSITIVE = ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale")
 _LEAST = {
     "seed": 0,
     "batch.size": 2,
-    "batch.workers": 0,
+    "batch.workers": 1,
     "views.size": 8,
     "block.width": 1,
     "block.projection": 2,
@@ -329,7 +361,10 @@ def _check(config: DictConfig, schema: type) -> None:
             raise UserError(f"`{key}` ({value}) must be at least {_LEAST[key]}; raise it")
         if key in _POSITIVE and value is not None and not value > 0:
             raise UserError(f"`{key}` ({value}) must be more than 0; leave it out for the default")
-    if schema is DemoConfig:
+    frames = OmegaConf.select(config, "reading.frames")
+    if frames is not None and not re.fullmatch(r"all|middle|every_[1-9]\d*", frames):
+        raise UserError(f"`reading.frames` ({frames}) must be all, middle or every_N, such as every_5")
+    if schema in (DemoConfig, DoctorConfig):
         return
     if config.resume and config.overwrite:
         raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
@@ -352,6 +387,8 @@ def _check(config: DictConfig, schema: type) -> None:
             raise UserError(f"`loss.weights` ({config.loss.weights}) must be four numbers, none below 0 and one above")
         if not 0 < config.views.share <= 1:
             raise UserError(f"`views.share` ({config.views.share}) must lie in (0, 1]; 1 shuffles the whole batch")
+        if not 0 <= config.max_bad_fraction <= 1:
+            raise UserError(f"`max_bad_fraction` ({config.max_bad_fraction}) must lie in [0, 1]; 0.1 is a tenth")
         if not 0 <= config.optimizer.warmup < 1:
             raise UserError(f"`optimizer.warmup` ({config.optimizer.warmup}) must lie in [0, 1)")
     else:
@@ -365,7 +402,7 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     """Defaults, then the YAML file named by ``config=``, then ``key=value`` arguments.
 
     Args:
-        schema: :class:`PretrainConfig`, :class:`FinetuneConfig` or :class:`DemoConfig`.
+        schema: one of :class:`PretrainConfig`, :class:`FinetuneConfig`, :class:`DoctorConfig` and :class:`DemoConfig`.
         arguments: such as ``["data=scans", "out=runs/1", "batch.size=64"]``.
 
     Returns:

@@ -19,7 +19,29 @@ __all__ = [
     "permute_tiles",
     "sample_permutations",
     "to_tiles",
+    "to_unit_range",
 ]
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Pixels as float32 in [0, 1].
+
+    Args:
+        images: uint8 in [0, 255] or uint16 in [0, 65535], any shape.
+
+    Raises:
+        ValueError: for another type.
+
+    Example:
+        >>> to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
+        [0.0, 1.0]
+    """
+    if images.dtype == torch.uint8:
+        return images.float().div_(255)
+    if images.dtype == torch.uint16:
+        # By way of signed bits, as few operations know the type.
+        return (images.view(torch.int16).int() & 0xFFFF).float().div_(65535)
+    raise ValueError(f"`images` must be uint8 or uint16, got {images.dtype}; convert them first")
 
 
 def nearest_sizes(size: int, grid: int) -> str:

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+FITS = ("pad", "crop", "squash")
+"""How an image becomes a square: whole and centred on black, its central square, or stretched."""
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: one line with what, constraint, value and remedy (exit code 2)."""

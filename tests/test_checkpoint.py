@@ -145,6 +145,8 @@ def test_the_header_says_what_the_encoder_is_and_where_it_comes_from(file: Path)
             "in_channels": 1,
             "size": 64,
             "stem_stride": 2,
+            "fit": "pad",
+            "window": "file",
             "mean": [0.3],
             "std": [0.2],
             "options": OPTIONS,

@@ -74,7 +74,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_p
     config = load(PretrainConfig, "batch.size=16", file, "views.size=32")
     assert (config.batch.size, config.views.size) == (16, 32)
     assert (config.seed, config.views.grids, config.block.width) == (1, [4, 2, 1], 7)
-    assert (config.batch.workers, config.views.preset) == (2, "strong")
+    assert (config.batch.workers, config.views.preset) == (None, "strong")
 
 
 def test_the_file_may_give_what_is_required_and_name_keys_with_dots(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_file_that_gives_something_else_for_text_is_refused(text: str, tmp_pat
     [
         (PretrainConfig, "seed=-1", "`seed` (-1) must be at least 0"),
         (PretrainConfig, "batch.size=1", "`batch.size` (1) must be at least 2"),
-        (PretrainConfig, "batch.workers=-1", "`batch.workers` (-1) must be at least 0"),
+        (PretrainConfig, "batch.workers=0", "`batch.workers` (0) must be at least 1"),
         (PretrainConfig, "views.size=4", "`views.size` (4) must be at least 8"),
         (PretrainConfig, "block.width=0", "`block.width` (0) must be at least 1"),
         (PretrainConfig, "block.projection=1", "`block.projection` (1) must be at least 2"),

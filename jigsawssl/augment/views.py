@@ -9,7 +9,7 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
-from ..functional import nearest_sizes, permute_tiles, sample_permutations
+from ..functional import nearest_sizes, permute_tiles, sample_permutations, to_unit_range
 from ..types import Views
 
 __all__ = ["PRESETS", "JigsawViews", "ViewParameters", "augmentation_chain"]
@@ -83,7 +83,7 @@ class JigsawViews(nn.Module):
         std: like ``mean``.
 
     Shape:
-        uint8 ``(B, C, H, W)`` in [0, 255] with C in {1, 3} → :class:`jigsawssl.types.Views` of float32
+        uint8 or uint16 ``(B, C, H, W)`` with C in {1, 3} → :class:`jigsawssl.types.Views` of float32
         ``(B, C, size, size)``, normalised; jigsaw versions of ``share * B`` images.
 
     Raises:
@@ -139,10 +139,10 @@ class JigsawViews(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, parameters: ViewParameters | None = None) -> Views:
         """Draw parameters (or replay ``parameters``) and apply them."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        if images.dtype not in (torch.uint8, torch.uint16) or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
-                f"`images` must be uint8 (B, C, H, W) with C 1 or 3, got {images.dtype} {tuple(images.shape)}; "
-                "convert them first"
+                "`images` must be uint8 or uint16 (B, C, H, W) with C 1 or 3, "
+                f"got {images.dtype} {tuple(images.shape)}; convert them first"
             )
         # Under autocast kornia's crop matrices would be bfloat16, and crops would reach past the image's edge.
         with torch.autocast(images.device.type, enabled=False):
@@ -150,7 +150,7 @@ class JigsawViews(nn.Module):
 
     def _build(self, images: Tensor, parameters: ViewParameters | None) -> Views:
         kind = str(images.shape[1])
-        pixels = images.float().div_(255)
+        pixels = to_unit_range(images)
         first: Any = self.original[kind]
         second: Any = self.distorted[kind]
         # Two images at least, as a correlation needs them.

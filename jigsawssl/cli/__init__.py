@@ -1,4 +1,4 @@
-"""The command line: ``jigsawssl pretrain | finetune | demo key=value …``."""
+"""The command line: ``jigsawssl pretrain | finetune | doctor | demo key=value …``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from .. import __version__
-from ..config import DemoConfig, FinetuneConfig, PretrainConfig, describe_keys, load_config
+from ..config import DemoConfig, DoctorConfig, FinetuneConfig, PretrainConfig, describe_keys, load_config
 from ..types import UserError
 
 __all__ = ["main"]
@@ -21,6 +21,7 @@ _COMMANDS = {
         "adapt an encoder to few labels and test it once",
         "data=ARCHIVE manifest=labels.csv encoder=RUN/encoder.safetensors out=RUN2 [fraction=0.01]",
     ),
+    "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "data=ARCHIVE [out=DIR]"),
     "demo": (DemoConfig, "pretrain on embedded synthetic images, probe with few labels", "[out=runs/demo]"),
 }
 
@@ -53,8 +54,12 @@ def _quiet() -> None:
         ".*treespec.*",
         ".*exists and is not empty.*",
         ".*dirpath has changed.*",
+        ".*exceeds limit of.*decompression bomb.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    # It warns of each odd element of a file; the table says what could not be read.
+    warnings.filterwarnings("ignore", module="pydicom")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default: those of the process.
 
     Returns:
-        0 for success, 2 for a mistake of the user (one line on standard error).
+        0 for success, 1 where the doctor found defects, 2 for a mistake of the user (one line on standard error).
 
     Example:
         >>> main(["--version"])
@@ -84,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"command ({arguments[0]}) must be one of {', '.join(_COMMANDS)}; see jigsawssl --help")
         config = load_config(_COMMANDS[command][0], arguments[1:])
         _quiet()
-        importlib.import_module(f".{command}", __package__).run(config)
+        code = importlib.import_module(f".{command}", __package__).run(config)
     except UserError as error:
         print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -92,4 +97,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Lightning turns an interrupt during training into an exit of its own.
         print("jigsawssl: interrupted; go on with resume=true", file=sys.stderr)
         return 130
-    return 0
+    return code if isinstance(code, int) else 0

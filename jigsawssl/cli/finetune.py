@@ -16,9 +16,12 @@ from omegaconf import OmegaConf
 from ..checkpoint import read_header, resolve_encoder, save_classifier
 from ..config import FinetuneConfig, to_yaml
 from ..data import Archive, cross_validation_folds, holdout_split, label_fraction, open_archive
+from ..data.cache import printable
+from ..data.guard import SeenImages
 from ..data.loading import PixelDataset
 from ..evaluation import classification_metrics
 from ..functional import nearest_sizes
+from ..models import EncoderSpec
 from ..report import format_table, write_csv, write_json
 from ..report.run import check_run_folder, clear_run_folder, environment
 from ..training.adapt import Adaptation, adapt
@@ -85,15 +88,17 @@ def _split_rows(archive: Archive, config: FinetuneConfig) -> tuple[NDArray[np.in
     return pool, test, "manifest"
 
 
-def _readable(archive: Archive, rows: NDArray[np.int64], size: int, channels: int, what: str) -> PixelDataset:
-    dataset = PixelDataset(archive.select(rows.tolist()), size, channels)
-    dataset.load(progress=True, workers=os.cpu_count() or 1)
+def _readable(archive: Archive, rows: NDArray[np.int64], spec: EncoderSpec, what: str) -> PixelDataset:
+    """Images as the encoder saw them in pretraining: its size, channels, fit and window."""
+    chosen = archive.select(rows.tolist())
+    dataset = PixelDataset(chosen, spec.size, spec.in_channels, spec.fit, spec.window, os.cpu_count() or 1)
+    dataset.load(progress=True)
     if dataset.unreadable:
         print(f"{len(dataset.unreadable)} unreadable {what} images were left out; report.json lists them")
     return dataset
 
 
-def _budget(archive: Archive, pool: NDArray[np.int64], config: FinetuneConfig, size: int, channels: int) -> _Budget:
+def _budget(archive: Archive, pool: NDArray[np.int64], config: FinetuneConfig, spec: EncoderSpec) -> _Budget:
     groups = archive.groups
     chosen = pool[
         label_fraction(archive.labels[pool], None if groups is None else groups[pool], config.fraction, config.seed)
@@ -102,7 +107,7 @@ def _budget(archive: Archive, pool: NDArray[np.int64], config: FinetuneConfig, s
     if config.validation == "split" and not len(extra):
         raise UserError("`validation` (split) needs labelled rows of the split val; use validation=budget")
     both = np.concatenate([chosen, extra])
-    dataset = _readable(archive, both, size, channels, "labelled")
+    dataset = _readable(archive, both, spec, "labelled")
     rows = both[dataset.rows]
     labels = archive.labels[rows]
     inside = np.flatnonzero(dataset.rows < len(chosen))
@@ -176,7 +181,7 @@ def run(config: FinetuneConfig) -> None:
         print(f"{path} holds the finished run of this configuration; nothing to do")
         return
     device = training_device(config.trainer.accelerator)
-    archive = open_archive(config.data, config.manifest)
+    archive = open_archive(config.data, config.manifest, layout=config.layout)
     pool, test_rows, made_by = _split_rows(archive, config)
     pl.seed_everything(config.seed, verbose=False)
     channels = PixelDataset(archive.select(pool.tolist()), 8).channels
@@ -187,14 +192,16 @@ def run(config: FinetuneConfig) -> None:
         )
     # A probe on fresh weights says little, and a network that starts from it learned less in our trials.
     mode = "full" if config.mode == "auto" and not trained else config.mode
-    size, channels = encoder.spec.size, encoder.spec.in_channels
+    size = encoder.spec.size
     for grid in config.views.grids if mode == "progressive" else ():
         if size % grid:
             raise UserError(
                 f"`views.size` ({size}, the encoder's) must be divisible by `views.grids` ({grid}); "
                 f"nearest sizes: {nearest_sizes(size, grid)}"
             )
-    budget = _budget(archive, pool, config, size, channels)
+    judged = np.concatenate([_rows(archive, "val") if config.validation == "split" else test_rows[:0], test_rows])
+    guard = _guard(config, trained, archive, judged)
+    budget = _budget(archive, pool, config, encoder.spec)
     recipe = _recipe(config, device)
     autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
     clear_run_folder(path)
@@ -216,7 +223,7 @@ def run(config: FinetuneConfig) -> None:
         autocast,
         progress=True,
     )
-    test = _readable(archive, test_rows, size, channels, "test")
+    test = _readable(archive, test_rows, encoder.spec, "test")
     rows = test_rows[test.rows]
     probabilities = adaptation.probabilities(test)
     prediction = Prediction(probabilities, torch.from_numpy(archive.labels[rows]), torch.from_numpy(rows))
@@ -229,7 +236,7 @@ def run(config: FinetuneConfig) -> None:
         "command": "finetune",
         "config": OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
         "encoder": _provenance(config.encoder, trained),
-        "test_images_seen_in_pretraining": _seen(config.encoder, trained, archive),
+        "leak_guard": guard,
         "budget": budget.facts,
         "split_made_by": made_by,
         "chosen": adaptation.chosen,
@@ -251,16 +258,34 @@ def _provenance(reference: str, trained: bool) -> dict[str, Any]:
     return {"reference": reference, "trained_weights": trained, "provenance": known if trained else None}
 
 
-def _seen(reference: str, trained: bool, archive: Archive) -> str:
-    """Whether pretraining saw the test images, without labels, by the archives' fingerprints: yes, no or unknown."""
-    file = Path(reference)
-    if not trained or not file.is_file():
-        return "unknown" if trained else "no"
-    pretrained_on = read_header(file)["provenance"].get("archive")
-    if pretrained_on == archive.fingerprint():
-        return "yes"
-    rest = archive.rows_of("train")
-    return "no" if rest.size and pretrained_on == archive.select(rest).fingerprint() else "unknown"
+def _guard(config: FinetuneConfig, trained: bool, archive: Archive, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Whether pretraining has seen what is judged by, from ``seen.parquet`` beside the encoder.
+
+    Raises:
+        UserError: with examples, if it has and nobody said that this is wanted.
+    """
+    file = Path(config.encoder).parent / "seen.parquet"
+    if not trained or not Path(config.encoder).is_file():
+        return {"checked": "unknown: published weights" if trained else "not needed: fresh weights"}
+    if not file.is_file():
+        print("No seen.parquet lies beside the encoder, so nobody can tell whether pretraining saw the test images")
+        return {"checked": "unknown: no seen.parquet beside the encoder"}
+    found = SeenImages.load(file).overlap(archive, rows)
+    facts = {
+        "checked": "by content and group",
+        "same_image": [printable(archive.samples[row].path) for row in found.same_image],
+        "same_group": [printable(archive.samples[row].path) for row in found.same_group],
+        "allowed": config.allow_overlap,
+    }
+    if len(found.rows) and not config.allow_overlap:
+        shown = ", ".join(printable(archive.samples[row].path) for row in found.rows[:5])
+        raise UserError(
+            f"`encoder` ({config.encoder}) must not have seen what it is judged by; of {len(rows)} validation and test "
+            f"images pretraining saw {len(found.same_image)} themselves and another of the group of "
+            f"{len(found.same_group)}: {shown}{', …' if len(found.rows) > 5 else ''}; pretrain with split=train, or "
+            "give allow_overlap=true, which the report will say"
+        )
+    return facts
 
 
 def _write(
@@ -280,7 +305,7 @@ def _write(
         ["path", "label", "prediction", *(f"probability_{name}" for name in archive.classes)],
         (
             [
-                archive.samples[row].path,
+                printable(archive.samples[row].path),
                 archive.samples[row].label,
                 archive.classes[int(np.argmax(line))],
                 *(f"{value:.6f}" for value in line),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from ..augment import JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
 from ..config import PretrainConfig, to_yaml
 from ..data import Archive, open_archive
+from ..data.cache import Cache, build_cache, printable
+from ..data.guard import seen_images
 from ..data.loading import PixelDataset, channel_statistics, training_loader
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
-from ..report import write_json
+from ..report import write_csv, write_json
 from ..report.figures import save_curves
 from ..report.run import check_run_folder, clear_run_folder, environment
 from ..training.monitors import Diagnostics, FiniteLoss, MetricsFile, Throughput, ViewsSheet
@@ -32,7 +35,7 @@ from ..types import UserError
 
 __all__ = ["run"]
 
-RESUME_MAY_CHANGE = ("config", "out", "data", "manifest", "trainer")
+RESUME_MAY_CHANGE = ("config", "out", "data", "manifest", "cache", "trainer")
 """Keys that may differ on resume: names of places, and how long to train."""
 
 CROP_MARGIN = 1.25
@@ -41,7 +44,7 @@ CROP_MARGIN = 1.25
 
 def unlabeled_archive(config: PretrainConfig) -> Archive:
     """The rows to pretrain on: the train split where the archive has splits, unless ``split`` says otherwise."""
-    archive = open_archive(config.data, config.manifest)
+    archive = open_archive(config.data, config.manifest, layout=config.layout)
     if config.split == "all":
         return archive
     splits = {sample.split for sample in archive.samples}
@@ -66,20 +69,62 @@ def _starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
     for key, value in fixed.items():
         if value != getattr(defaults, key):
             raise UserError(f"`{key}` ({value}) must be left out beside `encoder` ({config.encoder}), which decides it")
-    return resolve_encoder(config.encoder, channels, config.views.size)[0]
+    encoder = resolve_encoder(config.encoder, channels, config.views.size)[0]
+    encoder.spec = replace(encoder.spec, fit=config.reading.fit, window=config.reading.window)
+    return encoder
 
 
-def _fresh_encoder(config: PretrainConfig, dataset: PixelDataset) -> Encoder:
-    mean, std = channel_statistics(dataset)
+def _fresh_encoder(config: PretrainConfig, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Encoder:
     return create_encoder(
         config.backbone,
-        dataset.channels,
+        channels,
         config.views.size,
         config.stem_stride,
         mean,
         std,
         config.backbone_options,
+        config.reading.fit,
+        config.reading.window,
     )
+
+
+def _dataset(config: PretrainConfig, archive: Archive, channels: int | None) -> PixelDataset:
+    crops = config.views.preset == "strong"
+    size = math.ceil(config.views.size * CROP_MARGIN) if crops else config.views.size
+    total = len(archive) + len(archive.refused)
+    return PixelDataset(
+        archive,
+        size,
+        channels,
+        config.reading.fit,
+        config.reading.window,
+        config.batch.workers or os.cpu_count() or 1,
+        config.max_bad_fraction * total - len(archive.refused),
+    )
+
+
+def _decode(config: PretrainConfig, dataset: PixelDataset, path: Path) -> Cache | None:
+    """Decode everything once: into the cache, into memory where the archive lies there, or not at all."""
+    if dataset.archive.in_memory:
+        dataset.load(progress=True)
+        return None
+    if config.cache == "off":
+        return None
+    folder = Path(config.cache) if config.cache is not None else path / "cache"
+    options = dataset.cache_options(config.reading.frames)
+    cache = build_cache(dataset.archive, folder, options, dataset.workers, progress=True)
+    dataset.use(cache)
+    return cache
+
+
+def _bad(dataset: PixelDataset) -> dict[str, str]:
+    """What cannot be read, and why."""
+    return {**dict(dataset.archive.refused), **dataset.unreadable}
+
+
+def _write_quarantine(path: Path, dataset: PixelDataset) -> None:
+    rows = [[printable(name), reason] for name, reason in sorted(_bad(dataset).items())]
+    write_csv(path / "quarantine.csv", ["path", "reason"], rows)
 
 
 def _build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
@@ -156,26 +201,34 @@ def run(config: PretrainConfig) -> Path:
             return path / "encoder.safetensors"
     device = training_device(config.trainer.accelerator)
     archive = unlabeled_archive(config)
-    crops = config.views.preset == "strong"
-    size = math.ceil(config.views.size * CROP_MARGIN) if crops else config.views.size
-    dataset = PixelDataset(archive, size)
+    checkpoint = path / "checkpoints" / "last.ckpt"
+    resumed = config.resume and checkpoint.is_file()
+    dataset = _dataset(config, archive, None)
     pl.seed_everything(config.seed, verbose=False)
     started = _starting_encoder(config, dataset.channels)
     if started is not None and started.spec.in_channels != dataset.channels:
-        dataset = PixelDataset(archive, size, started.spec.in_channels)
-    dataset.load(progress=True, workers=os.cpu_count() or 1)
-    if len(dataset) < 2:
-        raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
-    encoder = started or _fresh_encoder(config, dataset)
-    module = _build_module(config, encoder)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader = training_loader(dataset, config.batch.size, config.batch.workers, drop_last=True, seed=config.seed)
-    checkpoint = path / "checkpoints" / "last.ckpt"
-    resumed = config.resume and checkpoint.is_file()
+        dataset = _dataset(config, archive, started.spec.in_channels)
+    if started is None:
+        # Mistakes should show before anything is written; the real one needs statistics of the images.
+        _fresh_encoder(config, dataset.channels, (0.5,), (0.25,))
     if first_process:
         if not resumed:
             clear_run_folder(path)
         (path / "config.yaml").write_text(to_yaml(config))
+    try:
+        cache = _decode(config, dataset, path)
+    finally:
+        if first_process:
+            _write_quarantine(path, dataset)
+    if len(dataset) < 2:
+        raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
+    if first_process:
+        seen_images(archive, cache, progress=True).save(path / "seen.parquet")
+    pl.seed_everything(config.seed, verbose=False)
+    encoder = started or _fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
+    module = _build_module(config, encoder)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loader = training_loader(dataset, config.batch.size, drop_last=True, seed=config.seed)
     metrics_file = MetricsFile(path / "metrics.csv")
     callbacks = [
         FiniteLoss(),
@@ -193,7 +246,11 @@ def run(config: PretrainConfig) -> Path:
         f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
     )
     module.train()
-    trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None, weights_only=True)
+    try:
+        trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None, weights_only=True)
+    finally:
+        if first_process:
+            _write_quarantine(path, dataset)
     if not trainer.is_global_zero:
         return path / "encoder.safetensors"
     provenance = {
@@ -215,9 +272,13 @@ def run(config: PretrainConfig) -> Path:
         "data": {
             "images": len(dataset),
             "channels": dataset.channels,
-            "decoded_size": size,
+            "decoded_size": dataset.size,
+            "bits": 16 if dataset.deep else 8,
+            "fit": dataset.fit,
+            "window": dataset.window,
+            "cached": cache is not None,
             "fingerprint": provenance["archive"],
-            "unreadable": dataset.unreadable,
+            "unreadable": {printable(name): reason for name, reason in _bad(dataset).items()},
         },
         "encoder": {
             "backbone": encoder.spec.backbone,
@@ -258,8 +319,9 @@ def _summary(path: Path, encoder: Encoder, dataset: PixelDataset, metrics: dict[
         f"\npretrained in {seconds / 60:.1f} min; agreement of the views (diagonal of C, 1 is best) {agreement:.2f}; "
         f"effective rank {rank:.0f} of {encoder.features}"
     )
-    if dataset.unreadable:
-        print(f"{len(dataset.unreadable)} unreadable images were left out; report.json lists them")
+    bad = len(_bad(dataset))
+    if bad:
+        print(f"{bad} unreadable images were left out; quarantine.csv lists them with the reason")
     print(f"encoder:  {path / 'encoder.safetensors'}")
     print(f"pictures: {path / 'views.png'}, {path / 'curves.png'}")
     print(f"report:   {path / 'report.json'}")

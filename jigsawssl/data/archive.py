@@ -7,7 +7,6 @@ import hashlib
 import os
 import posixpath
 import re
-import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
@@ -16,16 +15,20 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from jigsawssl.data.containers import CONTAINER_SUFFIXES, MAX_BYTES, is_container, list_members, read_member
+from jigsawssl.data.layouts import medmnist_file, samples_of_layout
 from jigsawssl.data.phantom import demo_phantoms
+from jigsawssl.data.pixels import ImageInfo, Unreadable
+from jigsawssl.data.readers import Picture, open_picture
 from jigsawssl.types import Sample, UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-"""Endings of the files that a folder is searched for, in lower case; capitals count as well."""
-
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for a file that is missing, broken, of an unknown format or absurdly large."""
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom", ".ima"),
+    *CONTAINER_SUFFIXES,
+)
+"""Endings of the files that a folder is searched for, in lower case; capitals count as well. Files without an ending,
+or with one of digits, are looked into for the mark of DICOM."""
 
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 _NPZ_SPLITS = ("train", "val", "test")
@@ -44,6 +47,8 @@ class Archive:
     classes: tuple[str, ...]
     _root: Path | None = field(default=None, repr=False)  # of a folder
     _pixels: tuple[NDArray[np.uint8], ...] | None = field(default=None, repr=False)  # of an archive in memory
+    _members: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)  # path → container, name in it
+    refused: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # path, reason: seen, and not made a sample
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -61,6 +66,16 @@ class Archive:
             return None
         return np.array([f"of {s.path}" if s.group is None else f"group {s.group}" for s in self.samples])
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are arrays and not files."""
+        return self._pixels is not None
+
+    @property
+    def location(self) -> str:
+        """Where the archive lies, for telling archives apart; not to be written anywhere in clear."""
+        return self.name if self._root is None else os.path.realpath(self._root)
+
     def rows_of(self, split: str) -> NDArray[np.int64]:
         """Rows of a split, in order; none where there is no such split."""
         return np.flatnonzero([sample.split == split for sample in self.samples])
@@ -71,33 +86,71 @@ class Archive:
         pixels = None if self._pixels is None else tuple(self._pixels[row] for row in kept)
         return replace(self, samples=tuple(self.samples[row] for row in kept), _pixels=pixels)
 
-    def read(self, row: int) -> NDArray[np.uint8]:
-        """Decode one image at its own size: uint8 ``(H, W, C)`` in [0, 255], C is 1 (grey) or 3 (RGB).
+    def file_of(self, row: int) -> str:
+        """The file that holds an image, relative to the folder: a container's for its members."""
+        path = self.samples[row].path
+        return self._members[path][0] if path in self._members else path
 
-        The EXIF orientation is applied. Palettes and other colour models become RGB and an alpha channel is
-        dropped; of a file of several frames the first is read. Images of 16 or 32 bits and of floats are scaled to
-        8 bits between their own least and greatest value, so absolute intensities are lost (a constant image turns
-        black, and so do values that are not finite).
+    def stamp(self, row: int) -> tuple[int, int]:
+        """Size in bytes and time of change in nanoseconds of that file; -1 and -1 where it is gone, 0 in memory."""
+        if self._root is None:
+            return 0, 0
+        try:
+            found = os.stat(self._root / self.file_of(row))
+        except OSError:
+            return -1, -1
+        return found.st_size, found.st_mtime_ns
+
+    def read_bytes(self, row: int) -> bytes:
+        """The file or member of an image.
 
         Raises:
-            OSError, ValueError and the like (``DECODE_ERRORS``): if the file cannot be decoded.
+            Unreadable: with the reason.
         """
-        array = np.array(self.open_image(row))
-        return array[:, :, None] if array.ndim == 2 else array
+        assert self._root is not None
+        sample = self.samples[row]
+        file = self._root / self.file_of(row)
+        try:
+            # Checked again at each reading, as links may have changed since the folder was listed.
+            if not _is_inside(str(file), os.path.realpath(self._root)):
+                raise Unreadable("a link that leads outside")
+            if sample.path in self._members:
+                return read_member(str(file), self._members[sample.path][1])
+            if not file.is_file():
+                raise Unreadable("vanished" if not file.exists() else "not a file")
+            if file.stat().st_size > MAX_BYTES:
+                raise Unreadable("larger than 1 GiB")
+            return file.read_bytes()
+        except FileNotFoundError:
+            raise Unreadable("vanished") from None
+        except PermissionError:
+            raise Unreadable("permission denied") from None
+        except (OSError, RuntimeError) as error:
+            raise Unreadable(f"cannot be read ({type(error).__name__})") from None
 
-    def open_image(self, row: int, at_least: int | None = None) -> Image.Image:
-        """Decode one image as :meth:`read` does, into a Pillow image of mode ``L`` or ``RGB``.
+    def open(self, row: int, window: str = "file", at_least: int | None = None, data: bytes | None = None) -> Picture:
+        """Open one image; arguments are those of :func:`jigsawssl.data.readers.read`, ``data`` spares the reading.
 
-        ``at_least`` lets a JPEG be decoded at a half, a quarter or an eighth of its size, which is several times
-        faster, as long as both sides keep this many pixels.
+        Raises:
+            Unreadable: with the reason.
         """
         if self._pixels is not None:
-            return Image.fromarray(self._pixels[row])
-        assert self._root is not None
-        with Image.open(self._root / self.samples[row].path) as image:
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))  # does nothing for other formats
-            return _to_eight_bits(ImageOps.exif_transpose(image))
+            pixels = self._pixels[row]
+            pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+            info = ImageInfo("array", pixels.shape[0], pixels.shape[1], pixels.shape[2], 8)
+            digest = hashlib.sha256(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
+            return Picture(info, lambda number: pixels, digest.hexdigest())
+        data = self.read_bytes(row) if data is None else data
+        return open_picture(data, window, self.samples[row].path, at_least)
+
+    def read(self, row: int, window: str = "file") -> NDArray[np.uint8 | np.uint16]:
+        """Decode one image at its own size, the middle one of several frames; see :func:`jigsawssl.data.readers.read`.
+
+        Raises:
+            Unreadable: with the reason.
+        """
+        picture = self.open(row, window)
+        return picture.frame(picture.info.frames // 2)
 
     def fingerprint(self) -> str:
         """Return a sha256 hex digest of the contents, wherever the archive lies and in whatever order.
@@ -111,20 +164,22 @@ class Archive:
                 digest.update(f"{path}\0{self._pixels[row].shape}\n".encode())
                 digest.update(self._pixels[row].tobytes())
             else:
-                assert self._root is not None
-                size = (self._root / path).stat().st_size
+                size = self.stamp(row)[0]
                 digest.update(f"{path}\0{size}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
-def open_archive(data: str, manifest: str | None = None, split: str | None = None) -> Archive:
+def open_archive(
+    data: str, manifest: str | None = None, split: str | None = None, layout: str | None = None
+) -> Archive:
     """Open a folder of images, a MedMNIST ``.npz`` file or the demo.
 
     Args:
         data: one of
 
-            - a folder, searched recursively for :data:`IMAGE_SUFFIXES`; hidden files and folders, links to folders
-              and links that lead outside are skipped; rows are sorted by path;
+            - a folder, searched recursively for :data:`IMAGE_SUFFIXES`; zip and tar files count as folders, so that
+              ``scans.zip/a/1.png`` is a path; hidden files and folders and links to folders are skipped, links that
+              lead outside are refused; rows are sorted by path;
             - an ``.npz`` file with ``{train,val,test}_images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)`` and optionally
               ``..._labels`` int ``(N,)`` or ``(N, 1)`` (negative: unlabeled), or with ``images`` and ``labels``;
               sample paths are ``train/17``, or ``17``;
@@ -133,6 +188,7 @@ def open_archive(data: str, manifest: str | None = None, split: str | None = Non
             the parent folder, the split that of a leading ``train``, ``val``, ``valid`` or ``test`` folder), or a CSV
             file with the columns ``path``, relative to the folder, and ``label``, optionally ``split`` and ``group``.
             An archive by CSV has the rows of that file, in its order; an empty cell means unknown.
+        layout: name of a public set, see :mod:`jigsawssl.data.layouts`; it takes the place of a manifest.
         split: keep only the rows of this split, such as ``train``; ``valid`` means ``val`` everywhere.
 
     Raises:
@@ -145,25 +201,38 @@ def open_archive(data: str, manifest: str | None = None, split: str | None = Non
     ((64, 64, 1), 'val/66')
     """
     path = Path(data)
+    if layout is not None and layout.partition(":")[0] == "medmnist" and path.is_dir():
+        path, layout = medmnist_file(layout, path), None
+    if layout is not None and (manifest is not None or not path.is_dir()):
+        raise UserError(
+            f"`layout` ({layout}) must go with the folder of a public set and without `manifest`; leave one out."
+        )
     if manifest is not None and (data == "demo" or path.is_file()):
         raise UserError(f"`manifest` ({manifest}) must go with a folder of images; `data` is {data}; leave it out.")
     pixels: tuple[NDArray[np.uint8], ...] | None = None
+    found = _Found()
     if data == "demo":
         name, (samples, pixels) = "demo", _demo()
     elif data and path.is_dir():
-        name, samples = path.resolve().name, _folder_samples(path, manifest)
+        name = path.resolve().name
+        if layout is None:
+            samples, found = _folder_samples(path, manifest)
+        else:
+            found = _find_images(path)
+            samples = samples_of_layout(layout, path, found.paths)
     elif path.is_file() and path.suffix.lower() == ".npz":
         name, (samples, pixels) = path.stem, _npz(path)
     else:
-        found = "that is another file" if path.exists() else "nothing is there"
-        raise UserError(f"`data` ({data}) must be a folder, an .npz file or 'demo'; {found}; check the path.")
+        reason = "that is another file" if path.exists() else "nothing is there"
+        raise UserError(f"`data` ({data}) must be a folder, an .npz file or 'demo'; {reason}; check the path.")
     if not samples:
         raise UserError(
             f"`data` ({data}) must hold images ({' '.join(IMAGE_SUFFIXES)}, or arrays in an .npz); none was found; "
             "check the path."
         )
     classes = tuple(sorted({s.label for s in samples if s.label is not None}, key=_natural))
-    archive = Archive(name, tuple(samples), classes, path if pixels is None else None, pixels)
+    root = path if pixels is None else None
+    archive = Archive(name, tuple(samples), classes, root, pixels, found.members, tuple(found.refused))
     if split is None:
         return archive
     wanted = _SPLIT_NAMES.get(split.lower(), split)
@@ -178,21 +247,6 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sort key that puts "2" before "10"; the name itself settles "1" and "01"."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)], name
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode[0] in "IF":  # I;16 and its byte orders, I, F
-        values = np.asarray(image, dtype=np.float64)
-        finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-        scaled = (np.nan_to_num(values, nan=low, posinf=low, neginf=low) - low) * (255 / max(high - low, 1e-300))
-        return Image.fromarray(scaled.round().astype(np.uint8))
-    if image.mode in ("1", "LA"):
-        return image.convert("L")
-    # By way of RGBA, because Pillow warns about a palette with transparency that goes straight to RGB.
-    return (image.convert("RGBA") if image.mode in ("P", "PA") else image).convert("RGB")
 
 
 def _demo() -> tuple[list[Sample], tuple[NDArray[np.uint8], ...]]:
@@ -242,14 +296,23 @@ def _npz(path: Path) -> tuple[list[Sample], tuple[NDArray[np.uint8], ...]]:
     return samples, tuple(pixels)
 
 
-def _folder_samples(root: Path, manifest: str | None) -> list[Sample]:
+@dataclass
+class _Found:
+    """What lies in a folder: paths of images, those of them in containers, and what was refused with the reason."""
+
+    paths: list[str] = field(default_factory=list)
+    members: dict[str, tuple[str, str]] = field(default_factory=dict)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _folder_samples(root: Path, manifest: str | None) -> tuple[list[Sample], _Found]:
     if manifest is not None and manifest != "folders":
         return _csv_samples(root, Path(manifest))
-    paths = _find_images(root)
+    found = _find_images(root)
     if manifest is None:
-        return [Sample(path) for path in paths]
+        return [Sample(path) for path in found.paths], found
     samples = []
-    for path in paths:
+    for path in found.paths:
         folders = path.split("/")[:-1]
         split = _SPLIT_NAMES.get(folders[0].lower()) if folders else None
         inner = folders[1:] if split else folders
@@ -259,30 +322,82 @@ def _folder_samples(root: Path, manifest: str | None) -> list[Sample]:
             f"`manifest` (folders) must find a folder for each class in `data` ({root}); the images lie in none; "
             "sort them into folders, or give a CSV file."
         )
-    return samples
+    return samples, found
 
 
-def _find_images(root: Path) -> list[str]:
+def _find_images(root: Path) -> _Found:
     inside = os.path.realpath(root)
-    found = []
-    for folder, subfolders, files in os.walk(root):  # does not follow links to folders
+    found = _Found()
+
+    def denied(error: OSError) -> None:
+        found.refused.append((Path(error.filename or root).relative_to(root).as_posix(), "permission denied"))
+
+    for folder, subfolders, files in os.walk(root, onerror=denied):  # does not follow links to folders
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in files:
             path = os.path.join(folder, name)
-            if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
+            if name.startswith(".") or not _may_be_image(path):
                 continue
+            relative = Path(path).relative_to(root).as_posix()
             if os.path.islink(path) and not (_is_inside(path, inside) and os.path.isfile(path)):
-                continue
-            found.append(Path(path).relative_to(root).as_posix())
-    return sorted(found)
+                leads = os.path.exists(path)
+                found.refused.append((relative, "a link that leads outside" if leads else "a link that leads nowhere"))
+            elif is_container(name):
+                _look_into(root, relative, found)
+            else:
+                found.paths.append(relative)
+    found.paths.sort()
+    found.refused.sort()
+    return found
+
+
+def _may_be_image(path: str) -> bool:
+    ending = os.path.splitext(path)[1].lower()
+    if path.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    if ending and not ending[1:].isdigit():
+        return False
+    try:
+        # Neither a pipe, which would wait for ever, nor a device.
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as stream:
+            return stream.read(132)[128:] == b"DICM" and os.path.basename(path).upper() != "DICOMDIR"
+    except OSError:
+        return False
+
+
+def _look_into(root: Path, relative: str, found: _Found) -> None:
+    try:
+        names, refused = list_members(str(root / relative))
+    except Unreadable as error:
+        found.refused.append((relative, str(error)))
+        return
+    found.refused += [(f"{relative}/{name}", reason) for name, reason in refused if _is_image_name(name)]
+    for name in names:
+        if is_container(name):
+            found.refused.append((f"{relative}/{name}", "packed files inside of packed files are not read"))
+        elif _is_image_name(name):
+            path = f"{relative}/{posixpath.normpath(name)}"
+            found.members[path] = (relative, name)
+            found.paths.append(path)
+
+
+def _is_image_name(name: str) -> bool:
+    base = posixpath.basename(name)
+    ending = posixpath.splitext(base)[1]
+    hidden = base.startswith(".") or name.startswith("__MACOSX/")
+    return not hidden and (base.lower().endswith(IMAGE_SUFFIXES) or ending[1:].isdigit())
 
 
 def _is_inside(path: str, real_root: str) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(real_root)
 
 
-def _csv_samples(root: Path, manifest: Path) -> list[Sample]:
+def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], _Found]:
     inside = os.path.realpath(root)
+    found = _Found()
+    looked: set[str] = set()
     samples: list[Sample] = []
     missing: list[str] = []
     for line, cells in _csv_rows(manifest):
@@ -294,7 +409,11 @@ def _csv_samples(root: Path, manifest: Path) -> list[Sample]:
                 f"`manifest` ({manifest}) must name paths inside `data`; line {line} has '{written}'; "
                 "make it relative to that folder."
             )
-        if not (root / path).is_file():
+        container = _container_of(path)
+        if container is not None and container not in looked and (root / container).is_file():
+            looked.add(container)
+            _look_into(root, container, found)
+        if path not in found.members and not (container is None and (root / path).is_file()):
             missing.append(path)
         split = cells.get("split", "")
         split = _SPLIT_NAMES.get(split.lower(), split)
@@ -310,7 +429,14 @@ def _csv_samples(root: Path, manifest: Path) -> list[Sample]:
             f"`manifest` ({manifest}) must name each path once; {len(repeated)} are repeated, the first is "
             f"{repeated[0]}; keep one row of each."
         )
-    return samples
+    return samples, found
+
+
+def _container_of(path: str) -> str | None:
+    """The part of a path that names a zip or tar file, if one does and something follows it."""
+    parts = path.split("/")
+    ends = (number for number in range(1, len(parts)) if is_container(parts[number - 1]))
+    return next(("/".join(parts[:number]) for number in ends), None)
 
 
 def _csv_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:

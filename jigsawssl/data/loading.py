@@ -1,8 +1,9 @@
-"""From archive rows to uint8 batches: decoding, the pixel cache and the data loaders."""
+"""From archive rows to uint8 or uint16 batches: decoding, the cache and the data loaders."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,34 +11,40 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from jigsawssl.data.archive import DECODE_ERRORS, Archive
+from jigsawssl.data.archive import Archive
+from jigsawssl.data.cache import Cache, CacheOptions, original
+from jigsawssl.data.pixels import Unreadable, fit_image
 from jigsawssl.types import Batch, UserError
 
-_SAMPLED_FOR_CHANNELS = 64
+_SAMPLED_FOR_KIND = 64
 _SAMPLED_FOR_STATISTICS = 2048
 
 
 class PixelDataset(Dataset[Batch]):
-    """Images of an archive as uint8 squares, fetched a batch at a time.
+    """Images of an archive as squares of one type, fetched a batch at a time.
 
-    Every image is resized (bilinear, antialiased) to ``size`` by ``size`` whatever its proportions. :meth:`load`
-    decodes all of them once; without it, or where they do not fit in ``cache_bytes``, each is decoded when asked for.
+    :meth:`load` decodes all of them into memory, :meth:`use` takes them from a cache; without either each is decoded
+    when asked for. Of a file with several frames the middle one is taken, but from a cache all that it has.
 
     Args:
         archive: where the images and labels come from.
         size: side in pixels.
         channels: 1 or 3; None takes 1 if up to 64 images spread over the archive are grey, also where they are
-            stored as RGB (channels that differ by at most 8 in more than 99.9 % of the pixels), and 3 otherwise.
-        cache_bytes: the most memory that decoded images may take.
+            stored as RGB (channels that differ by at most 8 of 255 in more than 99.9 % of the pixels), and 3 otherwise.
+        fit: how images become squares, see :func:`jigsawssl.data.pixels.fit_image`.
+        window: how more than 8 bits become display values, see :func:`jigsawssl.data.readers.read`.
+        workers: threads that decode.
+        most_unreadable: number of unreadable images above which decoding stops.
+        memory_bytes: the most memory that :meth:`load` may take.
 
     Attributes:
-        rows: int64, the rows of the archive that are usable; ``len(dataset)`` is their number.
-        unreadable: relative paths of the images that could not be decoded.
+        deep: images are uint16, because one of the sampled ones has more than 8 bits.
+        rows: int64, the row of the archive of each usable image; ``len(dataset)`` is their number.
+        unreadable: path → reason.
 
     Raises:
         UserError: if ``channels`` is neither None, 1 nor 3, or ``size`` is not positive.
@@ -49,62 +56,104 @@ class PixelDataset(Dataset[Batch]):
     (torch.Size([2, 1, 32, 32]), torch.uint8, [0, 1])
     """
 
-    def __init__(self, archive: Archive, size: int, channels: int | None = None, cache_bytes: int = 4 * 2**30) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        size: int,
+        channels: int | None = None,
+        fit: str = "pad",
+        window: str = "file",
+        workers: int = 1,
+        most_unreadable: float = math.inf,
+        memory_bytes: int = 4 * 2**30,
+    ) -> None:
         if size < 1:
             raise UserError(f"`size` ({size}) must be a positive number of pixels; use 224.")
         if channels not in (None, 1, 3):
             raise UserError(f"`channels` ({channels}) must be 1 (grey) or 3 (RGB); leave it out to detect it.")
         self.archive = archive
         self.size = size
-        self.channels = _detect_channels(archive) if channels is None else channels
-        self.cache_bytes = cache_bytes
+        found, self.deep = _kind(archive, window, look_for_colour=channels is None)
+        self.channels = found if channels is None else channels
+        self.fit = fit
+        self.window = window
+        self.workers = max(1, workers)
         self.rows: NDArray[np.int64] = np.arange(len(archive), dtype=np.int64)
-        self.unreadable: list[str] = []
+        self.unreadable: dict[str, str] = {}
+        self.most_unreadable = most_unreadable
+        self.memory_bytes = memory_bytes
         self._labels = torch.from_numpy(archive.labels)
-        self._cache: Tensor | None = None
+        self._stored: Tensor | None = None  # decoded images, in memory or mapped into it
+        self._at: Tensor | None = None  # where in those each of ``rows`` is; None: in order
 
     @property
     def cached(self) -> bool:
-        """Whether all images are decoded and in memory."""
-        return self._cache is not None
+        """Whether all images are decoded."""
+        return self._stored is not None
 
-    def load(self, progress: bool, workers: int) -> None:
-        """Decode every image into memory with ``workers`` threads, if they fit in ``cache_bytes``.
+    def cache_options(self, frames: str = "all") -> CacheOptions:
+        """The cache that fits this dataset."""
+        return CacheOptions(self.size, self.channels, self.deep, self.fit, self.window, frames)
 
-        Unreadable images are listed in ``unreadable`` and leave ``rows``. Where the archive does not fit, nothing
-        happens, not even a check of the files.
+    def use(self, cache: Cache) -> None:
+        """Take the images from a cache of this archive, or of one that holds it.
 
-        Args:
-            progress: show a bar.
-            workers: number of threads; 0 means 1.
+        Raises:
+            UserError: if no image is readable.
+        """
+        row_of = {sample.path: row for row, sample in enumerate(self.archive.samples)}
+        readable = cache.readable()
+        paths = cache.paths()
+        known = np.array([row_of.get(paths[row], -1) for row in readable.tolist()], dtype=np.int64)
+        kept = np.flatnonzero(known >= 0)
+        self.rows = known[kept]
+        for path, _, reason in cache.unreadable():
+            if original(path) in row_of:
+                self.unreadable[original(path)] = reason
+        if len(self.unreadable) > self.most_unreadable:
+            raise self._too_many_unreadable()
+        if not self.rows.size:
+            raise self._nothing_readable()
+        # As signed integers of the same bits, which torch gathers for every type.
+        stored = cache.pixels.view(np.int16) if cache.pixels.dtype == np.uint16 else cache.pixels
+        self._stored = torch.from_numpy(stored)
+        self._at = None if len(kept) == len(stored) else torch.from_numpy(kept)
+
+    def load(self, progress: bool) -> None:
+        """Decode every image into memory; unreadable ones are listed in ``unreadable`` and leave ``rows``.
+
+        Where the archive does not fit, nothing happens, not even a check of the files.
 
         Raises:
             UserError: if no image can be decoded.
         """
-        if self.cached or len(self.archive) * self.channels * self.size**2 > self.cache_bytes:
+        item = (2 if self.deep else 1) * self.channels * self.size**2
+        if self.cached or len(self.archive) * item > self.memory_bytes:
             return
-        pixels = torch.empty((len(self.archive), self.channels, self.size, self.size), dtype=torch.uint8)
+        kind = np.int16 if self.deep else np.uint8
+        pixels = np.empty((len(self.archive), self.channels, self.size, self.size), dtype=kind)
 
         def decode(row: int) -> bool:
             decoded = self._decode(row)
             if decoded is not None:
-                pixels[row] = decoded
+                pixels[row] = decoded.view(kind)
             return decoded is not None
 
-        with ThreadPoolExecutor(max(1, workers)) as pool:
+        with ThreadPoolExecutor(self.workers) as pool:
             done = pool.map(decode, range(len(self.archive)))
             readable = np.array(list(tqdm(done, "Decoding", len(self.archive), disable=not progress)), dtype=bool)
-        self.unreadable = [self.archive.samples[row].path for row in np.flatnonzero(~readable)]
         self.rows = np.flatnonzero(readable).astype(np.int64)
         if not self.rows.size:
             raise self._nothing_readable()
-        self._cache = pixels if readable.all() else pixels[torch.from_numpy(self.rows)]
+        self._stored = torch.from_numpy(pixels if readable.all() else pixels[self.rows])
 
     def subset(self, positions: NDArray[np.int64]) -> PixelDataset:
         """The images at some positions, as a dataset of their own that needs no decoding again."""
         part = copy.copy(self)
         part.rows = self.rows[positions]
-        part._cache = None if self._cache is None else self._cache[torch.from_numpy(positions)]
+        if self._stored is not None:
+            where = torch.from_numpy(positions)
+            part._at = where if self._at is None else self._at[where]
         return part
 
     @property
@@ -116,52 +165,63 @@ class PixelDataset(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Batch:
-        """One image as a batch without its first axis: uint8 ``(C, size, size)`` and two scalars."""
+        """One image as a batch without its first axis: ``(C, size, size)`` and two scalars."""
         return Batch(*(column[0] for column in self.__getitems__([index])))
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Images uint8 ``(B, C, size, size)``, labels int64 ``(B,)`` and archive rows int64 ``(B,)``.
+        """Images uint8 or uint16 ``(B, C, size, size)``, labels int64 ``(B,)`` and archive rows int64 ``(B,)``.
 
-        An image that turns out unreadable only now is listed in ``unreadable`` (of the worker process that met it)
-        and replaced by the next readable one, with that one's label and row.
+        An image that turns out unreadable only now is listed in ``unreadable`` and replaced by the next readable one,
+        with that one's label and row.
 
         Raises:
             UserError: if no image can be decoded.
         """
-        if self._cache is not None:
+        if self._stored is not None:
             where = torch.as_tensor(indices, dtype=torch.int64)
             rows = torch.from_numpy(self.rows)[where]
-            return Batch(self._cache[where], self._labels[rows], rows)
-        found = [self._next_readable(int(position)) for position in indices]
+            shape = (len(where), *self._stored.shape[1:])
+            images = torch.empty(shape, dtype=self._stored.dtype, pin_memory=torch.cuda.is_available())
+            torch.index_select(self._stored, 0, where if self._at is None else self._at[where], out=images)
+            return Batch(images.view(torch.uint16) if self.deep else images, self._labels[rows], rows)
+        with ThreadPoolExecutor(self.workers) as pool:
+            found = list(pool.map(self._next_readable, map(int, indices)))
         rows = torch.tensor([row for row, _ in found], dtype=torch.int64)
-        return Batch(torch.stack([image for _, image in found]), self._labels[rows], rows)
+        return Batch(torch.from_numpy(np.stack([image for _, image in found])), self._labels[rows], rows)
 
-    def _next_readable(self, position: int) -> tuple[int, Tensor]:
+    def _next_readable(self, position: int) -> tuple[int, NDArray[Any]]:
         for step in range(len(self)):
             row = int(self.rows[(position + step) % len(self)])
             image = self._decode(row)
             if image is not None:
                 return row, image
-            path = self.archive.samples[row].path
-            if path not in self.unreadable:
-                self.unreadable.append(path)
         raise self._nothing_readable()
 
-    def _decode(self, row: int) -> Tensor | None:
+    def _decode(self, row: int) -> NDArray[Any] | None:
         try:
             # Twice the size, as the antialiased resize below wants at least that to be as good as from full size.
-            image = self.archive.open_image(row, at_least=2 * self.size)
-        except DECODE_ERRORS:
+            picture = self.archive.open(row, self.window, at_least=2 * self.size)
+            pixels = picture.frame(picture.info.frames // 2)
+        except Unreadable as error:
+            self.unreadable[self.archive.samples[row].path] = str(error)
+            if len(self.unreadable) > self.most_unreadable:
+                raise self._too_many_unreadable() from None
             return None
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        if image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        return torch.from_numpy(np.array(image).reshape(self.size, self.size, self.channels)).permute(2, 0, 1)
+        return fit_image(pixels, self.size, self.channels, self.fit, self.deep)
+
+    def _too_many_unreadable(self) -> UserError:
+        found = len(self.unreadable) + len(self.archive.refused)
+        total = len(self.archive) + len(self.archive.refused)
+        return UserError(
+            f"`max_bad_fraction` must cover the unreadable images, which are {found} of {total} so far; quarantine.csv "
+            "in `out` lists them: mend or remove them, or raise it"
+        )
 
     def _nothing_readable(self) -> UserError:
+        path = self.archive.samples[0].path
         return UserError(
             f"`data` ({self.archive.name}) must hold images that can be decoded; all {len(self.archive)} are "
-            f"unreadable, the first is {self.archive.samples[0].path}; check the files."
+            f"unreadable, the first is {path} ({self.unreadable.get(path, 'unknown')}); check the files."
         )
 
 
@@ -169,7 +229,8 @@ def channel_statistics(images: Tensor | PixelDataset) -> tuple[tuple[float, ...]
     """Mean and standard deviation of each channel, with pixels scaled to [0, 1].
 
     Args:
-        images: uint8 ``(N, C, H, W)``, or a dataset; at most 2048 images, evenly spread, are looked at.
+        images: uint8 or uint16 ``(N, C, H, W)``, or a dataset; at most 2048 images, evenly spread, are looked at, and
+            of 16 bits the upper 8.
 
     Returns:
         ``(mean, std)``, each with C floats; ``std`` is at least 1/255, so that one may divide by it.
@@ -183,6 +244,8 @@ def channel_statistics(images: Tensor | PixelDataset) -> tuple[tuple[float, ...]
     for start in range(0, len(sampled), 128):
         part = sampled[start : start + 128]
         pixels = images.__getitems__(part).images if isinstance(images, PixelDataset) else images[part]
+        if pixels.dtype == torch.uint16:
+            pixels = (pixels.view(torch.int16).int() & 0xFFFF) >> 8
         # Histograms are exact and small, whatever the size of the images.
         histograms = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in pixels.unbind(1)]).numpy()
         counts = histograms if counts is None else counts + histograms
@@ -214,15 +277,12 @@ class _EpochShuffle(Sampler[int]):
         return self.count
 
 
-def training_loader(
-    dataset: PixelDataset, batch_size: int, workers: int, drop_last: bool, seed: int
-) -> DataLoader[Batch]:
-    """Shuffled uint8 batches, in an order that follows from ``seed`` and the epoch, so that a run can be resumed.
+def training_loader(dataset: PixelDataset, batch_size: int, drop_last: bool, seed: int) -> DataLoader[Batch]:
+    """Shuffled batches, in an order that follows from ``seed`` and the epoch, so that a run can be resumed.
 
     Args:
         dataset: at least 2 images.
         batch_size: images a batch; a smaller dataset becomes one batch.
-        workers: processes that decode; none for a dataset in memory, which gains nothing from them.
         drop_last: leave out the last, smaller batch.
         seed: of the order.
 
@@ -231,16 +291,12 @@ def training_loader(
     """
     if len(dataset) < 2:
         raise UserError(f"`data` must give at least 2 training images; there are {len(dataset)}; add images.")
-    workers = 0 if dataset.cached else workers
     return DataLoader(
         dataset,
         batch_size=min(batch_size, len(dataset)),  # or drop_last would leave nothing of a small set
         sampler=_EpochShuffle(len(dataset), seed),
         drop_last=drop_last,
         collate_fn=_already_a_batch,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -253,14 +309,20 @@ def _already_a_batch(fetched: Any) -> Any:  # a Batch, though DataLoader's types
     return fetched
 
 
-def _detect_channels(archive: Archive) -> int:
-    sampled = np.linspace(0, len(archive) - 1, min(len(archive), _SAMPLED_FOR_CHANNELS)).round().astype(int)
+def _kind(archive: Archive, window: str, look_for_colour: bool) -> tuple[int, bool]:
+    """Channels of an archive, and whether it has more than 8 bits, by a sample of it."""
+    sampled = np.linspace(0, len(archive) - 1, min(len(archive), _SAMPLED_FOR_KIND)).round().astype(int)
+    channels, deep = 1, False
     for row in sampled.tolist():
         try:
-            pixels = archive.read(row)
-        except DECODE_ERRORS:
+            picture = archive.open(row, window)
+            deep = deep or picture.info.bits > 8
+            if not look_for_colour or channels == 3:
+                continue
+            pixels = picture.frame(picture.info.frames // 2)
+        except Unreadable:
             continue
         spread = pixels.max(axis=2) - pixels.min(axis=2)
-        if (spread <= 8).mean() <= 0.999:
-            return 3
-    return 1
+        if (spread <= 8 * (np.iinfo(pixels.dtype).max // 255)).mean() <= 0.999:
+            channels = 3
+    return channels, deep

@@ -12,7 +12,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..types import Tap, Taps, UserError
+from ..functional import to_unit_range
+from ..types import FITS, Tap, Taps, UserError
 
 __all__ = ["Encoder", "EncoderSpec", "create_encoder"]
 
@@ -33,6 +34,9 @@ class EncoderSpec:
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         options: numbers or lists of numbers for the timm model, such as ``{"channels": [32, 64, 128, 256]}``.
+        fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
+        window: how files of more than 8 bits were mapped to display values, see
+            :func:`jigsawssl.data.readers.read`.
     """
 
     backbone: str
@@ -42,6 +46,8 @@ class EncoderSpec:
     mean: tuple[float, ...] = (0.45,)
     std: tuple[float, ...] = (0.225,)
     options: dict[str, Any] = field(default_factory=dict)
+    fit: str = "pad"
+    window: str = "file"
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +142,8 @@ class Encoder(nn.Module):
             raise UserError(f"`in_channels` ({spec.in_channels}) must be 1 (grey) or 3 (colour)")
         if spec.stem_stride not in (1, 2, 4):
             raise UserError(f"`stem_stride` ({spec.stem_stride}) must be 1, 2 or 4")
+        if spec.fit not in FITS:
+            raise UserError(f"`reading.fit` ({spec.fit}) must be one of {', '.join(FITS)}")
         _checked_options(spec.options)
         self.spec = spec
         self.backbone = _build_backbone(spec)
@@ -203,28 +211,42 @@ class Encoder(nn.Module):
         """Bring images of any size to what the encoder was trained on.
 
         Args:
-            images: uint8 ``(B, C, H, W)`` in [0, 255], C 1 or 3.
+            images: uint8 ``(B, C, H, W)`` in [0, 255] or uint16 in [0, 65535], C 1 or 3.
 
         Returns:
-            float32 ``(B, in_channels, size, size)``, squeezed to the square as in training, and normalised.
+            float32 ``(B, in_channels, size, size)``, fitted to the square as in training, and normalised.
 
         Raises:
             ValueError: for another type or shape.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        if images.dtype not in (torch.uint8, torch.uint16) or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
-                f"`images` must be uint8 (B, C, H, W) with C 1 or 3, got {images.dtype} {tuple(images.shape)}; "
-                "convert them first"
+                "`images` must be uint8 or uint16 (B, C, H, W) with C 1 or 3, "
+                f"got {images.dtype} {tuple(images.shape)}; convert them first"
             )
-        pixels = images.float() / 255
+        pixels = to_unit_range(images)
         if images.shape[1] == 3 and self.spec.in_channels == 1:
             # Luma of ITU-R BT.601, as Pillow's mode "L".
             weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
             pixels = (pixels * weights).sum(dim=1, keepdim=True)
-        size = (self.spec.size, self.spec.size)
-        if pixels.shape[-2:] != size:
-            pixels = nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+        pixels = self._fitted(pixels)
         return (pixels.expand(-1, self.spec.in_channels, -1, -1) - self.mean) / self.std
+
+    def _fitted(self, pixels: Tensor) -> Tensor:
+        size, (height, width) = self.spec.size, pixels.shape[-2:]
+        shape = (size, size)
+        if self.spec.fit == "crop":
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            pixels = pixels[..., top : top + side, left : left + side]
+        elif self.spec.fit == "pad":
+            longer = max(height, width)
+            shape = (max(1, round(height * size / longer)), max(1, round(width * size / longer)))
+        if pixels.shape[-2:] != shape:
+            pixels = nn.functional.interpolate(pixels, size=shape, mode="bilinear", antialias=True)
+        below, right = size - shape[0], size - shape[1]
+        # Black, which is where the normalisation has still to come.
+        return nn.functional.pad(pixels, (right // 2, right - right // 2, below // 2, below - below // 2))
 
 
 def create_encoder(
@@ -235,6 +257,8 @@ def create_encoder(
     mean: tuple[float, ...] = (0.45,),
     std: tuple[float, ...] = (0.225,),
     options: Mapping[str, Any] | None = None,
+    fit: str = "pad",
+    window: str = "file",
 ) -> Encoder:
     """Build an encoder with fresh weights.
 
@@ -246,6 +270,8 @@ def create_encoder(
         mean: per channel or one for all, of images in [0, 1].
         std: like ``mean``.
         options: numbers or lists of numbers for the timm model.
+        fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
+        window: how files of more than 8 bits were mapped, for who reads such files later.
 
     Returns:
         :class:`Encoder` in training mode, weights from torch's global generator.
@@ -259,7 +285,9 @@ def create_encoder(
         (224, [4, 8, 16])
     """
     stride = automatic_stem_stride(size) if stem_stride is None else stem_stride
-    encoder = Encoder(EncoderSpec(backbone, in_channels, size, stride, tuple(mean), tuple(std), dict(options or {})))
+    encoder = Encoder(
+        EncoderSpec(backbone, in_channels, size, stride, tuple(mean), tuple(std), dict(options or {}), fit, window)
+    )
     try_size(encoder)
     return encoder
 

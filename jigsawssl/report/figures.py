@@ -73,6 +73,35 @@ def save_views_sheet(rows: Mapping[str, Tensor], path: str | os.PathLike[str], t
     _save(figure, path)
 
 
+def save_contact_sheet(images: Tensor, captions: Sequence[str], path: str | os.PathLike[str], title: str) -> None:
+    """Draw images in rows of 8, each with a caption of at most 16 characters, its end where it is longer.
+
+    Args:
+        images: float ``(B, C, H, W)`` in [0, 1] (clamped), C = 1 (grey) or 3 (RGB), B at least 1.
+        captions: B texts.
+        path: PNG to write, atomically.
+        title: plain words above the sheet.
+
+    Example:
+        >>> import tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "sheet.png")
+        >>> save_contact_sheet(torch.rand(3, 1, 8, 8), ["a", "b", "c"], path, "All")
+    """
+    columns = min(8, len(images))
+    lines = -(-len(images) // columns)
+    figure = _figure(max(1.25 * columns, 3.0), 1.45 * lines + 0.5, title, space=0.02)
+    pictures = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    for index, axis in enumerate(figure.subplots(lines, columns, squeeze=False).ravel()):
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        if index < len(pictures):
+            picture, caption = pictures[index], captions[index]
+            shown = picture[..., 0] if picture.shape[-1] == 1 else picture
+            axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_xlabel(caption if len(caption) <= 16 else f"…{caption[-15:]}", fontsize=6, parse_math=False)
+    _save(figure, path)
+
+
 def save_confusion_matrix(
     matrix: Sequence[Sequence[int]], classes: Sequence[str], path: str | os.PathLike[str]
 ) -> None:

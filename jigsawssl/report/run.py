@@ -23,6 +23,7 @@ _WRITTEN_HERE = frozenset(
     {
         ".encoder.safetensors.partial",
         ".model.safetensors.partial",
+        ".seen.parquet.partial",
         "checkpoints",
         "config.yaml",
         "confusion.png",
@@ -31,7 +32,9 @@ _WRITTEN_HERE = frozenset(
         "metrics.csv",
         "model.safetensors",
         "predictions.csv",
+        "quarantine.csv",
         "report.json",
+        "seen.parquet",
         "tensorboard",
         "views.png",
     }
@@ -66,7 +69,8 @@ def check_run_folder(out: str, resume: bool, overwrite: bool, config: str, free:
             f"`out` ({out}) must be new or empty; it holds {len(entries)} entries; "
             "add resume=true to go on, overwrite=true to replace an earlier run, or choose another folder"
         )
-    foreign = [name for name in entries if name not in _WRITTEN_HERE]
+    # Decoded images are kept when a run is replaced: their names follow from options and archive.
+    foreign = [name for name in entries if name not in {*_WRITTEN_HERE, "cache"}]
     if foreign:
         raise UserError(
             f"`out` ({out}) must hold nothing but an earlier run; it holds {foreign[0]}; "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..augment import augmentation_chain
 from ..data.loading import PixelDataset, evaluation_loader, training_loader
 from ..evaluation import log_loss, macro_auroc
-from ..functional import permute_tiles, sample_permutations
+from ..functional import permute_tiles, sample_permutations, to_unit_range
 from ..models import Classifier, HierarchicalClassifier
 from ..types import Batch
 from .optim import create_optimizer, create_scheduler
@@ -119,7 +119,7 @@ class Finetuning(pl.LightningModule):
         encoder = self.model.encoder
         # Without autocast, whose bfloat16 would displace the crops.
         with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
-            images = (self.chain(batch.images.float() / 255) - encoder.mean) / encoder.std
+            images = (self.chain(to_unit_range(batch.images)) - encoder.mean) / encoder.std
             images = images.contiguous(memory_format=torch.channels_last)
         if isinstance(self.model, HierarchicalClassifier):
             loss = self._progressive_step(self.model, images, batch.labels)
@@ -274,7 +274,7 @@ def train_classifier(
         warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
         trainer.fit(
             module,
-            training_loader(dataset.subset(rows), batch_size, workers=0, drop_last=True, seed=recipe.seed),
+            training_loader(dataset.subset(rows), batch_size, drop_last=True, seed=recipe.seed),
             evaluation_loader(dataset.subset(val_rows), 256) if len(val_rows) else None,
         )
     if watch.state is not None:

@@ -42,8 +42,8 @@ def _forward(
         batch = dataset.__getitems__(positions)
         if not np.array_equal(batch.rows.numpy(), dataset.rows[list(positions)]):
             raise UserError(
-                f"`data` has an unreadable image ({dataset.unreadable[-1]}) that would be judged by another's label; "
-                "take it out of the manifest"
+                f"`data` has an unreadable image ({next(reversed(dataset.unreadable))}) that would be judged by "
+                "another's label; take it out of the manifest"
             )
         images = encoder.preprocess(batch.images.to(device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):

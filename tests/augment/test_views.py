@@ -225,7 +225,9 @@ def test_grey_images_get_no_colour_operations(name: str) -> None:
     ],
 )
 def test_images_of_another_type_or_shape_are_refused(images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"`images` must be uint8 \(B, C, H, W\) with C 1 or 3, got torch\.") as caught:
+    with pytest.raises(
+        ValueError, match=r"`images` must be uint8 or uint16 \(B, C, H, W\) with C 1 or 3, got torch\."
+    ) as caught:
         builder()(images)
     assert str(tuple(images.shape)) in str(caught.value)
 

@@ -185,7 +185,9 @@ def test_fresh_weights_of_the_same_architecture(pretrained: Path, tmp_path: Path
 
 def test_a_full_validation_split_is_named_in_the_report(pretrained: Path, tmp_path: Path) -> None:
     out = tmp_path / "v"
-    assert finetune(pretrained / "encoder.safetensors", out, "mode=linear", "validation=split") == 0
+    assert (
+        finetune(pretrained / "encoder.safetensors", out, "mode=linear", "validation=split", "allow_overlap=true") == 0
+    )
     budget = json.loads((out / "report.json").read_text())["budget"]
     assert "outside the fraction" in budget["validation"]
     assert budget["labels"] > budget["labels_in_fraction"] == sum(budget["per_class"].values())
@@ -199,14 +201,24 @@ def test_a_folder_of_classes_without_a_split(pretrained: Path, tmp_path: Path) -
     assert report["split_made_by"].startswith("made here") and report["test"]["count"] == pytest.approx(5, abs=1)
 
 
-def test_unreadable_files_are_left_out_and_listed(tmp_path: Path) -> None:
+def test_unreadable_files_are_left_out_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = images_folder(tmp_path / "images", count=40)
     (folder / "a" / "broken.png").write_bytes(b"not a picture")
     out = tmp_path / "run"
     arguments = ["pretrain", f"data={folder}", f"out={out}", f"config={SMOKE / 'pretrain.yaml'}", "batch.size=16"]
     assert main([*arguments, "trainer.max_epochs=1"]) == 0
     report = json.loads((out / "report.json").read_text())
-    assert report["data"]["unreadable"] == ["a/broken.png"] and report["data"]["images"] == 80
+    reason = "not an image of a known format"
+    assert report["data"]["unreadable"] == {"a/broken.png": reason} and report["data"]["images"] == 80
+    assert (out / "quarantine.csv").read_text().splitlines() == ["path,reason", f"a/broken.png,{reason}"]
+    for number in range(20):
+        (folder / "a" / f"{number}.png").write_bytes(b"not a picture")
+    assert main([*arguments, "overwrite=true"]) == 2
+    assert "21 of 81" in capsys.readouterr().err
+    assert len((out / "quarantine.csv").read_text().splitlines()) == 22
+    for cache in (f"cache={tmp_path / 'cache'}", "cache=off"):
+        assert main([*arguments, "overwrite=true", "trainer.max_epochs=1", "max_bad_fraction=0.5", cache]) == 0
+        assert json.loads((out / "report.json").read_text())["data"]["cached"] == (cache != "cache=off")
 
 
 @pytest.mark.parametrize(
@@ -278,18 +290,31 @@ def test_pretraining_goes_on_from_an_encoder(pretrained: Path, tmp_path: Path) -
     assert all(not torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in statistics)
 
 
-def test_the_report_says_whether_pretraining_saw_the_test_images(pretrained: Path, tmp_path: Path) -> None:
+def test_fine_tuning_stops_where_pretraining_saw_the_test_images(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = images_folder(tmp_path / "images", count=20)
     common = [f"data={folder}", "precision=32"]
     smoke = f"config={SMOKE / 'pretrain.yaml'}"
     assert main(["pretrain", *common, smoke, "batch.size=16", "trainer.max_epochs=1", f"out={tmp_path / 'p'}"]) == 0
     own = tmp_path / "p" / "encoder.safetensors"
+    finetune = ["finetune", *common, "manifest=folders", "mode=linear"]
+    capsys.readouterr()
+    assert main([*finetune, f"encoder={own}", f"out={tmp_path / 'no'}"]) == 2
+    message = capsys.readouterr().err
+    assert "of 8 validation and test images pretraining saw 8 themselves" in message and ".png" in message
+    assert not (tmp_path / "no").exists()
     answers = []
-    for number, encoder in enumerate((own, pretrained / "encoder.safetensors", f"random:{own}")):
+    moved = tmp_path / "moved" / "encoder.safetensors"
+    moved.parent.mkdir()
+    moved.write_bytes(own.read_bytes())
+    for number, encoder in enumerate((own, pretrained / "encoder.safetensors", f"random:{own}", moved)):
         out = tmp_path / f"f{number}"
-        assert main(["finetune", *common, "manifest=folders", f"encoder={encoder}", "mode=linear", f"out={out}"]) == 0
-        answers.append(json.loads((out / "report.json").read_text())["test_images_seen_in_pretraining"])
-    assert answers == ["yes", "unknown", "no"]
+        assert main([*finetune, f"encoder={encoder}", "allow_overlap=true", f"out={out}"]) == 0
+        answers.append(json.loads((out / "report.json").read_text())["leak_guard"])
+    assert len(answers[0]["same_image"]) == 8 and answers[0]["allowed"] is True
+    assert answers[1]["checked"] == "by content and group" and answers[1]["same_image"] == []
+    assert [answer["checked"].split(":")[0] for answer in answers[2:]] == ["not needed", "unknown"]
 
 
 def test_a_group_on_both_sides_of_the_split_is_refused(
@@ -360,6 +385,7 @@ def test_scripts_run(tmp_path: Path) -> None:
     ]
     subprocess.run([*base, f"out={tmp_path / 'p'}", "batch.size=16"], check=True, capture_output=True)
     base = [sys.executable, str(ROOT / "scripts" / "finetune.py"), f"data={folder}", "manifest=folders", "mode=linear"]
+    base.append("allow_overlap=true")
     encoder = f"encoder={tmp_path / 'p' / 'encoder.safetensors'}"
     done = subprocess.run([*base, encoder, f"out={tmp_path / 'f'}"], check=True, capture_output=True, text=True)
     assert "auroc" in done.stdout

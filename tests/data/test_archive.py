@@ -142,43 +142,6 @@ def test_npz_refuses_what_it_cannot_read(tmp_path: Path) -> None:
         assert expected in fails(file)
 
 
-def test_read_gives_eight_bits_and_one_or_three_channels(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    grey, colour = rng.integers(0, 256, (6, 8), dtype=np.uint8), rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    save(tmp_path / "grey.png", grey)
-    save(tmp_path / "rgb.png", colour)
-    save(tmp_path / "rgba.png", np.dstack([colour, grey]))
-    save(tmp_path / "deep.png", (1000 + 10 * np.arange(48, dtype=np.uint16)).reshape(6, 8))
-    save(tmp_path / "float.tif", np.array([[-1.0, np.nan], [0.0, 1.0]], dtype=np.float32))
-    save(tmp_path / "flat.tif", np.full((2, 2), 5, dtype=np.int32))
-    palette = Image.fromarray(np.repeat(colour[:1], 6, axis=0)).quantize(8)
-    palette.save(tmp_path / "palette.png", transparency=bytes([0, 128]))
-    archive = open_archive(str(tmp_path))
-    read = {sample.path: archive.read(row) for row, sample in enumerate(archive.samples)}
-    assert all(array.dtype == np.uint8 and array.ndim == 3 for array in read.values())
-    assert np.array_equal(read["grey.png"][..., 0], grey)
-    assert np.array_equal(read["rgb.png"], colour) and np.array_equal(read["rgba.png"], colour)
-    assert read["palette.png"].shape == (6, 8, 3)
-    assert np.array_equal(read["deep.png"].ravel(), (np.arange(48) * 255 / 47).round().astype(np.uint8))
-    assert read["float.tif"][..., 0].tolist() == [[0, 0], [128, 255]]
-    assert not read["flat.tif"].any()
-
-
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    upright = np.arange(48, dtype=np.uint8).reshape(6, 8)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
-    save(tmp_path / "a.png", np.rot90(upright), exif=exif)
-    assert np.array_equal(open_archive(str(tmp_path)).read(0)[..., 0], upright)
-
-
-def test_draft_keeps_both_sides_large_enough(tmp_path: Path) -> None:
-    save(tmp_path / "a.jpg", np.zeros((400, 600, 3), np.uint8))
-    archive = open_archive(str(tmp_path))
-    assert archive.open_image(0).size == (600, 400)
-    assert archive.open_image(0, at_least=100).size == (150, 100)
-
-
 def test_fingerprint_depends_on_contents_not_on_place_or_order(tmp_path: Path) -> None:
     for place in ("one", "two/deeper"):
         save(tmp_path / place / "a.png")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from jigsawssl.data.pixels import fit_image
 from jigsawssl.models import Encoder, EncoderSpec, create_encoder
 from jigsawssl.models.encoder import automatic_stem_stride
 from jigsawssl.types import UserError
@@ -249,14 +250,16 @@ def test_a_colour_encoder_sees_grey_in_every_channel() -> None:
     torch.testing.assert_close(encoder.preprocess(images), (images / 255).expand(-1, 3, -1, -1))
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 96), (200, 64), (40, 50)])
-def test_preprocessing_resizes_as_pillow_does(height: int, width: int) -> None:
-    encoder = small(in_channels=1, mean=(0.0,), std=(1.0,))
+@pytest.mark.parametrize("fit", ["pad", "crop", "squash"])
+@pytest.mark.parametrize(("height", "width"), [(128, 96), (200, 64), (40, 51)])
+def test_preprocessing_fits_as_the_archive_reader_does(height: int, width: int, fit: str) -> None:
+    encoder = small(in_channels=1, mean=(0.0,), std=(1.0,), fit=fit)
     images = torch.randint(256, (2, 1, height, width), dtype=torch.uint8)
-    levels = encoder.preprocess(images)[:, 0] * 255
-    size = (64, 64)
-    pillow = [np.asarray(Image.fromarray(image[0].numpy()).resize(size, Image.Resampling.BILINEAR)) for image in images]
-    assert np.abs(levels.numpy() - np.stack(pillow)).max() <= 2
+    levels = encoder.preprocess(images) * 255
+    expected = np.stack([fit_image(image.permute(1, 2, 0).numpy(), 64, 1, fit) for image in images])
+    assert np.abs(levels.numpy() - expected).max() <= 2
+    deep = encoder.preprocess((images.int() * 257).to(torch.uint16)) * 255
+    torch.testing.assert_close(deep, levels, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,9 @@ def test_preprocessing_resizes_as_pillow_does(height: int, width: int) -> None:
     ],
 )
 def test_images_of_another_type_or_shape_are_refused(images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"`images` must be uint8 \(B, C, H, W\) with C 1 or 3, got torch\.") as caught:
+    with pytest.raises(
+        ValueError, match=r"`images` must be uint8 or uint16 \(B, C, H, W\) with C 1 or 3, got torch\."
+    ) as caught:
         small().preprocess(images)
     assert str(tuple(images.shape)) in str(caught.value)
 

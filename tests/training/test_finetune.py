@@ -33,7 +33,7 @@ def bright_and_dark(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
     path = tmp_path_factory.mktemp("npz") / "two.npz"
     np.savez(path, images=images, labels=labels)
     dataset = PixelDataset(open_archive(str(path)), 32)
-    dataset.load(progress=False, workers=1)
+    dataset.load(progress=False)
     return dataset
 
 

@@ -1,0 +1,532 @@
+"""The cache: every image of an archive decoded once, as one memory-mapped array and a table of what was found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..types import UserError
+from .archive import Archive
+from .containers import is_sequential
+from .examine import examine, perceptual_hash
+from .pixels import Unreadable, fit_image
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs must not share a cache folder
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["TABLE_SCHEMA", "Cache", "CacheOptions", "build_cache", "chosen_frames", "printable", "salted"]
+
+_FORMAT = 1
+_VERIFIED_BYTES = 256 * 2**20
+_VERIFIED_ROWS = 256
+_FLUSHED = 64
+_TABLE_BATCH = 4096
+_SALT = "salt"
+
+TABLE_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("frame", pa.int32()),
+        ("status", pa.string()),
+        ("bytes", pa.int64()),
+        ("changed", pa.int64()),
+        ("format", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("channels", pa.int8()),
+        ("bits", pa.int8()),
+        ("frames", pa.int32()),
+        ("modality", pa.string()),
+        ("photometric", pa.string()),
+        ("content_hash", pa.string()),
+        ("perceptual_hash", pa.string()),
+        ("mean", pa.float32()),
+        ("std", pa.float32()),
+        ("border", pa.float32()),
+        ("text", pa.float32()),
+        ("patient", pa.string()),
+        ("study", pa.string()),
+        ("series", pa.string()),
+        ("checksum", pa.uint32()),
+    ]
+)
+"""Columns of ``table.parquet``. A row is one frame; members of containers have a path below the container's.
+
+``status`` is ``ok`` or the reason why it cannot be read; ``changed`` is in nanoseconds since 1970; ``mean`` and ``std``
+are of display values in [0, 1]; patient, study and series are hashed with the salt of the cache folder; ``checksum`` is
+the CRC-32 of the cached pixels. Perceptual hash, ``border`` and ``text`` are filled by the doctor.
+"""
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What decides about cached pixels; another value gives another cache.
+
+    Attributes:
+        size: side of the squares in pixels.
+        channels: 1 or 3.
+        deep: uint16 instead of uint8.
+        fit: see :func:`jigsawssl.data.pixels.fit_image`.
+        window: see :func:`jigsawssl.data.readers.read`.
+        frames: ``all``, ``middle`` or ``every_N`` of files with several frames.
+        examined: whether the doctor's columns are filled, which takes longer.
+    """
+
+    size: int
+    channels: int
+    deep: bool = False
+    fit: str = "pad"
+    window: str = "file"
+    frames: str = "all"
+    examined: bool = False
+
+    @property
+    def item(self) -> tuple[np.dtype[Any], tuple[int, int, int]]:
+        """Type and shape of one image."""
+        return np.dtype(np.uint16 if self.deep else np.uint8), (self.channels, self.size, self.size)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one image."""
+        kind, shape = self.item
+        return kind.itemsize * int(np.prod(shape))
+
+
+class Cache:
+    """A finished cache, opened read-only.
+
+    Attributes:
+        path: its folder.
+        table: of :data:`TABLE_SCHEMA`, with unreadable images.
+        pixels: uint8 or uint16 ``(N, C, size, size)``, memory-mapped; in the order of
+            the rows of ``table`` with status ok.
+        salt: of the hashed identifiers.
+
+    Raises:
+        UserError: if the files are damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            meta = json.loads((path / "meta.json").read_text())
+            options = CacheOptions(**meta["options"])
+            self.table = pq.read_table(path / "table.parquet", schema=TABLE_SCHEMA, memory_map=True)
+            self.salt = (path.parent / _SALT).read_bytes()
+            kind, shape = options.item
+            file = path / "pixels.bin"
+            count = int(meta["images"])
+            if file.stat().st_size != count * options.item_bytes or self.readable().size != count:
+                raise ValueError("size")
+            # Copy-on-write, as torch warns about arrays that it must not write to.
+            self.pixels: NDArray[Any] = (
+                np.memmap(file, kind, "c", shape=(count, *shape)) if count else np.zeros((0, *shape), kind)
+            )
+            self._verify()
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise UserError(
+                f"`cache` ({path.name}) must be what an earlier run wrote; it is damaged ({type(error).__name__}); "
+                "delete that folder and run again"
+            ) from None
+
+    def paths(self) -> list[str]:
+        """Paths of the rows of ``table`` as the archive has them."""
+        return [original(path) for path in self.table["path"].to_pylist()]
+
+    def readable(self) -> NDArray[np.int64]:
+        """Rows of ``table`` with pixels."""
+        return np.flatnonzero(np.asarray(self.table["status"].to_numpy(zero_copy_only=False) == "ok"))
+
+    def unreadable(self) -> list[tuple[str, int, str]]:
+        """Path, frame and reason of what has no pixels."""
+        bad = self.table.filter(pa.compute.not_equal(self.table["status"], "ok"))
+        return list(zip(*(bad[name].to_pylist() for name in ("path", "frame", "status")), strict=True))
+
+    def _verify(self) -> None:
+        """Compare checksums: of everything in a small cache, of evenly spread rows in a large one."""
+        count = len(self.pixels)
+        every = count if self.pixels.nbytes <= _VERIFIED_BYTES else min(count, _VERIFIED_ROWS)
+        expected = self.table["checksum"].to_numpy()[self.readable()]
+        for row in np.linspace(0, count - 1, every).round().astype(int).tolist():
+            if zlib.crc32(self.pixels[row].tobytes()) != int(expected[row]):
+                raise ValueError("checksum")
+
+
+def chosen_frames(count: int, frames: str) -> list[int]:
+    """Numbers of the frames that are kept.
+
+    >>> chosen_frames(7, "all"), chosen_frames(7, "middle"), chosen_frames(7, "every_3")
+    ([0, 1, 2, 3, 4, 5, 6], [3], [0, 3, 6])
+    """
+    if frames == "middle":
+        return [count // 2]
+    return list(range(0, count, 1 if frames == "all" else int(frames.removeprefix("every_"))))
+
+
+def printable(path: str) -> str:
+    r"""A path as valid text; names on disk need not be.
+
+    >>> printable("caf\udce9.png")
+    'caf\\udce9.png'
+    """
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def original(path: str) -> str:
+    r"""The path that :func:`printable` made printable.
+
+    >>> original(printable("caf\udce9.png")) == "caf\udce9.png"
+    True
+    """
+    return re.sub(r"\\(udc[89a-f][0-9a-f])", lambda found: chr(int(found[1][1:], 16)), path)
+
+
+def salted(value: str | None, salt: bytes) -> str | None:
+    """Hash an identifier so that it can be compared, with the same salt only, and not read."""
+    if value is None:
+        return None
+    return hashlib.blake2b(value.encode("utf-8", "surrogateescape"), key=salt, digest_size=16).hexdigest()
+
+
+def build_cache(
+    archive: Archive, folder: Path, options: CacheOptions, workers: int, progress: bool, at_most: int | None = None
+) -> Cache:
+    """Open the cache of an archive in a folder of caches, and write what of it is missing.
+
+    Writing reads each file once, keeps what an earlier cache with the same options holds of files that did not change,
+    can be interrupted at any moment and then goes on where it was. A finished cache appears at once, under a name that
+    follows from options and archive.
+
+    Args:
+        archive: what to read.
+        folder: of caches; made if missing.
+        options: how to read it.
+        workers: threads.
+        progress: say how much disk it takes, and show a bar.
+        at_most: bytes that may be written; ``None`` for what the disk has left.
+
+    Raises:
+        UserError: if the disk is too small, or another run is writing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    salt = _salt(folder)
+    stamps = [archive.stamp(row) for row in range(len(archive))]
+    prefix = f"{_digest(salted(archive.location, salt))}-{_digest(json.dumps([_FORMAT, asdict(options)]))}-"
+    final = folder / (prefix + _digest(_listing(archive, stamps)))
+    if final.is_dir():
+        return Cache(final)
+    with _locked(folder):
+        if not final.is_dir():
+            partial = final.with_name(final.name + ".partial")
+            _check_disk(archive, folder, options, partial, at_most, progress)
+            _write(archive, stamps, partial, options, salt, prefix, workers, progress)
+            os.replace(partial, final)
+            for old in folder.glob(f"{prefix}*"):
+                if old != final:
+                    shutil.rmtree(old, ignore_errors=True)
+    return Cache(final)
+
+
+def _digest(text: str | None) -> str:
+    return hashlib.sha256((text or "").encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _listing(archive: Archive, stamps: list[tuple[int, int]]) -> str:
+    if archive.in_memory:
+        return archive.fingerprint()
+    digest = hashlib.sha256()
+    for sample, (size, changed) in zip(archive.samples, stamps, strict=True):
+        digest.update(f"{sample.path}\0{size}\0{changed}\n".encode("utf-8", "surrogateescape"))
+    for path, reason in archive.refused:
+        digest.update(f"{path}\0{reason}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _salt(folder: Path) -> bytes:
+    file = folder / _SALT
+    if not file.is_file():
+        fresh = folder / f"{_SALT}-{secrets.token_hex(8)}"
+        fresh.write_bytes(secrets.token_bytes(32))
+        try:
+            os.link(fresh, file)  # fails where another run was faster, whose salt then holds
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(fresh, file)
+        fresh.unlink(missing_ok=True)
+    return file.read_bytes()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time; the system lets go of the lock when a process dies."""
+    with (folder / "lock").open("w") as stream:
+        if fcntl is not None:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"`cache` ({folder}) must not be written by two runs at once; another run is writing; wait for it, "
+                    "or give another folder"
+                ) from None
+        yield
+
+
+def _check_disk(
+    archive: Archive, folder: Path, options: CacheOptions, partial: Path, at_most: int | None, progress: bool
+) -> None:
+    needed = len(archive) * options.item_bytes
+    written = (partial / "pixels.bin").stat().st_size if (partial / "pixels.bin").is_file() else 0
+    free = shutil.disk_usage(folder).free if at_most is None else at_most
+    if progress:
+        bits = 16 if options.deep else 8
+        print(
+            f"Cache: {len(archive)} images of {options.channels} x {options.size} x {options.size} at {bits} bits take "
+            f"{needed / 1e9:.2f} GB of disk, more where files have several frames; {free / 1e9:.1f} GB are free"
+        )
+    if needed - written > free:
+        raise UserError(
+            f"`cache` ({folder}) must have {needed / 1e9:.2f} GB of disk for {len(archive)} images; "
+            f"{free / 1e9:.2f} GB are free; give another folder, a smaller views.size, or cache=off"
+        )
+
+
+class _Known:
+    """What earlier caches with the same options hold of files that did not change."""
+
+    def __init__(self, folder: Path, prefix: str, but: Path, item_bytes: int) -> None:
+        self.entries: dict[tuple[str, int, int], tuple[Path, int, list[dict[str, Any]]]] = {}
+        self.item_bytes = item_bytes
+        self._files: dict[Path, BinaryIO] = {}
+        for old in sorted(folder.glob(f"{prefix}*")):
+            if old == but:
+                continue
+            for offset, entry in _journal(old):
+                self.entries[(entry["path"], *entry["stamp"])] = (old / "pixels.bin", offset, entry["rows"])
+
+    def get(self, path: str, stamp: tuple[int, int]) -> tuple[list[dict[str, Any]], bytes] | None:
+        """Rows and pixels of an unchanged file."""
+        found = self.entries.get((path, *stamp))
+        if found is None or stamp[0] < 0:
+            return None
+        file, offset, rows = found
+        stream = self._files.setdefault(file, file.open("rb")) if file not in self._files else self._files[file]
+        stream.seek(offset * self.item_bytes)
+        wanted = self.item_bytes * sum(row["status"] == "ok" for row in rows)
+        pixels = stream.read(wanted)
+        intact = len(pixels) == wanted
+        ok = [row for row in rows if row["status"] == "ok"]
+        for number, row in enumerate(ok):
+            part = pixels[number * self.item_bytes : (number + 1) * self.item_bytes]
+            intact = intact and zlib.crc32(part) == row["checksum"]
+        return (rows, pixels) if intact else None
+
+    def close(self) -> None:
+        """Close the files."""
+        for stream in self._files.values():
+            stream.close()
+
+
+def _journal(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Complete lines of a journal, each with the number of images before it."""
+    file = folder / "journal.jsonl"
+    if not file.is_file():
+        return
+    images = 0
+    with file.open("rb") as stream:
+        for line in stream:
+            try:
+                entry = json.loads(line)
+                rows = entry["rows"]
+            except (ValueError, KeyError, TypeError):
+                return  # the line that was being written
+            if not line.endswith(b"\n"):
+                return
+            yield images, entry
+            images += sum(row["status"] == "ok" for row in rows)
+
+
+def _recover(partial: Path, item_bytes: int) -> int:
+    """Cut an interrupted cache back to its last whole entry; returns how many entries there are."""
+    partial.mkdir(exist_ok=True)
+    pixels, journal = partial / "pixels.bin", partial / "journal.jsonl"
+    pixels.touch()
+    journal.touch()
+    there = pixels.stat().st_size
+    entries = images = length = 0
+    with journal.open("rb") as stream:
+        for before, entry in _journal(partial):
+            after = before + sum(row["status"] == "ok" for row in entry["rows"])
+            if after * item_bytes > there:
+                break
+            length += len(stream.readline())
+            entries, images = entries + 1, after
+    os.truncate(journal, length)
+    os.truncate(pixels, images * item_bytes)
+    return entries
+
+
+def _write(
+    archive: Archive,
+    stamps: list[tuple[int, int]],
+    partial: Path,
+    options: CacheOptions,
+    salt: bytes,
+    prefix: str,
+    workers: int,
+    progress: bool,
+) -> None:
+    start = _recover(partial, options.item_bytes)
+    known = _Known(partial.parent, prefix, partial, options.item_bytes)
+
+    def work(row: int, data: bytes | None) -> tuple[list[dict[str, Any]], bytes]:
+        return known_rows.pop(row, None) or _decoded(archive, row, data, options, salt)
+
+    known_rows: dict[int, tuple[list[dict[str, Any]], bytes]] = {}
+
+    def prepare(row: int) -> bytes | None:
+        """What has to happen in order: looking up, and reading members of tar files."""
+        found = known.get(archive.samples[row].path, stamps[row])
+        if found is not None:
+            known_rows[row] = found
+            return None
+        if not is_sequential(archive.file_of(row)) or archive.in_memory:
+            return None
+        try:
+            return archive.read_bytes(row)
+        except Unreadable:
+            return None  # and the second reading gives the reason
+
+    rows = range(start, len(archive))
+    bar = tqdm(total=len(archive), initial=start, desc="Reading", disable=not progress)
+    bad = 0
+    try:
+        with bar, (partial / "pixels.bin").open("ab") as pixels, (partial / "journal.jsonl").open("ab") as journal:
+            for number, (row, (entries, data)) in enumerate(_ordered(rows, prepare, work, workers), 1):
+                pixels.write(data)
+                line = {"path": archive.samples[row].path, "stamp": stamps[row], "rows": entries}
+                journal.write(json.dumps(line).encode() + b"\n")
+                if number % _FLUSHED == 0:
+                    # Pixels first: a journal may lack what is written, never the other way round.
+                    pixels.flush()
+                    journal.flush()
+                bad += any(entry["status"] != "ok" for entry in entries)
+                bar.update()
+                if bad:
+                    bar.set_postfix(unreadable=bad, refresh=False)
+            pixels.flush()
+            journal.flush()
+            os.fsync(pixels.fileno())
+    except OSError as error:
+        raise UserError(
+            f"`cache` ({partial.parent}) must be writable and large enough; writing fails ({error.strerror}); give "
+            "another folder or cache=off, and run again to go on"
+        ) from None
+    finally:
+        known.close()
+    images = _write_table(partial, archive.refused)
+    meta = {"options": asdict(options), "images": images, "format": _FORMAT}
+    (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def _write_table(partial: Path, refused: Iterable[tuple[str, str]]) -> int:
+    """The journal as a table, a part at a time; returns the number of images."""
+    blank = dict.fromkeys(TABLE_SCHEMA.names)
+    images = 0
+    with pq.ParquetWriter(partial / "table.parquet", TABLE_SCHEMA) as writer:
+        part: list[dict[str, Any]] = []
+        for _, entry in _journal(partial):
+            size, changed = entry["stamp"]
+            known = {"path": printable(entry["path"]), "bytes": size, "changed": changed}
+            part += [{**blank, **known, **row} for row in entry["rows"]]
+            images += sum(row["status"] == "ok" for row in entry["rows"])
+            if len(part) >= _TABLE_BATCH:
+                writer.write_table(pa.Table.from_pylist(part, TABLE_SCHEMA))
+                part = []
+        part += [{**blank, "path": printable(path), "frame": 0, "status": reason} for path, reason in refused]
+        writer.write_table(pa.Table.from_pylist(part, TABLE_SCHEMA))
+    return images
+
+
+def _ordered(
+    rows: Iterable[int],
+    prepare: Callable[[int], bytes | None],
+    work: Callable[[int, bytes | None], Any],
+    workers: int,
+) -> Iterator[tuple[int, Any]]:
+    """Results in the order of the rows, with few of them in memory."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        waiting: deque[tuple[int, Future[Any]]] = deque()
+        try:
+            for row in rows:
+                waiting.append((row, pool.submit(work, row, prepare(row))))
+                if len(waiting) >= 4 * max(1, workers):
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decoded(
+    archive: Archive, row: int, data: bytes | None, options: CacheOptions, salt: bytes
+) -> tuple[list[dict[str, Any]], bytes]:
+    """Table rows and cached pixels of all wanted frames of one file."""
+    try:
+        picture = archive.open(row, options.window, None if options.examined else 2 * options.size, data)
+    except Unreadable as error:
+        return [{"frame": 0, "status": str(error)}], b""
+    info = picture.info
+    common = {
+        "format": info.format,
+        "height": info.height,
+        "width": info.width,
+        "channels": info.channels,
+        "bits": info.bits,
+        "frames": info.frames,
+        "modality": info.modality,
+        "photometric": info.photometric,
+        "content_hash": picture.content_hash,
+        "patient": salted(info.patient, salt),
+        "study": salted(info.study, salt),
+        "series": salted(info.series, salt),
+    }
+    entries, parts = [], []
+    for frame in chosen_frames(info.frames, options.frames):
+        try:
+            pixels = picture.frame(frame)
+        except Unreadable as error:
+            entries.append({**common, "frame": frame, "status": str(error)})
+            continue
+        square = fit_image(pixels, options.size, options.channels, options.fit, options.deep)
+        stored = square.tobytes()
+        unit = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+        entry = {**common, "frame": frame, "status": "ok", "checksum": zlib.crc32(stored)}
+        entry |= {"mean": float(unit.mean()), "std": float(unit.std())}
+        if options.examined:
+            entry |= {"perceptual_hash": perceptual_hash(pixels), **examine(unit)}
+        entries.append(entry)
+        parts.append(stored)
+    return entries, b"".join(parts)

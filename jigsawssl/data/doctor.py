@@ -1,0 +1,242 @@
+"""The doctor: a census of an archive and what is wrong with it, from the table of its cache."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import Sample
+from .archive import Archive
+from .cache import Cache, original
+from .examine import near_duplicates
+
+__all__ = ["Defect", "Diagnosis", "diagnose"]
+
+BLANK = 2 / 255
+"""Standard deviation of display values in [0, 1] below which an image counts as blank."""
+
+TINY = 32
+"""Shorter side in pixels below which an image counts as tiny."""
+
+BORDER = 0.2
+"""Share of the area in constant rows and columns at the edges that is suspicious."""
+
+TEXT = 0.15
+"""Density of sharp bright edges that is suspicious; X-rays with a side marker reach .13, burned-in lines .2."""
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One kind of finding.
+
+    Attributes:
+        name: such as ``near_duplicates``.
+        meaning: a line for people.
+        grave: whether it makes the archive defective, and not just worth a look.
+        count: images, or groups of them.
+        rows: rows of the table with pixels, examples first where there is an order; for the contact sheet.
+        examples: JSON values.
+    """
+
+    name: str
+    meaning: str
+    grave: bool
+    count: int
+    rows: list[int] = field(default_factory=list)
+    examples: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Census (JSON values) and defects, those without findings left out."""
+
+    census: dict[str, Any]
+    defects: list[Defect]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no grave defect was found."""
+        return not any(defect.grave for defect in self.defects)
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``doctor.json`` holds."""
+        return {
+            "census": self.census,
+            "healthy": self.healthy,
+            "defects": {
+                defect.name: {
+                    "meaning": defect.meaning,
+                    "grave": defect.grave,
+                    "count": defect.count,
+                    "examples": defect.examples,
+                }
+                for defect in self.defects
+            },
+        }
+
+
+def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
+    """Look through the table of an examined cache.
+
+    Args:
+        archive: the archive, with what its manifest says.
+        cache: of it, built with ``examined=True``.
+    """
+    columns = {name: cache.table[name].to_numpy(zero_copy_only=False) for name in cache.table.column_names}
+    ok = cache.readable()
+    paths = [original(path) for path in columns["path"]]
+    found = [
+        _unreadable(cache),
+        *_single_images(columns, ok),
+        *_duplicates(columns, ok, paths, archive),
+        *_mixtures(columns, ok),
+        *_manifest(archive, paths, ok),
+    ]
+    return Diagnosis(_census(archive, cache, columns, ok), [defect for defect in found if defect.count])
+
+
+def _census(archive: Archive, cache: Cache, columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> dict[str, Any]:
+    def counts(name: str) -> dict[str, int]:
+        values = Counter(str(value) for value in columns[name][ok].tolist() if value is not None)
+        return dict(values.most_common(20))
+
+    sizes = Counter(f"{int(w)} x {int(h)}" for w, h in zip(columns["width"][ok], columns["height"][ok], strict=True))
+    patients = {value for value in columns["patient"][ok].tolist() if value is not None}
+    return {
+        "files_and_members": len(archive) + len(archive.refused),
+        "images": len(ok),
+        "unreadable": len(cache.unreadable()),
+        "formats": counts("format"),
+        "bits": counts("bits"),
+        "channels_stored": counts("channels"),
+        "modalities": counts("modality"),
+        "photometric_interpretations": counts("photometric"),
+        "sizes": dict(sizes.most_common(10)),
+        "different_sizes": len(sizes),
+        "patients": len(patients) or None,
+        "classes": _class_counts(archive),
+        "groups": None if archive.groups is None else len(set(archive.groups.tolist())),
+    }
+
+
+def _class_counts(archive: Archive) -> dict[str, int]:
+    labels = archive.labels
+    return {name: int((labels == number).sum()) for number, name in enumerate(archive.classes)}
+
+
+def _unreadable(cache: Cache) -> Defect:
+    bad = cache.unreadable()
+    reasons = Counter(reason for _, _, reason in bad)
+    by_reason = [{"reason": reason, "count": count} for reason, count in reasons.most_common()]
+    files: list[Any] = [{"path": path, "frame": frame, "reason": reason} for path, frame, reason in bad]
+    return Defect("unreadable", "cannot be read", True, len(bad), [], [*by_reason, *files])
+
+
+def _images(name: str, meaning: str, grave: bool, rows: NDArray[np.int64], paths: Sequence[str]) -> Defect:
+    chosen = rows.tolist()
+    return Defect(name, meaning, grave, len(chosen), chosen, [paths[row] for row in chosen])
+
+
+def _single_images(columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> list[Defect]:
+    paths = columns["path"].tolist()
+
+    def where(name: str, condition: NDArray[np.bool_], order: NDArray[Any]) -> NDArray[np.int64]:
+        rows = ok[condition[ok]]
+        return rows[np.argsort(order[rows], kind="stable")]
+
+    std, border, text = (columns[name].astype(np.float64) for name in ("std", "border", "text"))
+    shorter = np.minimum(columns["height"].astype(float), columns["width"].astype(float))
+    blank = where("blank", std < BLANK, std)
+    tiny = where("tiny", shorter < TINY, shorter)
+    borders = where("border", (border > BORDER) & (std >= BLANK), -border)
+    texts = where("text", text > TEXT, -text)
+    return [
+        _images("blank", "blank or nearly constant", True, blank, paths),
+        _images("tiny", f"shorter side below {TINY} pixels", False, tiny, paths),
+        _images("borders", f"more than {BORDER:.0%} of the area is empty border", False, borders, paths),
+        _images("text", "suspicion of burned-in text, which may name a patient", False, texts, paths),
+    ]
+
+
+def _duplicates(
+    columns: dict[str, NDArray[Any]], ok: NDArray[np.int64], paths: list[str], archive: Archive
+) -> list[Defect]:
+    blank = columns["std"].astype(np.float64) < BLANK
+    by_content: dict[tuple[str, int], list[int]] = {}
+    for row in ok.tolist():
+        by_content.setdefault((columns["content_hash"][row], int(columns["frame"][row])), []).append(row)
+    exact = [group for group in by_content.values() if len(group) > 1]
+    firsts = [group[0] for group in by_content.values()]  # one of each, or near ones would repeat the exact ones
+    hashes = [None if blank[row] else columns["perceptual_hash"][row] for row in firsts]
+    near = [[firsts[at] for at in group] for group in near_duplicates(hashes)]
+    # Neighbouring frames of one file look alike, as they should.
+    near = [group for group in near if len({paths[row] for row in group}) > 1]
+    written = columns["path"].tolist()
+
+    def defect(name: str, meaning: str, groups: list[list[int]]) -> Defect:
+        rows = [row for group in groups for row in group]
+        return Defect(name, meaning, False, len(groups), rows, [[written[row] for row in group] for group in groups])
+
+    sample_of = {sample.path: sample for sample in archive.samples}
+    leaks = [group for group in [*exact, *near] if _crosses([sample_of[paths[row]] for row in group])]
+    return [
+        defect("exact_duplicates", "groups of images with the same content", exact),
+        defect("near_duplicates", "groups of images that look the same", near),
+        Defect(
+            "duplicates_across_splits",
+            "groups of duplicates that lie in several splits, or have several labels",
+            True,
+            len(leaks),
+            [row for group in leaks for row in group],
+            [[written[row] for row in group] for group in leaks],
+        ),
+    ]
+
+
+def _crosses(samples: list[Sample]) -> bool:
+    splits = {sample.split for sample in samples if sample.split is not None}
+    labels = {sample.label for sample in samples if sample.label is not None}
+    return len(splits) > 1 or len(labels) > 1
+
+
+def _mixtures(columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> list[Defect]:
+    paths = columns["path"].tolist()
+    defects = []
+    for name, column, meaning in (
+        ("mixed_modality", "modality", "modalities other than the most frequent"),
+        ("mixed_photometric_interpretation", "photometric", "photometric interpretations other than the most frequent"),
+        ("mixed_bit_depth", "bits", "bit depths other than the most frequent"),
+    ):
+        values = columns[column][ok]
+        counts = Counter(value for value in values.tolist() if value is not None and value == value)
+        if len(counts) > 1:
+            usual = counts.most_common(1)[0][0]
+            odd = ok[[value is not None and value == value and value != usual for value in values.tolist()]]
+            defects.append(_images(name, f"{meaning} ({usual})", False, odd, paths))
+    return defects
+
+
+def _manifest(archive: Archive, paths: list[str], ok: NDArray[np.int64]) -> list[Defect]:
+    defects = []
+    groups = archive.groups
+    if groups is not None:
+        splits: dict[str, set[str]] = {}
+        for group, sample in zip(groups.tolist(), archive.samples, strict=True):
+            if sample.split is not None and sample.group is not None:
+                splits.setdefault(group, set()).add(sample.split)
+        divided = sorted(group.removeprefix("group ") for group, names in splits.items() if len(names) > 1)
+        # A group may be a patient's identifier, so none is quoted.
+        meaning = "groups of the manifest that lie in several splits"
+        defects.append(Defect("groups_across_splits", meaning, True, len(divided)))
+    counts = _class_counts(archive)
+    if counts and min(counts.values()) * 10 < max(counts.values()):
+        rare = [name for name, count in counts.items() if count * 10 < max(counts.values())]
+        defects.append(
+            Defect("rare_classes", "classes with less than a tenth of the largest", False, len(rare), [], rare)
+        )
+    return defects

@@ -1,0 +1,139 @@
+"""What a reader returns, and how values of any range become display values of 8 or 16 bits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from PIL import Image
+
+__all__ = ["ImageInfo", "Unreadable", "fit_image", "robust_range", "to_display"]
+
+
+_PERCENTILES = (0.5, 99.5)
+
+
+class Unreadable(ValueError):
+    """An image that cannot be read; the message is the reason, and names no patient and no absolute path."""
+
+
+class ImageInfo(NamedTuple):
+    """What a file says of its image.
+
+    Attributes:
+        format: such as ``PNG`` or ``DICOM``.
+        height: pixels as stored, before an orientation tag.
+        width: pixels as stored.
+        channels: 1 (grey) or 3 (RGB) after reading.
+        bits: that are used of each sample, 32 for floats.
+        frames: images in the file.
+        modality: of DICOM, such as ``CR``.
+        photometric: of DICOM, such as ``MONOCHROME1``.
+        patient: identifier in clear, which must not be written anywhere.
+        study: the same.
+        series: the same.
+    """
+
+    format: str
+    height: int
+    width: int
+    channels: int
+    bits: int
+    frames: int = 1
+    modality: str | None = None
+    photometric: str | None = None
+    patient: str | None = None
+    study: str | None = None
+    series: str | None = None
+
+
+def robust_range(values: NDArray[Any]) -> tuple[float, float]:
+    """The half and the 99.5th percentile of the finite values, or least and greatest where those coincide.
+
+    >>> robust_range(np.arange(1001.0))
+    (5.0, 995.0)
+    """
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
+    if not finite.size:
+        return 0.0, 0.0
+    low, high = (float(value) for value in np.percentile(finite, _PERCENTILES))
+    return (low, high) if high > low else (float(finite.min()), float(finite.max()))
+
+
+def to_display(values: NDArray[Any], limits: tuple[float, float], dtype: DTypeLike = np.uint16) -> NDArray[Any]:
+    """Map a range onto all values of an unsigned type, clipped; what is not finite becomes the darkest value.
+
+    Where both limits are the same, everything becomes 0.
+
+    >>> to_display(np.array([-5.0, 0.0, 1.0, 2.0, 9.0]), (0.0, 2.0), np.uint8).tolist()
+    [0, 0, 128, 255, 255]
+    """
+    low, high = limits
+    top = np.iinfo(dtype).max
+    if not high > low:
+        return np.zeros(values.shape, dtype=dtype)
+    scaled = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low) - low) * (top / (high - low))
+    return np.floor(scaled.clip(0, top) + 0.5).astype(dtype)
+
+
+def fit_image(pixels: NDArray[Any], size: int, channels: int, fit: str = "pad", deep: bool = False) -> NDArray[Any]:
+    """Resize display pixels to a square, bilinear and antialiased.
+
+    Args:
+        pixels: uint8 or uint16 ``(H, W, C)``, C is 1 or 3.
+        size: side of the square in pixels.
+        channels: of the result, 1 (luma of ITU-R BT.601) or 3.
+        fit: one of :data:`jigsawssl.types.FITS`.
+        deep: make uint16 of everything, where 8 bits v become 257 v; else uint8, where 16 bits are rounded.
+
+    Returns:
+        uint8, or uint16 if ``deep``, of shape ``(channels, size, size)``.
+
+    >>> fit_image(np.full((2, 4, 1), 9, np.uint8), size=4, channels=1)[0].tolist()
+    [[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]
+    """
+    if fit == "crop":
+        side = min(pixels.shape[:2])
+        top, left = ((length - side) // 2 for length in pixels.shape[:2])
+        pixels = pixels[top : top + side, left : left + side]
+    shape = _fitted_shape(pixels.shape[0], pixels.shape[1], size) if fit == "pad" else (size, size)
+    pixels = _converted(pixels, channels)
+    resized = _resized(pixels, shape)
+    top = 65535 if deep else 255
+    if resized.dtype != (np.uint16 if deep else np.uint8):
+        scale = top / np.iinfo(resized.dtype).max
+        resized = np.floor(resized.astype(np.float64) * scale + 0.5).astype(np.uint16 if deep else np.uint8)
+    square = np.zeros((channels, size, size), dtype=resized.dtype)
+    y, x = (size - shape[0]) // 2, (size - shape[1]) // 2
+    square[:, y : y + shape[0], x : x + shape[1]] = resized.transpose(2, 0, 1)
+    return square
+
+
+def _fitted_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Sides of an image whose longer one becomes ``size``."""
+    longer = max(height, width)
+    return max(1, round(height * size / longer)), max(1, round(width * size / longer))
+
+
+def _converted(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    grey = pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    return np.floor(grey + 0.5).astype(pixels.dtype)[:, :, None]
+
+
+def _resized(pixels: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    if pixels.shape[:2] == shape:
+        return pixels
+    if pixels.dtype == np.uint8:
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        # Large reductions go by an intermediate size, which is several times faster and looks the same.
+        small = np.asarray(image.resize(shape[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0))
+        return small[:, :, None] if small.ndim == 2 else small
+    planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(pixels, 2, 0)]
+    resized = [plane.resize(shape[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0) for plane in planes]
+    small = np.stack([np.asarray(plane) for plane in resized], axis=2)
+    return np.floor(small.clip(0, 65535) + 0.5).astype(np.uint16)

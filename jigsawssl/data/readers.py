@@ -1,0 +1,336 @@
+"""Readers: the bytes of one file become display pixels, one function per format behind :func:`read`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from .dicom import WINDOWS, DicomFile
+from .pixels import ImageInfo, Unreadable, robust_range, to_display
+
+__all__ = ["MAX_PIXELS", "WINDOW_CHOICES", "ImageInfo", "Picture", "Unreadable", "open_picture", "read"]
+
+MAX_PIXELS = 89_478_485
+"""The largest frame that is decoded, in pixels: Pillow's own limit against decompression bombs."""
+
+WINDOW_CHOICES = ("file", "percentiles", *WINDOWS)
+"""How values of more than 8 bits are mapped to display values."""
+
+# It reports each oddity of a broken file to standard error, and the reason is in the status already.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+
+_PILLOW = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF"}
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
+_DICOM_NAMES = (".dcm", ".dicom", ".ima")
+
+
+class Picture(NamedTuple):
+    """An opened image of one or more frames.
+
+    Attributes:
+        info: what the file says.
+        frame: number → display values uint8 or uint16 ``(H, W, C)``, C is 1 or 3; raises :class:`Unreadable`.
+        content_hash: sha256 in hex of the encoded image, the same wherever it lies; of DICOM without its header.
+    """
+
+    info: ImageInfo
+    frame: Callable[[int], NDArray[Any]]
+    content_hash: str
+
+
+class _Opened(NamedTuple):
+    info: ImageInfo
+    frame: Callable[[int], NDArray[Any]]
+    content: bytes
+
+
+def read(
+    data: bytes,
+    frame: int = 0,
+    window: str = "file",
+    name: str = "",
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[NDArray[Any], ImageInfo]:
+    """Decode one frame of an image file.
+
+    Formats are told by their first bytes, not by the file's name: PNG, JPEG, BMP, WebP, GIF, TIFF (8, 16 and 32 bits,
+    float, several pages) and DICOM. Orientation tags are applied. Palettes, CMYK and other colour models become RGB;
+    transparency lets black through. Eight bits stay as they are; more bits, and floats, are mapped to all 16 bits by
+    the window (DICOM) or between robust percentiles, never by the range of their type.
+
+    Args:
+        data: the whole file.
+        frame: which of several.
+        window: one of :data:`WINDOW_CHOICES`.
+        name: the file's name, whose ending helps to tell a DICOM file without preamble.
+        at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, which is several times faster,
+            as long as both sides keep this many pixels.
+        max_pixels: a larger frame is refused before it is decoded.
+
+    Returns:
+        Display values uint8 or uint16 ``(H, W, C)``, C is 1 (grey) or 3 (RGB), and :class:`ImageInfo`.
+
+    Raises:
+        Unreadable: with the reason; nothing else, whatever the bytes are.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (4, 3), 7).save(file, "PNG")
+    >>> pixels, info = read(file.getvalue())
+    >>> pixels.shape, pixels.dtype, info.format, info.bits
+    ((3, 4, 1), dtype('uint8'), 'PNG', 8)
+    """
+    picture = open_picture(data, window, name, at_least, max_pixels)
+    return picture.frame(frame), picture.info
+
+
+def open_picture(
+    data: bytes, window: str = "file", name: str = "", at_least: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Picture:
+    """Open an image file for reading its frames; arguments and errors are those of :func:`read`.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (4, 3)).save(file, "GIF", save_all=True, append_images=[Image.new("RGB", (4, 3), "red")])
+    >>> open_picture(file.getvalue()).info.frames
+    2
+    """
+    info, frame, content = _guarded(lambda: _open(data, window, name, at_least, max_pixels))
+
+    def checked(number: int) -> NDArray[Any]:
+        if not 0 <= number < info.frames:
+            raise Unreadable(f"has {info.frames} frames, not {number + 1}")
+        pixels: NDArray[Any] = _guarded(lambda: frame(number))
+        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+            raise Unreadable("neither grey nor colour")
+        return pixels
+
+    return Picture(info, checked, hashlib.sha256(content).hexdigest())
+
+
+def _guarded(action: Callable[[], Any]) -> Any:
+    """Turn whatever a decoder raises on a hostile file into a reason."""
+    try:
+        return action()
+    except Unreadable:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Unreadable("too large") from None
+    except MemoryError:
+        raise Unreadable("needs more memory than there is") from None
+    except Exception as error:
+        # The message may quote the file, so the kind of error has to do.
+        raise Unreadable(f"corrupt or truncated ({type(error).__name__})") from None
+
+
+def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels: int) -> _Opened:
+    if not data:
+        raise Unreadable("empty file")
+    head = data[:132]
+    if head[128:132] == b"DICM" or _bare_dicom(head, name):
+        return _open_dicom(data, window, max_pixels)
+    if head.startswith(_TIFF):
+        return _open_tiff(data, max_pixels)
+    if head.startswith(_PACKED):
+        raise Unreadable("packed files inside of packed files are not read")
+    kind = next((known for magic, known in _PILLOW.items() if head.startswith(magic)), None)
+    if kind is None and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        kind = "WEBP"
+    if kind is None:
+        raise Unreadable("not an image of a known format")
+    if kind == "PNG" and head[24:25] == b"\x10":
+        return _open_deep_png(data, max_pixels)
+    return _open_pillow(data, kind, at_least, max_pixels)
+
+
+def _bare_dicom(head: bytes, name: str) -> bool:
+    """Whether a file without preamble may be DICOM: by name, or because it starts with a tag of group 2 or 8."""
+    if head.startswith((*_PILLOW, *_TIFF, *_PACKED)):
+        return False
+    starts = head[:4] in (
+        b"\x08\0\x05\0",
+        b"\x08\0\x08\0",
+        b"\x08\0\0\0",
+        b"\x08\0\x16\0",
+        b"\x02\0\0\0",
+        b"\x02\0\x02\0",
+    )
+    return starts or name.lower().endswith(_DICOM_NAMES)
+
+
+def _open_dicom(data: bytes, window: str, max_pixels: int) -> _Opened:
+    file = DicomFile(data, window, max_pixels)
+    return _Opened(file.info, file.frame, file.content())
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise Unreadable(f"too large: {width} x {height} pixels")
+    if width < 1 or height < 1:
+        raise Unreadable("no pixels")
+
+
+def _open_deep_png(data: bytes, max_pixels: int) -> _Opened:
+    # Pillow cuts 16-bit colours to 8 bits in silence.
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    _check_size(width, height, max_pixels)
+    samples = {0: 1, 2: 3, 4: 2, 6: 4}.get(data[25], 0)
+    info = ImageInfo("PNG", height, width, 1 if samples < 3 else 3, 16)
+
+    def frame(number: int) -> NDArray[Any]:
+        values = imagecodecs.png_decode(data)
+        return _deep(values, alpha=samples in (2, 4))
+
+    return _Opened(info, frame, data)
+
+
+def _deep(values: NDArray[Any], alpha: bool) -> NDArray[Any]:
+    """Map more than 8 bits to 16 by robust percentiles; transparency lets black through."""
+    if not alpha:
+        return to_display(values, robust_range(values))
+    colours, opacity = values[..., :-1], values[..., -1:].astype(np.float64)
+    opacity /= np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
+    visible = opacity[..., 0] > 0
+    shown = to_display(colours, robust_range(colours[visible])) * opacity.clip(0, 1)
+    return np.floor(shown + 0.5).astype(np.uint16)
+
+
+def _open_pillow(data: bytes, kind: str, at_least: int | None, max_pixels: int) -> _Opened:
+    if kind == "PNG":
+        _check_png(data)
+    with Image.open(io.BytesIO(data), formats=[kind]) as image:
+        _check_size(*image.size, max_pixels)
+        width, height = image.size
+        frames = int(getattr(image, "n_frames", 1)) if kind in ("GIF", "WEBP") else 1
+        grey = image.mode in ("1", "L", "LA", "La")
+    info = ImageInfo(kind, height, width, 1 if grey else 3, 8, frames)
+
+    def frame(number: int) -> NDArray[Any]:
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+            if number:
+                image.seek(number)
+            elif at_least is not None:
+                image.draft(None, (at_least, at_least))  # does nothing for other formats than JPEG
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(_flatten(upright))
+
+    return _Opened(info, frame, data)
+
+
+def _check_png(data: bytes) -> None:
+    """Compare the checksums of all chunks, which Pillow does not when it decodes."""
+    at, ended = 8, False
+    while not ended:
+        length = int.from_bytes(data[at : at + 4], "big")
+        end = at + 12 + length
+        if end > len(data):
+            raise Unreadable("truncated")
+        if zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise Unreadable("corrupt (checksum)")
+        ended, at = data[at + 4 : at + 8] == b"IEND", end
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """To mode L or RGB, over black where transparent."""
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
+        black = Image.new(image.mode, image.size, (0,) * (len(image.mode) - 1) + (255,))
+        return Image.alpha_composite(black, image).convert("RGB") if image.mode == "RGBA" else _grey_over_black(image)
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+
+
+def _grey_over_black(image: Image.Image) -> Image.Image:
+    grey, opacity = (np.asarray(band, dtype=np.uint16) for band in image.split())
+    return Image.fromarray(((grey * opacity + 127) // 255).astype(np.uint8))
+
+
+def _open_tiff(data: bytes, max_pixels: int) -> _Opened:
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        first: Any = tiff.pages[0]
+        width, height = int(first.imagewidth), int(first.imagelength)
+        _check_size(width, height, max_pixels)
+        if int(first.imagedepth) != 1:
+            raise Unreadable("a TIFF volume")
+        # Thumbnails and lower resolutions may follow the images.
+        every: list[Any] = list(tiff.pages)
+        pages = [n for n, page in enumerate(every) if page.shape == first.shape and not _is_reduced(page)]
+        samples, bits = int(first.samplesperpixel), _bits(first)
+        deep = bits > 8 or first.dtype is None or first.dtype.kind == "f"
+        grey = samples < 3 and int(first.photometric) in (0, 1)
+    pages = pages or [0]
+    info = ImageInfo("TIFF", height, width, 1 if grey else 3, bits, len(pages))
+
+    def frame(number: int) -> NDArray[Any]:
+        if deep:
+            return _deep_tiff(data, pages[number], max_pixels)
+        with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+            image.seek(pages[number])
+            _check_size(*image.size, max_pixels)
+            image.load()
+            return np.asarray(_flatten(ImageOps.exif_transpose(image)))
+
+    return _Opened(info, frame, data)
+
+
+def _is_reduced(page: Any) -> bool:
+    return bool(int(getattr(page, "subfiletype", 0)) & 1)
+
+
+def _bits(page: Any) -> int:
+    bits = page.bitspersample
+    return int(max(bits)) if isinstance(bits, tuple) else int(bits)
+
+
+def _deep_tiff(data: bytes, number: int, max_pixels: int) -> NDArray[Any]:
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page: Any = tiff.pages[number]
+        _check_size(int(page.imagewidth), int(page.imagelength), max_pixels)
+        if int(page.samplesperpixel) > 4:
+            raise Unreadable(f"{page.samplesperpixel} samples a pixel")
+        _check_strips(page, len(data))
+        values = page.asarray()
+        axes, photometric = page.axes, int(page.photometric)
+        orientation = page.tags.get("Orientation")
+    if axes == "SYX":
+        values = np.moveaxis(values, 0, -1)
+    elif axes not in ("YX", "YXS"):
+        raise Unreadable("a TIFF volume")
+    if photometric not in (0, 1, 2):
+        raise Unreadable(f"more than 8 bits with TIFF photometric interpretation {photometric}")
+    if values.dtype.kind not in "iuf":
+        raise Unreadable(f"values of type {values.dtype}")
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    shown = _deep(values, alpha=values.ndim == 3 and values.shape[2] in (2, 4))
+    if photometric == 0:  # white is zero
+        shown = np.iinfo(shown.dtype).max - shown
+    return _upright(shown, int(orientation.value) if orientation is not None else 1)
+
+
+def _check_strips(page: Any, length: int) -> None:
+    """Every strip has to lie inside the file; tifffile fills what is missing with zeros."""
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if offset <= 0 or count <= 0 or offset + count > length:
+            raise Unreadable("truncated")
+
+
+def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Apply a TIFF orientation (the tag of the same name)."""
+    turned = pixels.swapaxes(0, 1)
+    views = {2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
+    views |= {5: turned, 6: turned[:, ::-1], 7: turned[::-1, ::-1], 8: turned[::-1]}
+    return np.ascontiguousarray(views.get(orientation, pixels))
