@@ -103,7 +103,7 @@ class OptimizerConfig:
 @dataclass
 class FinetuneOptimizerConfig:
     name: str = _key("adamw", "adamw, sgd or lars")
-    lr: float = _key(5e-4, "encoder's rate; a tenth of it in the gentle fine-tuning of mode auto")
+    lr: float = _key(5e-4, "encoder's rate")
     weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
     head_scale: float = _key(10.0, "the classifier's learning rate as a multiple of lr")
 
@@ -163,7 +163,7 @@ class FinetuneConfig:
     out: str = _key("", "folder of this run (required)")
     config: str | None = _key(None, "YAML file of keys; the command line wins over it")
     fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
-    mode: str = _key("auto", "auto (chooses: probe, gentle from it, or full), full, linear, knn or progressive")
+    mode: str = _key("auto", "auto (probe, full from it, or between), full, linear, knn or progressive")
     validation: str = _key(
         "budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)"
     )

@@ -225,5 +225,6 @@ def _through_voi(values: NDArray[Any], settings: Dataset) -> tuple[NDArray[Any],
         return apply_voi_lut(values, settings), (0.0, float(2**bits - 1))
     # Two values far outside show the ends of the output, which depend on bits, sign and rescale.
     far = np.array([-1e30, 1e30])
-    out = np.asarray(apply_voi_lut(np.concatenate([values.ravel().astype(np.float64), far]), settings))
+    with np.errstate(over="ignore"):
+        out = np.asarray(apply_voi_lut(np.concatenate([values.ravel().astype(np.float64), far]), settings))
     return out[:-2].reshape(values.shape), (float(out[-2]), float(out[-1]))

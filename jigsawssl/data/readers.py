@@ -158,14 +158,7 @@ def _bare_dicom(head: bytes, name: str) -> bool:
     """Whether a file without preamble may be DICOM: by name, or because it starts with a tag of group 2 or 8."""
     if head.startswith((*_PILLOW, *_TIFF, *_PACKED)):
         return False
-    starts = head[:4] in (
-        b"\x08\0\x05\0",
-        b"\x08\0\x08\0",
-        b"\x08\0\0\0",
-        b"\x08\0\x16\0",
-        b"\x02\0\0\0",
-        b"\x02\0\x02\0",
-    )
+    starts = head[:2] in (b"\x08\0", b"\x02\0")
     return starts or name.lower().endswith(_DICOM_NAMES)
 
 

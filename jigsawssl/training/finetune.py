@@ -46,8 +46,7 @@ class Recipe(NamedTuple):
     """Settings of supervised training.
 
     ``lr`` is the encoder's rate and ``head_scale`` times it that of everything new; ``max_epochs`` is ``None`` for as
-    many as the budget needs; ``keep_statistics`` leaves batch norm as pretraining left it; ``grids`` are those of the
-    progressive steps; ``precision`` is Lightning's.
+    many as the budget needs; ``grids`` are those of the progressive steps; ``precision`` is Lightning's.
     """
 
     lr: float
@@ -57,7 +56,6 @@ class Recipe(NamedTuple):
     head_scale: float = 10.0
     weight_decay: float | None = None
     balanced: bool = True
-    keep_statistics: bool = False
     grids: tuple[int, ...] = (8, 4, 2)
     preset: str = "mild"
     seed: int = 0
@@ -152,13 +150,6 @@ class Finetuning(pl.LightningModule):
         """Keep the probabilities of this check."""
         self.checked[self.current_epoch + 1] = torch.cat(self._seen)
         self._seen = []
-
-    def on_train_epoch_start(self) -> None:
-        """Keep batch-norm statistics where few images would replace those of many."""
-        if self.recipe.keep_statistics:
-            for module in self.model.encoder.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
 
     def configure_optimizers(self) -> Any:
         """A low rate for the encoder, ``head_scale`` times it for what is new."""

@@ -1,0 +1,302 @@
+"""The cache: each file decoded once, the same after any interruption, never a wrong one, nothing in clear."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jigsawssl.data.archive import open_archive
+from jigsawssl.data.cache import Cache, CacheOptions, build_cache, chosen_frames, original, printable
+from jigsawssl.data.loading import PixelDataset
+from jigsawssl.data.pixels import fit_image
+from jigsawssl.types import UserError
+from tests.data.test_dicom import STORED, dicom
+
+OPTIONS = CacheOptions(16, 1)
+
+
+def fill(root: Path, count: int = 40, seed: int = 0) -> Path:
+    """Grey images in two folders, a zip and a tar, with two that are broken."""
+    rng = np.random.default_rng(seed)
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image = Image.fromarray(rng.integers(0, 256, (20 + number % 5, 24), dtype=np.uint8))
+        folder = root / "ab"[number % 2]
+        folder.mkdir(exist_ok=True)
+        image.save(folder / f"{number:04d}.png")
+    (root / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (root / "a" / "empty.jpg").touch()
+    packed = sorted((root / "b").glob("*.png"))[:4]
+    with zipfile.ZipFile(root / "z.zip", "w") as file:
+        for path in packed[:2]:
+            file.write(path, f"in/{path.name}")
+    with tarfile.open(root / "t.tar.gz", "w:gz") as file:
+        for path in packed[2:]:
+            file.add(path, f"in/{path.name}")
+    for path in packed:
+        path.unlink()
+    return root
+
+
+def build(root: Path, folder: Path, options: CacheOptions = OPTIONS, workers: int = 2) -> Cache:
+    return build_cache(open_archive(str(root)), folder, options, workers, progress=False)
+
+
+def contents(cache: Cache) -> tuple[bytes, list[dict[str, object]]]:
+    return cache.pixels.tobytes(), cache.table.to_pylist()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return fill(tmp_path / "archive")
+
+
+def test_pixels_and_table_are_what_the_readers_give(root: Path, tmp_path: Path) -> None:
+    archive = open_archive(str(root))
+    cache = build(root, tmp_path / "cache")
+    assert len(archive) == 42 and len(cache.pixels) == 40
+    paths = cache.paths()
+    row_of = {sample.path: row for row, sample in enumerate(archive.samples)}
+    for pixels, row in zip(cache.pixels, cache.readable(), strict=True):
+        assert np.array_equal(pixels, fit_image(archive.read(row_of[paths[row]]), 16, 1))
+    assert {path: reason for path, _, reason in cache.unreadable()} == {
+        "a/broken.png": "truncated",
+        "a/empty.jpg": "empty file",
+    }
+    assert {"z.zip/in/0001.png", "t.tar.gz/in/0005.png"} <= set(paths)
+    assert set(cache.table["status"].to_pylist()) == {"ok", "truncated", "empty file"}
+
+
+def test_a_second_run_reads_no_image(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = contents(build(root, tmp_path / "cache"))
+    monkeypatch.setattr("jigsawssl.data.cache._decoded", None)
+    assert contents(build(root, tmp_path / "cache")) == first
+
+
+def test_workers_and_folders_do_not_matter(root: Path, tmp_path: Path) -> None:
+    one, two = build(root, tmp_path / "one", workers=1), build(root, tmp_path / "two", workers=4)
+    assert contents(one) == contents(two)
+
+
+def test_what_changed_is_read_again_and_the_rest_is_kept(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build(root, tmp_path / "cache")
+    old_name = before.path.name
+    Image.fromarray(np.full((9, 9), 77, np.uint8)).save(root / "a" / "0000.png")
+    (root / "a" / "0002.png").unlink()
+    Image.fromarray(np.full((9, 9), 99, np.uint8)).save(root / "b" / "new.png")
+    read: list[str] = []
+    from jigsawssl.data import cache as module
+
+    decode = module._decoded
+
+    def watched(archive, row, *rest):  # type: ignore[no-untyped-def]
+        read.append(archive.samples[row].path)
+        return decode(archive, row, *rest)
+
+    monkeypatch.setattr(module, "_decoded", watched)
+    after = build(root, tmp_path / "cache")
+    assert sorted(read) == ["a/0000.png", "b/new.png"]
+    monkeypatch.undo()
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "fresh" / "salt").write_bytes((tmp_path / "cache" / "salt").read_bytes())
+    assert contents(after) == contents(build(root, tmp_path / "fresh"))
+    assert after.path.name != old_name and not (tmp_path / "cache" / old_name).exists()
+
+
+def test_other_options_and_other_archives_have_other_caches(root: Path, tmp_path: Path) -> None:
+    other = fill(tmp_path / "other", seed=1)
+    folder = tmp_path / "cache"
+    caches = [
+        build(root, folder),
+        build(root, folder, CacheOptions(8, 1)),
+        build(root, folder, CacheOptions(16, 3)),
+        build(root, folder, CacheOptions(16, 1, fit="crop")),
+        build(root, folder, CacheOptions(16, 1, deep=True)),
+        build(other, folder),
+    ]
+    assert len({cache.path for cache in caches}) == 6 and all(cache.path.is_dir() for cache in caches)
+    assert caches[4].pixels.dtype == np.uint16
+    assert not np.array_equal(caches[0].pixels, caches[5].pixels)
+
+
+def test_an_interrupted_cache_goes_on(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = build(root, tmp_path / "whole")
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "salt").write_bytes((tmp_path / "whole" / "salt").read_bytes())
+    from jigsawssl.data import cache as module
+
+    decode, calls = module._decoded, []
+
+    def stops(archive, row, *rest):  # type: ignore[no-untyped-def]
+        calls.append(row)
+        if len(calls) > 20:
+            raise KeyboardInterrupt
+        return decode(archive, row, *rest)
+
+    monkeypatch.setattr(module, "_decoded", stops)
+    with pytest.raises(KeyboardInterrupt):
+        build(root, folder, workers=1)
+    monkeypatch.undo()
+    (partial,) = folder.glob("*.partial")
+    with (partial / "journal.jsonl").open("ab") as stream:
+        stream.write(b'{"path": "half a li')
+    with (partial / "pixels.bin").open("ab") as stream:
+        stream.write(b"half an image")
+    resumed = build(root, folder)
+    assert contents(resumed) == contents(whole) and not list(folder.glob("*.partial"))
+
+
+KILLED = """
+import sys
+from jigsawssl.data import open_archive
+from jigsawssl.data.cache import CacheOptions, build_cache
+print("ready", flush=True)
+build_cache(open_archive(sys.argv[1]), __import__("pathlib").Path(sys.argv[2]), CacheOptions(16, 1), 2, False)
+"""
+
+
+@pytest.mark.slow
+def test_killing_it_at_ten_moments_changes_nothing(tmp_path: Path) -> None:
+    root = fill(tmp_path / "archive", count=1500)
+    whole = contents(build(root, tmp_path / "whole"))
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "salt").write_bytes((tmp_path / "whole" / "salt").read_bytes())
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(root), str(folder)], stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(float(rng.uniform(0.02, 0.25)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert contents(build(root, folder)) == whole
+
+
+def test_damage_is_an_error(root: Path, tmp_path: Path) -> None:
+    cache = build(root, tmp_path / "cache")
+    file = cache.path / "pixels.bin"
+    data = bytearray(file.read_bytes())
+    del cache
+    for damaged in (data[:-1], bytes([data[0] ^ 1]) + data[1:]):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"^`cache` .* it is damaged .*delete that folder"):
+            build(root, tmp_path / "cache")
+    file.write_bytes(data)
+    build(root, tmp_path / "cache")
+
+
+def test_two_writers_and_a_full_disk_are_user_errors(root: Path, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    archive, folder = open_archive(str(root)), tmp_path / "cache"
+    with pytest.raises(UserError, match=r"must have 0\.00 GB of disk for 42 images; .* cache=off"):
+        build_cache(archive, folder, OPTIONS, 1, progress=False, at_most=42 * 256 - 1)
+    with (folder / "lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run is writing"):
+            build(root, folder)
+    assert len(build(root, folder).pixels) == 40
+
+
+def test_frames_of_one_file(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    root.mkdir()
+    stack = np.stack([np.roll(STORED, shift, axis=0) for shift in range(7)])
+    (root / "cine.dcm").write_bytes(dicom(stack))
+    for frames in ("all", "middle", "every_3"):
+        cache = build(root, tmp_path / "cache", CacheOptions(16, 1, deep=True, frames=frames))
+        assert cache.table["frame"].to_pylist() == chosen_frames(7, frames)
+        assert len(cache.pixels) == len(chosen_frames(7, frames))
+        assert np.array_equal(
+            cache.pixels[-1],
+            fit_image(open_archive(str(root)).open(0).frame(cache.table["frame"][-1].as_py()), 16, 1, deep=True),
+        )
+
+
+def test_identifiers_are_not_written_in_clear(tmp_path: Path) -> None:
+    root, folder = tmp_path / "archive", tmp_path / "cache"
+    root.mkdir()
+    for name, patient in (("1.dcm", "secret-17"), ("2.dcm", "secret-17"), ("3.dcm", "other")):
+        (root / name).write_bytes(dicom(PatientID=patient))
+    cache = build(root, folder, CacheOptions(16, 1, deep=True))
+    hashes = cache.table["patient"].to_pylist()
+    assert hashes[0] == hashes[1] != hashes[2] and None not in hashes
+    elsewhere = build(root, tmp_path / "elsewhere", CacheOptions(16, 1, deep=True))
+    assert elsewhere.table["patient"].to_pylist()[0] != hashes[0], "each folder has a salt of its own"
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        data = file.read_bytes()
+        assert b"secret" not in data and b"Doe" not in data and str(tmp_path).encode() not in data
+
+
+def test_file_names_in_any_script_or_none(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    root.mkdir()
+    names = [os.fsencode("рентген.png"), os.fsencode("胸部 X.png"), b"caf\xe9.png"]
+    for number, name in enumerate(names):
+        try:
+            with open(os.path.join(os.fsencode(root), name), "wb") as stream:
+                Image.fromarray(np.full((4, 4), number, np.uint8)).save(stream, "PNG")
+        except OSError:
+            pytest.skip("the file system takes no such names")
+    cache = build(root, tmp_path / "cache")
+    archive = open_archive(str(root))
+    assert len(cache.pixels) == 3 and set(cache.paths()) == {sample.path for sample in archive.samples}
+    dataset = PixelDataset(archive, 16)
+    dataset.use(cache)
+    assert len(dataset) == 3
+    assert original(printable("caf\udce9")) == "caf\udce9" and printable("caf\udce9").isprintable()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_dataset_reads_the_same_from_cache_memory_and_files(tmp_path: Path, deep: bool) -> None:
+    root = fill(tmp_path / "archive", count=12)
+    if deep:
+        for number in range(6):
+            values = np.random.default_rng(number).integers(0, 3000, (20, 24), dtype=np.uint16)
+            Image.fromarray(values).save(root / f"deep{number}.png")
+    archive = open_archive(str(root))
+    lazy, loaded, cached = (PixelDataset(archive, 16, workers=2) for _ in range(3))
+    assert cached.deep == deep
+    loaded.load(progress=False)
+    cached.use(build_cache(archive, tmp_path / "cache", cached.cache_options(), 2, progress=False))
+    assert np.array_equal(loaded.rows, cached.rows)
+    assert {printable(path): reason for path, reason in loaded.unreadable.items()} == cached.unreadable
+    indices = [5, 0, len(cached) - 1]
+    batches = [dataset.__getitems__(indices) for dataset in (loaded, cached)]
+    batches.append(lazy.__getitems__(loaded.rows[indices].tolist()))
+    for batch in batches:
+        assert batch.images.dtype == (torch.uint16 if deep else torch.uint8)
+        assert torch.equal(batch.images.view(torch.uint8), batches[0].images.view(torch.uint8))
+        assert torch.equal(batch.rows, batches[0].rows)
+    part = cached.subset(np.array([2, 1]))
+    assert torch.equal(part[0].images.view(torch.uint8), cached[2].images.view(torch.uint8))
+
+
+def test_a_cache_of_the_whole_serves_a_part(root: Path, tmp_path: Path) -> None:
+    archive = open_archive(str(root))
+    cache = build(root, tmp_path / "cache")
+    part = PixelDataset(archive.select([3, 30, 7]), 16)
+    part.use(cache)
+    assert sorted(part.rows.tolist()) == [0, 1, 2]
+    for position, row in enumerate(part.rows):
+        assert np.array_equal(part[position].images, fit_image(part.archive.read(int(row)), 16, 1))
+
+
+def test_options_are_in_the_meta_file(root: Path, tmp_path: Path) -> None:
+    meta = json.loads((build(root, tmp_path / "cache").path / "meta.json").read_text())
+    assert CacheOptions(**meta["options"]) == OPTIONS and meta["images"] == 40

@@ -1,0 +1,145 @@
+"""The doctor finds each defect where it was planted, and nothing in a healthy archive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from jigsawssl.cli import main
+from jigsawssl.data.examine import examine, near_duplicates, perceptual_hash
+from tests.data.test_dicom import dicom
+
+
+def smooth(seed: int, size: int = 96) -> np.ndarray:
+    """A blurred random picture with some noise, like no other."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 200, (14, 14), dtype=np.uint8))
+    large = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    return (large + rng.integers(-2, 3, large.shape)).clip(0, 255).astype(np.uint8)
+
+
+def save(root: Path, name: str, pixels: np.ndarray, **options: object) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(root / name, **options)
+
+
+def look(root: Path, out: Path, *more: str) -> tuple[int, dict[str, dict[str, object]]]:
+    code = main(["doctor", f"data={root}", f"out={out}", *more])
+    return code, json.loads((out / "doctor.json").read_text())["defects"]
+
+
+def test_a_healthy_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(12):
+        save(tmp_path / "a", f"{number}.png", smooth(number))
+    code, defects = look(tmp_path / "a", tmp_path / "out")
+    assert code == 0 and defects == {}
+    printed = capsys.readouterr().out
+    assert "nothing to complain of" in printed and "96 x 96: 12" in printed
+    assert (tmp_path / "out" / "sheets" / "archive.png").is_file() and (tmp_path / "out" / "table.parquet").is_file()
+    assert main(["doctor", f"data={tmp_path / 'a'}"]) == 0
+
+
+def test_planted_defects_are_found(tmp_path: Path) -> None:
+    root, out = tmp_path / "a", tmp_path / "out"
+    for number in range(30):
+        save(root, f"good/{number}.png", smooth(number))
+    (root / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    save(root, "blank.png", np.full((96, 96), 90, np.uint8))
+    save(root, "tiny.png", smooth(100)[:20, :20])
+    save(root, "copy.png", smooth(3))
+    save(root, "smaller.jpg", np.asarray(Image.fromarray(smooth(4)).resize((64, 64))), quality=80)
+    framed = np.zeros((96, 96), np.uint8)
+    framed[20:70, 10:80] = smooth(101)[:50, :70]
+    save(root, "framed.png", framed)
+    (root / "one.dcm").write_bytes(dicom(smooth(103).astype(np.uint16) * 16, WindowCenter=2000, WindowWidth=4000))
+    written = Image.fromarray(smooth(102, 256))
+    ImageDraw.Draw(written).multiline_text((10, 8), "JANE DOE 1970-01-01\nHOSPITAL 12345", fill=255)
+    written.save(root / "written.png")
+    code, defects = look(root, out)
+    assert code == 1
+    assert defects["unreadable"]["count"] == 1 and defects["unreadable"]["examples"][0]["reason"] == "truncated"
+    assert defects["blank"]["examples"] == ["blank.png"] and defects["tiny"]["examples"] == ["tiny.png"]
+    assert defects["exact_duplicates"]["examples"] == [["copy.png", "good/3.png"]]
+    assert [sorted(group) for group in defects["near_duplicates"]["examples"]] == [["good/4.png", "smaller.jpg"]]
+    assert "framed.png" in defects["borders"]["examples"] and defects["text"]["examples"] == ["written.png"]
+    assert defects["mixed_bit_depth"]["examples"] == ["one.dcm"]
+    for name in ("blank", "exact_duplicates", "near_duplicates", "text"):
+        assert (out / "sheets" / f"{name}.png").stat().st_size > 1000
+    assert look(root, out)[1] == defects, "a second look, from the table"
+
+
+def test_the_manifest_is_looked_over(tmp_path: Path) -> None:
+    root = tmp_path / "a"
+    lines = ["path,label,split,group"]
+    for number in range(26):
+        save(root, f"{number}.png", smooth(number))
+        split = "test" if number >= 20 else "train"
+        lines.append(f"{number}.png,{'rare' if number == 0 else 'usual'},{split},secret-{number % 21}")
+    save(root, "again.png", smooth(5))
+    lines.append("again.png,usual,test,other")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    code, defects = look(root, tmp_path / "out", f"manifest={manifest}")
+    assert code == 1
+    assert defects["groups_across_splits"]["count"] == 5
+    assert defects["duplicates_across_splits"]["examples"] == [["5.png", "again.png"]]
+    assert defects["rare_classes"]["examples"] == ["rare"]
+    assert "secret" not in (tmp_path / "out" / "doctor.json").read_text()
+
+
+def test_what_cannot_be_used_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "a"
+    root.mkdir()
+    (root / "a.png").write_bytes(b"nothing")
+    assert main(["doctor", f"data={root}"]) == 2
+    assert "the first a.png (not an image of a known format)" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").touch()
+    assert main(["doctor", f"data={root}", f"out={tmp_path / 'out'}"]) == 2
+    assert "precious.txt" in capsys.readouterr().err
+
+
+def test_hashes_survive_what_does_not_matter_and_tell_pictures_apart() -> None:
+    pictures = [smooth(seed) for seed in range(40)]
+    hashes = [perceptual_hash(picture[..., None]) for picture in pictures]
+
+    def distance(one: str, two: str) -> int:
+        return (int(one, 16) ^ int(two, 16)).bit_count()
+
+    apart = [distance(one, two) for at, one in enumerate(hashes) for two in hashes[:at]]
+    assert min(apart) > 40
+    for picture, hashed in zip(pictures, hashes, strict=True):
+        brighter = (picture * 0.9 + 20).astype(np.uint8)
+        smaller = np.asarray(Image.fromarray(picture).resize((70, 70), Image.Resampling.BILINEAR))
+        assert max(distance(hashed, perceptual_hash(other[..., None])) for other in (brighter, smaller)) <= 20
+
+
+def test_near_duplicates_agree_with_comparing_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (60, 32), dtype=np.uint8)
+    every = np.concatenate([base, base[:30], base[:10]])
+    for row, bits in zip(every[60:], rng.integers(0, 28, 40), strict=True):
+        for at in rng.choice(256, bits, replace=False):
+            row[at // 8] ^= 1 << (at % 8)
+    hashes = [row.tobytes().hex() for row in every]
+    close = [[np.bitwise_count(one ^ two).sum() <= 20 for two in every] for one in every]
+    groups, left = [], set(range(len(every)))
+    while left:
+        group, edge = set(), {left.pop()}
+        while edge:
+            group |= edge
+            edge = {two for one in edge for two in left if close[one][two]}
+            left -= edge
+        groups.append(sorted(group))
+    assert near_duplicates([*hashes, None]) == sorted(group for group in groups if len(group) > 1)
+
+
+def test_borders_are_measured() -> None:
+    inside = np.zeros((100, 50, 1), np.float32)
+    inside[10:90, 5:30, 0] = np.random.default_rng(0).random((80, 25))
+    assert examine(inside)["border"] == pytest.approx(1 - 0.8 * 0.5)
+    assert examine(np.zeros((9, 9, 1), np.float32)) == {"border": 1.0, "text": 0.0}

@@ -1,0 +1,73 @@
+"""The leak guard: what pretraining saw is found again by content, group and patient, and nothing can be read of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jigsawssl.data.archive import open_archive
+from jigsawssl.data.cache import CacheOptions, build_cache
+from jigsawssl.data.guard import SeenImages, seen_images
+from jigsawssl.types import UserError
+from tests.data.test_dicom import STORED, dicom
+
+
+def images(root: Path, names: str, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    root.mkdir()
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (9, 9), dtype=np.uint8)).save(root / f"{name}.png")
+    return root
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_images_and_groups_are_found_again(tmp_path: Path, cached: bool) -> None:
+    root = images(tmp_path / "one", "abcd", seed=0)
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,label,group\na.png,x,patient-1\nb.png,x,patient-2\n")
+    archive = open_archive(str(root), str(manifest))
+    cache = build_cache(archive, tmp_path / "cache", CacheOptions(8, 1), 1, progress=False) if cached else None
+    file = tmp_path / "seen.parquet"
+    seen_images(archive, cache, progress=False).save(file)
+    seen = SeenImages.load(file)
+    assert len(seen.contents) == len(seen.groups) == 2
+    assert b"patient-1" not in file.read_bytes()
+
+    other = images(tmp_path / "two", "efgh", seed=1)
+    (other / "renamed.png").write_bytes((root / "a.png").read_bytes())
+    manifest.write_text("path,label,group\ne.png,x,patient-2\nf.png,x,\nrenamed.png,y,patient-9\n")
+    judged = open_archive(str(other), str(manifest))
+    found = seen.overlap(judged, np.arange(3))
+    assert found.same_image.tolist() == [2] and found.same_group.tolist() == [0] and found.rows.tolist() == [0, 2]
+    assert not seen.overlap(judged, np.array([1])).rows.size
+
+
+def test_patients_of_dicom_files_count_as_groups(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for root, patients in ((one, ("p1", "p2")), (two, ("p2", "p3"))):
+        root.mkdir()
+        for number, patient in enumerate(patients):
+            shift = number + 2 * (root == two)
+            (root / f"{number}.dcm").write_bytes(dicom(np.roll(STORED, shift, axis=0), PatientID=patient))
+    archive = open_archive(str(one))
+    cache = build_cache(archive, tmp_path / "cache", CacheOptions(8, 1, deep=True), 1, progress=False)
+    seen = seen_images(archive, cache, progress=False)
+    found = seen.overlap(open_archive(str(two)), np.arange(2))
+    assert found.same_group.tolist() == [0] and not found.same_image.size
+
+
+def test_only_what_was_used_counts(tmp_path: Path) -> None:
+    archive = open_archive(str(images(tmp_path / "one", "abcd", seed=0)))
+    cache = build_cache(archive, tmp_path / "cache", CacheOptions(8, 1), 1, progress=False)
+    seen = seen_images(archive.select([1, 2]), cache, progress=False)
+    assert seen.overlap(archive, np.arange(4)).same_image.tolist() == [1, 2]
+
+
+def test_damage_is_a_user_error(tmp_path: Path) -> None:
+    file = tmp_path / "seen.parquet"
+    file.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"seen\.parquet.* is damaged .*allow_overlap=true"):
+        SeenImages.load(file)
