@@ -182,7 +182,7 @@ class PixelDataset(Dataset[Batch]):
             rows = torch.from_numpy(self.rows)[where]
             shape = (len(where), *self._stored.shape[1:])
             images = torch.empty(shape, dtype=self._stored.dtype, pin_memory=torch.cuda.is_available())
-            torch.index_select(self._stored, 0, where if self._at is None else self._at[where], out=images)
+            _gather(self._stored, where if self._at is None else self._at[where], images)
             return Batch(images.view(torch.uint16) if self.deep else images, self._labels[rows], rows)
         with ThreadPoolExecutor(self.workers) as pool:
             found = list(pool.map(self._next_readable, map(int, indices)))
@@ -223,6 +223,13 @@ class PixelDataset(Dataset[Batch]):
             f"`data` ({self.archive.name}) must hold images that can be decoded; all {len(self.archive)} are "
             f"unreadable, the first is {path} ({self.unreadable.get(path, 'unknown')}); check the files."
         )
+
+
+def _gather(stored: Tensor, where: Tensor, out: Tensor) -> None:
+    """Copy rows; in words of 8 bytes where they fit, which is more than twice as fast as byte by byte."""
+    if stored[0].nbytes % 8 == 0:
+        stored, out = (images.view(len(images), -1).view(torch.int64) for images in (stored, out))
+    torch.index_select(stored, 0, where, out=out)
 
 
 def channel_statistics(images: Tensor | PixelDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

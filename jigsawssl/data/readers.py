@@ -33,6 +33,7 @@ _PILLOW = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "G
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
+_BARE_DICOM = (b"\x08\0", b"\x02\0")  # files without preamble start with an element of group 8 or 2
 
 
 class Picture(NamedTuple):
@@ -138,7 +139,7 @@ def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels:
     if not data:
         raise Unreadable("empty file")
     head = data[:132]
-    if head[128:132] == b"DICM" or _bare_dicom(head, name):
+    if head[128:132] == b"DICM":
         return _open_dicom(data, window, max_pixels)
     if head.startswith(_TIFF):
         return _open_tiff(data, max_pixels)
@@ -147,19 +148,13 @@ def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels:
     kind = next((known for magic, known in _PILLOW.items() if head.startswith(magic)), None)
     if kind is None and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         kind = "WEBP"
+    if kind is None and (head[:2] in _BARE_DICOM or name.lower().endswith(_DICOM_NAMES)):
+        return _open_dicom(data, window, max_pixels)
     if kind is None:
         raise Unreadable("not an image of a known format")
     if kind == "PNG" and head[24:25] == b"\x10":
         return _open_deep_png(data, max_pixels)
     return _open_pillow(data, kind, at_least, max_pixels)
-
-
-def _bare_dicom(head: bytes, name: str) -> bool:
-    """Whether a file without preamble may be DICOM: by name, or because it starts with a tag of group 2 or 8."""
-    if head.startswith((*_PILLOW, *_TIFF, *_PACKED)):
-        return False
-    starts = head[:2] in (b"\x08\0", b"\x02\0")
-    return starts or name.lower().endswith(_DICOM_NAMES)
 
 
 def _open_dicom(data: bytes, window: str, max_pixels: int) -> _Opened:
