@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from jigsawssl.data.containers import CONTAINER_SUFFIXES, MAX_BYTES, is_container, list_members, read_member
 from jigsawssl.data.layouts import medmnist_file, samples_of_layout
 from jigsawssl.data.phantom import demo_phantoms
-from jigsawssl.data.pixels import ImageInfo, Unreadable
+from jigsawssl.data.pixels import ImageInfo, Unreadable, robust_range, to_display
 from jigsawssl.data.readers import Picture, open_picture
 from jigsawssl.types import Sample, UserError
 
@@ -29,6 +30,8 @@ IMAGE_SUFFIXES = (
 )
 """Endings of the files that a folder is searched for, in lower case; capitals count as well. Files without an ending,
 or with one of digits, are looked into for the mark of DICOM."""
+
+_OTHER_PACKED = (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 _NPZ_SPLITS = ("train", "val", "test")
@@ -46,7 +49,7 @@ class Archive:
     samples: tuple[Sample, ...]
     classes: tuple[str, ...]
     _root: Path | None = field(default=None, repr=False)  # of a folder
-    _pixels: tuple[NDArray[np.uint8], ...] | None = field(default=None, repr=False)  # of an archive in memory
+    _pixels: tuple[NDArray[Any], ...] | None = field(default=None, repr=False)  # of an archive in memory
     _members: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)  # path → container, name in it
     refused: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # path, reason: seen, and not made a sample
 
@@ -137,9 +140,10 @@ class Archive:
         if self._pixels is not None:
             pixels = self._pixels[row]
             pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-            info = ImageInfo("array", pixels.shape[0], pixels.shape[1], pixels.shape[2], 8)
+            info = ImageInfo("array", pixels.shape[0], pixels.shape[1], pixels.shape[2], 8 * pixels.itemsize)
             digest = hashlib.sha256(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
-            return Picture(info, lambda number: pixels, digest.hexdigest())
+            shown = pixels if pixels.dtype == np.uint8 else to_display(pixels, robust_range(pixels))
+            return Picture(info, lambda number: shown, digest.hexdigest())
         data = self.read_bytes(row) if data is None else data
         return open_picture(data, window, self.samples[row].path, at_least)
 
@@ -180,8 +184,8 @@ def open_archive(
             - a folder, searched recursively for :data:`IMAGE_SUFFIXES`; zip and tar files count as folders, so that
               ``scans.zip/a/1.png`` is a path; hidden files and folders and links to folders are skipped, links that
               lead outside are refused; rows are sorted by path;
-            - an ``.npz`` file with ``{train,val,test}_images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)`` and optionally
-              ``..._labels`` int ``(N,)`` or ``(N, 1)`` (negative: unlabeled), or with ``images`` and ``labels``;
+            - an ``.npz`` file with ``{train,val,test}_images`` uint8 or uint16 ``(N, H, W)`` or ``(N, H, W, 3)`` and
+              optionally ``..._labels`` int ``(N,)`` or ``(N, 1)`` (negative: unlabeled), or ``images`` and ``labels``;
               sample paths are ``train/17``, or ``17``;
             - ``demo``, the synthetic archive of :func:`jigsawssl.data.phantom.demo_phantoms`.
         manifest: what is known about the images of a folder: None (nothing), ``folders`` (the class is the name of
@@ -209,7 +213,7 @@ def open_archive(
         )
     if manifest is not None and (data == "demo" or path.is_file()):
         raise UserError(f"`manifest` ({manifest}) must go with a folder of images; `data` is {data}; leave it out.")
-    pixels: tuple[NDArray[np.uint8], ...] | None = None
+    pixels: tuple[NDArray[Any], ...] | None = None
     found = _Found()
     if data == "demo":
         name, (samples, pixels) = "demo", _demo()
@@ -249,14 +253,14 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)], name
 
 
-def _demo() -> tuple[list[Sample], tuple[NDArray[np.uint8], ...]]:
+def _demo() -> tuple[list[Sample], tuple[NDArray[Any], ...]]:
     images, labels, splits, groups = demo_phantoms()
     columns = zip(labels.tolist(), splits.tolist(), groups.tolist(), strict=True)
     samples = [Sample(f"{split}/{i}", label, split, group) for i, (label, split, group) in enumerate(columns)]
     return samples, tuple(images)
 
 
-def _npz(path: Path) -> tuple[list[Sample], tuple[NDArray[np.uint8], ...]]:
+def _npz(path: Path) -> tuple[list[Sample], tuple[NDArray[Any], ...]]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             keys = {split: f"{split}_" for split in _NPZ_SPLITS if f"{split}_images" in stored}
@@ -273,13 +277,13 @@ def _npz(path: Path) -> tuple[list[Sample], tuple[NDArray[np.uint8], ...]]:
     if not keys:
         raise UserError(f"`data` ({path}) must hold arrays such as train_images; it has: {present}; rename them.")
     samples: list[Sample] = []
-    pixels: list[NDArray[np.uint8]] = []
+    pixels: list[NDArray[Any]] = []
     for split, prefix in keys.items():
         images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
         grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
-        if images.dtype != np.uint8 or not grey_or_rgb:
+        if images.dtype not in (np.uint8, np.uint16) or not grey_or_rgb:
             raise UserError(
-                f"`data` ({path}): {prefix}images must be uint8 of shape (N, H, W) or (N, H, W, 3); "
+                f"`data` ({path}): {prefix}images must be uint8 or uint16 of shape (N, H, W) or (N, H, W, 3); "
                 f"it is {images.dtype} of shape {images.shape}; convert it."
             )
         names: list[str | None] = [None] * len(images)
@@ -336,9 +340,11 @@ def _find_images(root: Path) -> _Found:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in files:
             path = os.path.join(folder, name)
+            relative = Path(path).relative_to(root).as_posix()
+            if name.lower().endswith(_OTHER_PACKED) and not is_container(name) and not name.startswith("."):
+                found.refused.append((relative, "a packed format that is not read"))
             if name.startswith(".") or not _may_be_image(path):
                 continue
-            relative = Path(path).relative_to(root).as_posix()
             if os.path.islink(path) and not (_is_inside(path, inside) and os.path.isfile(path)):
                 leads = os.path.exists(path)
                 found.refused.append((relative, "a link that leads outside" if leads else "a link that leads nowhere"))
@@ -373,21 +379,35 @@ def _look_into(root: Path, relative: str, found: _Found) -> None:
     except Unreadable as error:
         found.refused.append((relative, str(error)))
         return
-    found.refused += [(f"{relative}/{name}", reason) for name, reason in refused if _is_image_name(name)]
+    for name, reason in refused:
+        if not name or _is_image_name(name):
+            found.refused.append((f"{relative}/{name}" if name else relative, reason))
     for name in names:
         if is_container(name):
             found.refused.append((f"{relative}/{name}", "packed files inside of packed files are not read"))
-        elif _is_image_name(name):
+        elif _is_image_name(name) or _is_dicom_member(root / relative, name):
             path = f"{relative}/{posixpath.normpath(name)}"
             found.members[path] = (relative, name)
             found.paths.append(path)
 
 
+def _is_hidden(name: str) -> bool:
+    return posixpath.basename(name).startswith(".") or name.startswith("__MACOSX/")
+
+
 def _is_image_name(name: str) -> bool:
-    base = posixpath.basename(name)
-    ending = posixpath.splitext(base)[1]
-    hidden = base.startswith(".") or name.startswith("__MACOSX/")
-    return not hidden and (base.lower().endswith(IMAGE_SUFFIXES) or ending[1:].isdigit())
+    return not _is_hidden(name) and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_dicom_member(container: Path, name: str) -> bool:
+    """As outside of containers: without an ending, or with one of digits, the mark of DICOM decides."""
+    ending = posixpath.splitext(name)[1]
+    if _is_hidden(name) or (ending and not ending[1:].isdigit()) or posixpath.basename(name).upper() == "DICOMDIR":
+        return False
+    try:
+        return read_member(str(container), name, most=132)[128:] == b"DICM"
+    except Unreadable:
+        return True  # and reading it gives the reason
 
 
 def _is_inside(path: str, real_root: str) -> bool:

@@ -40,6 +40,8 @@ _FORMAT = 1
 _VERIFIED_BYTES = 256 * 2**20
 _VERIFIED_ROWS = 256
 _FLUSHED = 64
+_IN_FLIGHT = 256 * 2**20
+_MAY_PASS = ("needs ", "permission denied", "cannot be read", "vanished")  # reasons that lie outside of the file
 _TABLE_BATCH = 4096
 _SALT = "salt"
 
@@ -53,8 +55,8 @@ TABLE_SCHEMA = pa.schema(
         ("format", pa.string()),
         ("height", pa.int32()),
         ("width", pa.int32()),
-        ("channels", pa.int8()),
-        ("bits", pa.int8()),
+        ("channels", pa.int16()),
+        ("bits", pa.int16()),
         ("frames", pa.int32()),
         ("modality", pa.string()),
         ("photometric", pa.string()),
@@ -188,12 +190,12 @@ def chosen_frames(count: int, frames: str) -> list[int]:
 
 
 def printable(path: str) -> str:
-    r"""A path as valid text; names on disk need not be.
+    r"""A path as valid text, from which :func:`original` makes the path again; names on disk need not be valid.
 
-    >>> printable("caf\udce9.png")
-    'caf\\udce9.png'
+    >>> printable("caf\udce9.png"), printable("a.png")
+    ('caf\\udce9.png', 'a.png')
     """
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+    return path.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def original(path: str) -> str:
@@ -202,7 +204,8 @@ def original(path: str) -> str:
     >>> original(printable("caf\udce9.png")) == "caf\udce9.png"
     True
     """
-    return re.sub(r"\\(udc[89a-f][0-9a-f])", lambda found: chr(int(found[1][1:], 16)), path)
+    found = re.compile(r"\\(\\|ud[89a-f][0-9a-f]{2})")
+    return found.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), path)
 
 
 def salted(value: str | None, salt: bytes) -> str | None:
@@ -213,7 +216,13 @@ def salted(value: str | None, salt: bytes) -> str | None:
 
 
 def build_cache(
-    archive: Archive, folder: Path, options: CacheOptions, workers: int, progress: bool, at_most: int | None = None
+    archive: Archive,
+    folder: Path,
+    options: CacheOptions,
+    workers: int,
+    progress: bool,
+    scope: str = "",
+    at_most: int | None = None,
 ) -> Cache:
     """Open the cache of an archive in a folder of caches, and write what of it is missing.
 
@@ -227,28 +236,59 @@ def build_cache(
         options: how to read it.
         workers: threads.
         progress: say how much disk it takes, and show a bar.
+        scope: which part of the archive this is, such as a split. A cache replaces an older one of the same part.
         at_most: bytes that may be written; ``None`` for what the disk has left.
 
     Raises:
-        UserError: if the disk is too small, or another run is writing.
+        UserError: if the disk is too small or cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     salt = _salt(folder)
     stamps = [archive.stamp(row) for row in range(len(archive))]
     prefix = f"{_digest(salted(archive.location, salt))}-{_digest(json.dumps([_FORMAT, asdict(options)]))}-"
-    final = folder / (prefix + _digest(_listing(archive, stamps)))
-    if final.is_dir():
-        return Cache(final)
-    with _locked(folder):
-        if not final.is_dir():
-            partial = final.with_name(final.name + ".partial")
-            _check_disk(archive, folder, options, partial, at_most, progress)
-            _write(archive, stamps, partial, options, salt, prefix, workers, progress)
-            os.replace(partial, final)
-            for old in folder.glob(f"{prefix}*"):
-                if old != final:
-                    shutil.rmtree(old, ignore_errors=True)
+    part = f"{prefix}{_digest(salted(scope, salt))}-"
+    final = folder / (part + _digest(_listing(archive, stamps)))
+    found = _finished(final, archive, options)
+    if found is not None:
+        return found
+    with _locked(folder, progress):
+        found = _finished(final, archive, options)  # another run may have written it meanwhile
+        if found is not None:
+            return found
+        partial = final.with_name(final.name + ".partial")
+        _check_disk(archive, folder, options, partial, at_most, progress)
+        _write(archive, stamps, partial, options, salt, prefix, workers, progress)
+        _remove(final)
+        os.replace(partial, final)
+        for old in folder.glob(f"{part}*"):
+            if old != final:
+                _remove(old)
     return Cache(final)
+
+
+def _finished(final: Path, archive: Archive, options: CacheOptions) -> Cache | None:
+    """A cache that was finished before, unless an image that could not be read then can be read now."""
+    if not final.is_dir():
+        return None
+    cache = Cache(final)
+    row_of = {sample.path: row for row, sample in enumerate(archive.samples)}
+    for path, frame, reason in cache.unreadable():
+        row = row_of.get(original(path))
+        if row is not None and reason.startswith(_MAY_PASS):
+            try:
+                archive.open(row, options.window).frame(frame)
+            except Unreadable:
+                continue
+            return None
+    return cache
+
+
+def _remove(old: Path) -> None:
+    """Away under another name first, so that nothing half removed is taken for a cache."""
+    if old.exists():
+        away = old.with_name(f"removed-{secrets.token_hex(8)}")
+        os.replace(old, away)
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def _digest(text: str | None) -> str:
@@ -282,17 +322,16 @@ def _salt(folder: Path) -> bytes:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, progress: bool) -> Iterator[None]:
     """One writer at a time; the system lets go of the lock when a process dies."""
     with (folder / "lock").open("w") as stream:
         if fcntl is not None:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(
-                    f"`cache` ({folder}) must not be written by two runs at once; another run is writing; wait for it, "
-                    "or give another folder"
-                ) from None
+                if progress:
+                    print("Another run is writing to this cache folder; waiting for it")
+                fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
@@ -323,7 +362,7 @@ class _Known:
         self.item_bytes = item_bytes
         self._files: dict[Path, BinaryIO] = {}
         for old in sorted(folder.glob(f"{prefix}*")):
-            if old == but:
+            if old == but:  # which is gone on with
                 continue
             for offset, entry in _journal(old):
                 self.entries[(entry["path"], *entry["stamp"])] = (old / "pixels.bin", offset, entry["rows"])
@@ -334,10 +373,16 @@ class _Known:
         if found is None or stamp[0] < 0:
             return None
         file, offset, rows = found
-        stream = self._files.setdefault(file, file.open("rb")) if file not in self._files else self._files[file]
-        stream.seek(offset * self.item_bytes)
+        if any(row["status"].startswith(_MAY_PASS) for row in rows):
+            return None
         wanted = self.item_bytes * sum(row["status"] == "ok" for row in rows)
-        pixels = stream.read(wanted)
+        try:
+            if file not in self._files:
+                self._files[file] = file.open("rb")
+            self._files[file].seek(offset * self.item_bytes)
+            pixels = self._files[file].read(wanted)
+        except OSError:
+            return None
         intact = len(pixels) == wanted
         ok = [row for row in rows if row["status"] == "ok"]
         for number, row in enumerate(ok):
@@ -401,7 +446,8 @@ def _write(
     progress: bool,
 ) -> None:
     start = _recover(partial, options.item_bytes)
-    known = _Known(partial.parent, prefix, partial, options.item_bytes)
+    # Arrays in memory have no times of change to know them by.
+    known = _Known(partial.parent, "none" if archive.in_memory else prefix, partial, options.item_bytes)
 
     def work(row: int, data: bytes | None) -> tuple[list[dict[str, Any]], bytes]:
         return known_rows.pop(row, None) or _decoded(archive, row, data, options, salt)
@@ -480,15 +526,19 @@ def _ordered(
 ) -> Iterator[tuple[int, Any]]:
     """Results in the order of the rows, with few of them in memory."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        waiting: deque[tuple[int, Future[Any]]] = deque()
+        waiting: deque[tuple[int, int, Future[Any]]] = deque()
+        held = 0
         try:
             for row in rows:
-                waiting.append((row, pool.submit(work, row, prepare(row))))
-                if len(waiting) >= 4 * max(1, workers):
-                    first, future = waiting.popleft()
+                data = prepare(row)
+                held += len(data or b"")
+                waiting.append((row, len(data or b""), pool.submit(work, row, data)))
+                while waiting and (len(waiting) >= 4 * max(1, workers) or held > _IN_FLIGHT):
+                    first, length, future = waiting.popleft()
+                    held -= length
                     yield first, future.result()
             while waiting:
-                first, future = waiting.popleft()
+                first, length, future = waiting.popleft()
                 yield first, future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -526,11 +576,11 @@ def _decoded(
             continue
         square = fit_image(pixels, options.size, options.channels, options.fit, options.deep)
         stored = square.tobytes()
-        unit = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+        top = np.float32(np.iinfo(pixels.dtype).max)
         entry = {**common, "frame": frame, "status": "ok", "checksum": zlib.crc32(stored)}
-        entry |= {"mean": float(unit.mean()), "std": float(unit.std())}
+        entry |= {"mean": float(pixels.mean() / top), "std": float(pixels.std() / top)}
         if options.examined:
-            entry |= {"perceptual_hash": perceptual_hash(pixels), **examine(unit)}
+            entry |= {"perceptual_hash": perceptual_hash(pixels), **examine(pixels.astype(np.float32) / top)}
         entries.append(entry)
         parts.append(stored)
     return entries, b"".join(parts)

@@ -7,20 +7,29 @@ import posixpath
 import tarfile
 import threading
 import zipfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
 
 from .pixels import Unreadable
 
 __all__ = ["CONTAINER_SUFFIXES", "MAX_BYTES", "is_container", "is_sequential", "list_members", "read_member"]
 
-CONTAINER_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+CONTAINER_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Endings of the files that are looked into, in lower case; capitals count as well."""
 
 MAX_BYTES = 1 << 30
 """The largest file or member that is read into memory, in bytes; more is taken for a bomb or a mistake."""
 
-_BROKEN = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError)
+_MAX_HEADER = 1 << 20
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 def is_container(path: str) -> bool:
@@ -36,20 +45,14 @@ def is_sequential(path: str) -> bool:
 def list_members(path: str) -> tuple[list[str], list[tuple[str, str]]]:
     """Names of the regular files in a container, in its order, and those refused with the reason.
 
+    Of a tar file that breaks off, the members before that are listed, and the container itself is refused.
+
     Raises:
-        Unreadable: if the container is broken.
+        Unreadable: if nothing of the container can be listed.
     """
-    try:
-        handle = _open(path, *_stamp(path))
-        with handle.lock:
-            found = handle.names()
-    except FileNotFoundError:
-        raise Unreadable("vanished") from None
-    except PermissionError:
-        raise Unreadable("permission denied") from None
-    except _BROKEN as error:
-        raise Unreadable(f"broken container ({type(error).__name__})") from None
-    names, refused, seen = [], [], set()
+    found, broken = _using(path, lambda handle: (handle.names(), handle.broken))
+    names, seen = [], set()
+    refused = [("", broken)] if broken else []
     for name in found:
         if not _safe(name):
             refused.append((name, "unsafe path inside a container"))
@@ -61,23 +64,31 @@ def list_members(path: str) -> tuple[list[str], list[tuple[str, str]]]:
     return names, refused
 
 
-def read_member(path: str, name: str) -> bytes:
-    """The bytes of one member.
+def read_member(path: str, name: str, most: int | None = None) -> bytes:
+    """The bytes of one member, or its first ``most`` bytes.
 
     Raises:
         Unreadable: with the reason.
     """
+    data: bytes = _using(path, lambda handle: handle.read(name, most))
+    return data
+
+
+def _using(path: str, action: Callable[[_Zip | _Tar], Any]) -> Any:
+    """Turn whatever a broken container raises into a reason."""
     try:
         handle = _open(path, *_stamp(path))
         with handle.lock:
-            return handle.read(name)
+            return action(handle)
+    except Unreadable:
+        raise
     except FileNotFoundError:
         raise Unreadable("vanished") from None
     except PermissionError:
         raise Unreadable("permission denied") from None
-    except (*_BROKEN, KeyError) as error:
-        if isinstance(error, Unreadable):
-            raise
+    except MemoryError:
+        raise Unreadable("needs more memory than there is") from None
+    except Exception as error:
         raise Unreadable(f"broken container ({type(error).__name__})") from None
 
 
@@ -89,6 +100,8 @@ def _safe(name: str) -> bool:
 
 
 class _Zip:
+    broken = ""
+
     def __init__(self, path: str) -> None:
         self.lock = threading.Lock()
         self.file = zipfile.ZipFile(path)
@@ -96,34 +109,56 @@ class _Zip:
     def names(self) -> list[str]:
         return [entry.filename for entry in self.file.infolist() if not entry.is_dir()]
 
-    def read(self, name: str) -> bytes:
-        # The header may lie about the size, so what is read is limited too.
-        if self.file.getinfo(name).file_size > MAX_BYTES:
+    def read(self, name: str, most: int | None) -> bytes:
+        if most is None and self.file.getinfo(name).file_size > MAX_BYTES:
             raise Unreadable("larger than 1 GiB")
         with self.file.open(name) as stream:
-            data = stream.read(MAX_BYTES + 1)
-        return _limited(data)
+            if most is not None:
+                return stream.read(most)
+            # The header may lie about the size, so what is read is limited too.
+            return _limited(stream.read(MAX_BYTES + 1))
+
+
+class _BoundedHeaders(tarfile.TarInfo):
+    """Refuses extended headers of a size that no file name needs; they are read into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _BoundedHeaders:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _EXTENDED and found.size > _MAX_HEADER:
+            raise tarfile.ReadError("extended header too large")
+        return found
 
 
 class _Tar:
     def __init__(self, path: str) -> None:
         self.lock = threading.Lock()
-        self.file = tarfile.open(path)  # noqa: SIM115  kept open for the next member
-        self.entries = {entry.name: entry for entry in self.file if entry.isreg()}
+        self.file = tarfile.open(path, tarinfo=_BoundedHeaders)  # noqa: SIM115  kept open for the next member
+        self.entries: dict[str, tarfile.TarInfo] = {}
+        self.broken = ""
+        try:
+            for entry in self.file:
+                if entry.isreg():
+                    self.entries[entry.name] = entry
+        except Exception as error:
+            if not self.entries:
+                raise
+            self.broken = f"broken container ({type(error).__name__}) after {len(self.entries)} members"
 
     def names(self) -> list[str]:
         return list(self.entries)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None) -> bytes:
         entry = self.entries[name]
-        if entry.size > MAX_BYTES:
+        if most is None and entry.size > MAX_BYTES:
             raise Unreadable("larger than 1 GiB")
         stream = self.file.extractfile(entry)
         assert stream is not None
-        data = stream.read(MAX_BYTES + 1)
-        if len(data) != entry.size:
+        wanted = entry.size if most is None else min(entry.size, most)
+        data = stream.read(wanted)
+        if len(data) != wanted:
             raise Unreadable("truncated")
-        return _limited(data)
+        return data
 
 
 def _limited(data: bytes) -> bytes:

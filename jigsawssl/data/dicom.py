@@ -73,6 +73,7 @@ class DicomFile:
         if height * width > max_pixels:
             raise Unreadable(f"too large: {width} x {height} pixels")
         _require_decoder(ds.file_meta.TransferSyntaxUID)
+        _require_frames(ds, height, width, frames)
         self.photometric = str(ds.PhotometricInterpretation)
         if self.photometric not in (*_MONOCHROME, *_COLOURS, "PALETTE COLOR"):
             raise Unreadable(f"photometric interpretation {self.photometric[:16]}")
@@ -108,7 +109,11 @@ class DicomFile:
         if self.photometric in _COLOURS:
             if stored.ndim != 3 or stored.shape[2] != 3:
                 raise Unreadable("colours without three samples")
-            return stored if self.info.bits <= 8 else to_display(stored, robust_range(stored))
+            if stored.dtype.kind == "i":
+                raise Unreadable("colours below zero")
+            if self.info.bits > 8:
+                return to_display(stored, robust_range(stored))
+            return stored if stored.dtype == np.uint8 else to_display(stored, (0, 2**self.info.bits - 1), np.uint8)
         if stored.ndim != 2:
             raise Unreadable("more than one grey sample")
         return self._grey(stored, _display_settings(ds, number))
@@ -133,7 +138,7 @@ class DicomFile:
         if window in WINDOWS:
             centre, width = WINDOWS[window]
             limits = (centre - width / 2, centre + width / 2)
-        elif window == "file" and any(name in settings for name in ("VOILUTSequence", "WindowCenter")):
+        elif window == "file" and _has_voi(settings):
             values, limits = _through_voi(values, settings)
         elif eight and stored.dtype.kind in "iu" and window == "file":
             low, high = _stored_limits(self.ds)
@@ -151,11 +156,12 @@ class DicomFile:
 
 def _refuse_bomb(data: bytes) -> None:
     """Refuse a deflated file that unpacks to more than memory should hold; pydicom unpacks without a limit."""
-    if DeflatedExplicitVRLittleEndian.encode() not in data[:1024]:
+    has_length = data[132:140] == b"\x02\0\0\0UL\x04\0"
+    start = 144 + int.from_bytes(data[140:144], "little") if has_length else len(data)
+    if DeflatedExplicitVRLittleEndian.encode() not in data[:start]:
         return
-    if data[132:140] != b"\x02\0\0\0UL\x04\0":
+    if not has_length:
         raise Unreadable("deflated without a group length")
-    start = 144 + int.from_bytes(data[140:144], "little")
     unpacked = zlib.decompressobj(-zlib.MAX_WBITS)
     unpacked.decompress(data[start:], _DEFLATED_LIMIT)
     if unpacked.unconsumed_tail:
@@ -180,6 +186,18 @@ def _require_decoder(syntax: UID) -> None:
         raise Unreadable(f"needs a decoder for {syntax.name}; pip install jigsawssl[dicom]")
 
 
+def _require_frames(ds: Dataset, height: int, width: int, frames: int) -> None:
+    """Refuse a header that promises more frames than the data can hold, before anybody counts to a billion."""
+    name = next(name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in ds)
+    there = len(ds[name].value or b"")
+    least = 8 * frames  # an item of encapsulated data
+    if not ds.file_meta.TransferSyntaxUID.is_compressed or ds.file_meta.TransferSyntaxUID.is_deflated:
+        samples = 2 if str(ds.PhotometricInterpretation) == "YBR_FULL_422" else int(ds.SamplesPerPixel)
+        least = frames * height * width * samples * int(ds.BitsAllocated) // 8
+    if least > there:
+        raise Unreadable("truncated: the header promises more pixels than there are")
+
+
 def _identifier(ds: Dataset, name: str) -> str | None:
     return str(ds.get(name) or "").strip() or None
 
@@ -194,7 +212,8 @@ def _padding(ds: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
     value = ds.get("PixelPaddingValue")
     if value is None or stored.dtype.kind == "f":
         return None
-    value, limit = int(value), int(ds.get("PixelPaddingRangeLimit", value))
+    last = ds.get("PixelPaddingRangeLimit")
+    value, limit = int(value), int(value if last is None else last)
     mask: NDArray[np.bool_] = (stored >= min(value, limit)) & (stored <= max(value, limit))
     return mask if mask.any() and not mask.all() else None
 
@@ -216,6 +235,16 @@ def _display_settings(ds: Dataset, number: int) -> Dataset:
                     if name in item:
                         settings[name] = item[name]
     return settings
+
+
+def _has_voi(settings: Dataset) -> bool:
+    """Whether there is a whole LUT, or a window that is wide enough to be one."""
+    if settings.get("VOILUTSequence"):
+        return True
+    width = settings.get("WindowWidth")
+    first = width[0] if isinstance(width, pydicom.multival.MultiValue) else width
+    least = 1 if str(settings.get("VOILUTFunction") or "LINEAR").upper() == "LINEAR" else 0
+    return settings.get("WindowCenter") is not None and first is not None and float(first) > least
 
 
 def _through_voi(values: NDArray[Any], settings: Dataset) -> tuple[NDArray[Any], tuple[float, float]]:

@@ -23,6 +23,9 @@ __all__ = ["MAX_PIXELS", "WINDOW_CHOICES", "ImageInfo", "Picture", "Unreadable",
 MAX_PIXELS = 89_478_485
 """The largest frame that is decoded, in pixels: Pillow's own limit against decompression bombs."""
 
+MAX_FRAMES = 100_000
+"""The most frames that one file is believed to have."""
+
 WINDOW_CHOICES = ("file", "percentiles", *WINDOWS)
 """How values of more than 8 bits are mapped to display values."""
 
@@ -33,6 +36,7 @@ _PILLOW = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "G
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
+_ORIENTATION = 0x0112
 _BARE_DICOM = (b"\x08\0", b"\x02\0")  # files without preamble start with an element of group 8 or 2
 
 
@@ -107,13 +111,16 @@ def open_picture(
     2
     """
     info, frame, content = _guarded(lambda: _open(data, window, name, at_least, max_pixels))
+    if not 1 <= info.bits <= 64 or not 1 <= info.frames <= MAX_FRAMES:
+        raise Unreadable(f"{info.bits} bits and {info.frames} frames cannot be")
 
     def checked(number: int) -> NDArray[Any]:
         if not 0 <= number < info.frames:
             raise Unreadable(f"has {info.frames} frames, not {number + 1}")
         pixels: NDArray[Any] = _guarded(lambda: frame(number))
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-        if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+        known = pixels.dtype in (np.uint8, np.uint16)
+        if not known or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
             raise Unreadable("neither grey nor colour")
         return pixels
 
@@ -173,12 +180,15 @@ def _open_deep_png(data: bytes, max_pixels: int) -> _Opened:
     # Pillow cuts 16-bit colours to 8 bits in silence.
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     _check_size(width, height, max_pixels)
-    samples = {0: 1, 2: 3, 4: 2, 6: 4}.get(data[25], 0)
-    info = ImageInfo("PNG", height, width, 1 if samples < 3 else 3, 16)
+    _check_png(data)
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
+    info = ImageInfo("PNG", height, width, 3 if data[25] & 2 else 1, 16)
 
     def frame(number: int) -> NDArray[Any]:
         values = imagecodecs.png_decode(data)
-        return _deep(values, alpha=samples in (2, 4))
+        alpha = values.ndim == 3 and values.shape[2] in (2, 4)
+        return _upright(_deep(values, alpha), orientation)
 
     return _Opened(info, frame, data)
 
@@ -204,15 +214,20 @@ def _open_pillow(data: bytes, kind: str, at_least: int | None, max_pixels: int) 
         grey = image.mode in ("1", "L", "LA", "La")
     info = ImageInfo(kind, height, width, 1 if grey else 3, 8, frames)
 
+    animation: list[Image.Image] = []
+
     def frame(number: int) -> NDArray[Any]:
+        if frames > 1:
+            # Kept open, or each frame would be sought from the first one again.
+            if not animation:
+                animation.append(Image.open(io.BytesIO(data), formats=[kind]))
+            animation[0].seek(number)
+            return np.asarray(_flatten(animation[0]))
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            if number:
-                image.seek(number)
-            elif at_least is not None:
+            if at_least is not None:
                 image.draft(None, (at_least, at_least))  # does nothing for other formats than JPEG
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(_flatten(upright))
+            return np.asarray(_flatten(ImageOps.exif_transpose(image)))
 
     return _Opened(info, frame, data)
 
@@ -247,24 +262,26 @@ def _grey_over_black(image: Image.Image) -> Image.Image:
 
 
 def _open_tiff(data: bytes, max_pixels: int) -> _Opened:
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        first: Any = tiff.pages[0]
-        width, height = int(first.imagewidth), int(first.imagelength)
-        _check_size(width, height, max_pixels)
-        if int(first.imagedepth) != 1:
-            raise Unreadable("a TIFF volume")
-        # Thumbnails and lower resolutions may follow the images.
-        every: list[Any] = list(tiff.pages)
-        pages = [n for n, page in enumerate(every) if page.shape == first.shape and not _is_reduced(page)]
-        samples, bits = int(first.samplesperpixel), _bits(first)
-        deep = bits > 8 or first.dtype is None or first.dtype.kind == "f"
-        grey = samples < 3 and int(first.photometric) in (0, 1)
-    pages = pages or [0]
+    tiff = tifffile.TiffFile(io.BytesIO(data))
+    every: list[Any] = list(tiff.pages)
+    # Thumbnails and lower resolutions may stand before or after the images.
+    whole = [n for n, page in enumerate(every) if not int(getattr(page, "subfiletype", 0)) & 1] or [0]
+    first = max((every[n] for n in whole), key=lambda page: int(page.imagewidth) * int(page.imagelength))
+    pages = [n for n in whole if every[n].shape == first.shape]
+    width, height = int(first.imagewidth), int(first.imagelength)
+    _check_size(width, height, max_pixels)
+    if int(getattr(first, "imagedepth", 1)) != 1:
+        raise Unreadable("a TIFF volume")
+    # A page of a frame shares its keys, so that its bits are those of the first of its kind.
+    bits = max(_bits(every[n].keyframe) for n in pages)
+    grey = int(first.keyframe.samplesperpixel) < 3 and int(first.keyframe.photometric) in (0, 1)
     info = ImageInfo("TIFF", height, width, 1 if grey else 3, bits, len(pages))
 
     def frame(number: int) -> NDArray[Any]:
-        if deep:
-            return _deep_tiff(data, pages[number], max_pixels)
+        page = every[pages[number]]
+        _check_size(int(page.imagewidth), int(page.imagelength), max_pixels)
+        if _bits(page.keyframe) > 8 or page.dtype is None or page.dtype.kind == "f":
+            return _deep_tiff(page, len(data))
         with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
             image.seek(pages[number])
             _check_size(*image.size, max_pixels)
@@ -274,25 +291,19 @@ def _open_tiff(data: bytes, max_pixels: int) -> _Opened:
     return _Opened(info, frame, data)
 
 
-def _is_reduced(page: Any) -> bool:
-    return bool(int(getattr(page, "subfiletype", 0)) & 1)
-
-
 def _bits(page: Any) -> int:
     bits = page.bitspersample
     return int(max(bits)) if isinstance(bits, tuple) else int(bits)
 
 
-def _deep_tiff(data: bytes, number: int, max_pixels: int) -> NDArray[Any]:
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page: Any = tiff.pages[number]
-        _check_size(int(page.imagewidth), int(page.imagelength), max_pixels)
-        if int(page.samplesperpixel) > 4:
-            raise Unreadable(f"{page.samplesperpixel} samples a pixel")
-        _check_strips(page, len(data))
-        values = page.asarray()
-        axes, photometric = page.axes, int(page.photometric)
-        orientation = page.tags.get("Orientation")
+def _deep_tiff(page: Any, length: int) -> NDArray[Any]:
+    keys = page.keyframe
+    if int(keys.samplesperpixel) > 4:
+        raise Unreadable(f"{keys.samplesperpixel} samples a pixel")
+    _check_strips(page, length)
+    values = page.asarray()
+    axes, photometric = page.axes, int(keys.photometric)
+    orientation = keys.tags.get("Orientation")
     if axes == "SYX":
         values = np.moveaxis(values, 0, -1)
     elif axes not in ("YX", "YXS"):

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 import jigsawssl
 from jigsawssl.cli import main
 from jigsawssl.config import FinetuneConfig, PretrainConfig, describe_keys, load_config
+from tests.data.test_dicom import dicom
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "configs" / "smoke"
@@ -219,6 +221,34 @@ def test_unreadable_files_are_left_out_and_listed(tmp_path: Path, capsys: pytest
     for cache in (f"cache={tmp_path / 'cache'}", "cache=off"):
         assert main([*arguments, "overwrite=true", "trainer.max_epochs=1", "max_bad_fraction=0.5", cache]) == 0
         assert json.loads((out / "report.json").read_text())["data"]["cached"] == (cache != "cache=off")
+
+
+def test_sixteen_bits_go_all_the_way(tmp_path: Path) -> None:
+    """Pretraining and fine-tuning on DICOM files of 12 bits in a zip and on 16-bit PNG files."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    for label in "ab":
+        (folder / label).mkdir(parents=True)
+    with zipfile.ZipFile(folder / "scans.zip", "w") as file:
+        for number in range(40):
+            label = "ab"[number % 2]
+            values = rng.integers(900 * (number % 2), 1000 + 900 * (number % 2), (40, 50), dtype=np.uint16)
+            if number < 20:
+                file.writestr(f"{label}/{number}.dcm", dicom(values, WindowCenter=1000, WindowWidth=2000))
+            else:
+                Image.fromarray(values).save(folder / label / f"{number}.png")
+    run = tmp_path / "run"
+    smoke = [f"config={SMOKE / 'pretrain.yaml'}", "batch.size=8", "trainer.max_epochs=1", "reading.fit=crop"]
+    assert main(["pretrain", f"data={folder}", f"out={run}", *smoke, "reading.window=file"]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["data"]["bits"] == 16 and report["data"]["images"] == 40 and report["data"]["unreadable"] == {}
+    assert (run / "views.png").stat().st_size > 1000
+    encoder = run / "encoder.safetensors"
+    assert jigsawssl.load_encoder(encoder).spec.fit == "crop"
+    tuned = tmp_path / "tuned"
+    arguments = ["finetune", f"data={folder}", "manifest=folders", f"encoder={encoder}", f"out={tuned}"]
+    assert main([*arguments, "mode=linear", "allow_overlap=true", "precision=32"]) == 0
+    assert json.loads((tuned / "report.json").read_text())["test"]["count"] == 8
 
 
 @pytest.mark.parametrize(

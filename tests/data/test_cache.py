@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 from jigsawssl.data.archive import open_archive
 from jigsawssl.data.cache import Cache, CacheOptions, build_cache, chosen_frames, original, printable
 from jigsawssl.data.loading import PixelDataset
-from jigsawssl.data.pixels import fit_image
+from jigsawssl.data.pixels import Unreadable, fit_image
 from jigsawssl.types import UserError
 from tests.data.test_dicom import STORED, dicom
 
@@ -201,16 +202,74 @@ def test_damage_is_an_error(root: Path, tmp_path: Path) -> None:
     build(root, tmp_path / "cache")
 
 
-def test_two_writers_and_a_full_disk_are_user_errors(root: Path, tmp_path: Path) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    archive, folder = open_archive(str(root)), tmp_path / "cache"
+def test_a_full_disk_is_a_user_error(root: Path, tmp_path: Path) -> None:
+    archive = open_archive(str(root))
     with pytest.raises(UserError, match=r"must have 0\.00 GB of disk for 42 images; .* cache=off"):
-        build_cache(archive, folder, OPTIONS, 1, progress=False, at_most=42 * 256 - 1)
-    with (folder / "lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another run is writing"):
-            build(root, folder)
-    assert len(build(root, folder).pixels) == 40
+        build_cache(archive, tmp_path / "cache", OPTIONS, 1, progress=False, at_most=42 * 256 - 1)
+
+
+def test_a_second_writer_waits_for_the_first(root: Path, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with (folder / "lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            waiting = pool.submit(build, root, folder)
+            time.sleep(0.2)
+            assert not waiting.done() and not list(folder.glob("*-*"))
+        assert len(waiting.result().pixels) == 40
+
+
+def test_parts_of_an_archive_keep_their_own_caches(root: Path, tmp_path: Path) -> None:
+    archive, folder = open_archive(str(root)), tmp_path / "cache"
+
+    def part(rows: list[int], scope: str) -> Path:
+        return build_cache(archive.select(rows), folder, OPTIONS, 1, progress=False, scope=scope).path
+
+    one, two = part([0, 1, 2], "train"), part([3, 4], "test")
+    assert one.is_dir() and two.is_dir()
+    three = part([0, 1], "train")
+    assert three.is_dir() and two.is_dir() and not one.exists()
+
+
+def test_what_could_not_be_read_then_may_be_read_now(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jigsawssl.data import archive as module
+
+    read = module.Archive.read_bytes
+
+    def denied(self: module.Archive, row: int) -> bytes:
+        if self.samples[row].path == "a/0000.png":
+            raise Unreadable("permission denied")
+        return read(self, row)
+
+    monkeypatch.setattr(module.Archive, "read_bytes", denied)
+    for _ in range(2):
+        assert ("a/0000.png", 0, "permission denied") in build(root, tmp_path / "cache").unreadable()
+    monkeypatch.undo()
+    assert len(build(root, tmp_path / "cache").pixels) == 40
+
+
+def test_arrays_in_memory_are_never_taken_for_others(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+    for value in (3, 4):
+        np.savez(file, images=np.full((5, 16, 16), value, np.uint8))
+        cache = build_cache(open_archive(str(file)), tmp_path / "cache", OPTIONS, 1, progress=False)
+        assert (cache.pixels == value).all()
+
+
+def test_a_zip_with_flipped_bits_stops_nothing(tmp_path: Path) -> None:
+    root = fill(tmp_path / "archive", count=12)
+    whole = (root / "z.zip").read_bytes()
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        broken = bytearray(whole)
+        broken[int(rng.integers(len(whole)))] ^= 1 << int(rng.integers(8))
+        (root / "z.zip").write_bytes(broken)
+        cache = build(root, tmp_path / "cache" / str(number), workers=1)
+        assert len(cache.pixels) >= 10
 
 
 def test_frames_of_one_file(tmp_path: Path) -> None:
@@ -259,7 +318,8 @@ def test_file_names_in_any_script_or_none(tmp_path: Path) -> None:
     dataset = PixelDataset(archive, 16)
     dataset.use(cache)
     assert len(dataset) == 3
-    assert original(printable("caf\udce9")) == "caf\udce9" and printable("caf\udce9").isprintable()
+    for name in ("caf\udce9", r"caf\udce9", "a\\\\b\\", "plain"):
+        assert original(printable(name)) == name and printable(name).isprintable()
 
 
 @pytest.mark.parametrize("deep", [False, True])

@@ -218,7 +218,9 @@ def test_missing_or_odd_elements_are_reasons() -> None:
         (dicom(PixelData=None), "no pixel data"),
         (dicom(Rows=None), "lacks Rows"),
         (dicom(PhotometricInterpretation="HSV"), "photometric interpretation HSV"),
-        (dicom()[:-100], "corrupt or truncated (ValueError)"),
+        (dicom()[:-100], "truncated: the header promises more"),
+        (dicom(NumberOfFrames=999_999_999), "truncated: the header promises more"),
+        (dicom(SamplesPerPixel=1, BitsStored=200), "200 bits"),
     ):
         with pytest.raises(Unreadable, match="^" + expected_reason.replace("(", r"\(").replace(")", r"\)")):
             read(data)
