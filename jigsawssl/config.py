@@ -24,6 +24,8 @@ __all__ = [
     "describe_keys",
     "load_config",
     "to_yaml",
+    "without_folder",
+    "without_folders",
 ]
 
 
@@ -433,3 +435,27 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
 def to_yaml(config: PretrainConfig | FinetuneConfig) -> str:
     """The resolved configuration as YAML, every key written out."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def without_folder(reference: str) -> str:
+    """The name of a file or folder, with what may stand before it.
+
+    Example:
+        >>> without_folder("random:/home/somebody/runs/encoder.safetensors"), without_folder("scans/")
+        ('random:encoder.safetensors', 'scans')
+    """
+    return re.sub(r"[^:]*[/\\]", "", reference.rstrip("/\\"))
+
+
+def without_folders(config: Any) -> dict[str, Any]:
+    """Every key and value for a report, with names of files and folders in place of their paths.
+
+    Example:
+        >>> without_folders(DemoConfig(out="/home/somebody/runs/demo"))
+        {'out': 'demo', 'seed': 0}
+    """
+    values: dict[str, Any] = dataclasses.asdict(config)
+    for key in ("data", "out", "config", "manifest", "cache", "encoder"):
+        if isinstance(values.get(key), str):
+            values[key] = without_folder(values[key])
+    return values

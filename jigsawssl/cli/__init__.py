@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default: those of the process.
 
     Returns:
-        0 for success, 1 where the doctor found defects, 2 for a mistake of the user (one line on standard error).
+        0 for success, 1 where the doctor found defects, 2 for a mistake of the user (one line on
+        standard error), 70 for one of ours, 130 for an interrupt.
 
     Example:
         >>> main(["--version"])
@@ -95,6 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt during training into an exit of its own.
-        print("jigsawssl: interrupted; go on with resume=true", file=sys.stderr)
+        again = "go on with resume=true" if command in ("pretrain", "finetune") else "run it again"
+        print(f"jigsawssl: interrupted; {again}", file=sys.stderr)
         return 130
+    except Exception:
+        # A mistake of ours, which must not look like one of the user or like the doctor's findings.
+        traceback.print_exc()
+        return 70
     return code if isinstance(code, int) else 0

@@ -16,6 +16,7 @@ from ..data.doctor import Defect, Diagnosis, diagnose
 from ..data.loading import PixelDataset
 from ..functional import to_unit_range
 from ..report import format_table, write_json
+from ..report.run import is_leftover
 from ..types import UserError
 
 __all__ = ["run"]
@@ -53,7 +54,8 @@ def run(config: DoctorConfig) -> int:
 def _checked(out: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise UserError(f"`out` ({out}) must be a folder; a file is there; choose another name")
-    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in _WRITTEN_HERE) if out.is_dir() else []
+    names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+    foreign = [name for name in names if name not in _WRITTEN_HERE and not is_leftover(name)]
     if foreign:
         raise UserError(
             f"`out` ({out}) must hold nothing but an earlier look; it holds {foreign[0]}; choose another folder"
@@ -74,7 +76,7 @@ def _write(out: Path, cache: Cache, diagnosis: Diagnosis) -> None:
     from ..report.figures import save_contact_sheet
 
     write_json(out / "doctor.json", diagnosis.as_json())
-    partial = out / "table.parquet.partial"
+    partial = out / ".table.parquet.partial"
     partial.write_bytes((cache.path / "table.parquet").read_bytes())
     os.replace(partial, out / "table.parquet")
     sheets = out / "sheets"

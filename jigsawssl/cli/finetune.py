@@ -11,10 +11,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from ..checkpoint import read_header, resolve_encoder, save_classifier
-from ..config import FinetuneConfig, to_yaml
+from ..config import FinetuneConfig, to_yaml, without_folder, without_folders
 from ..data import Archive, cross_validation_folds, holdout_split, label_fraction, open_archive
 from ..data.cache import printable
 from ..data.guard import SeenImages
@@ -82,8 +81,8 @@ def _split_rows(archive: Archive, config: FinetuneConfig) -> tuple[NDArray[np.in
         shared = np.intersect1d(archive.groups[pool], archive.groups[test])
         if len(shared):
             raise UserError(
-                f"`group` must not be divided between {config.split} and test; {len(shared)} are, the first is "
-                f"{shared[0]}; mend the manifest's split column, or leave it out to have a split made"
+                f"`group` must not be divided between {config.split} and test; {len(shared)} are; mend the manifest's "
+                "split column, or leave it out to have a split made"
             )
     return pool, test, "manifest"
 
@@ -229,12 +228,13 @@ def run(config: FinetuneConfig) -> None:
     prediction = Prediction(probabilities, torch.from_numpy(archive.labels[rows]), torch.from_numpy(rows))
     seconds = time.perf_counter() - start
     metrics = classification_metrics(prediction.probabilities, prediction.labels, archive.classes)
-    provenance = {"encoder": config.encoder, "labels": budget.facts["labels"], "seed": config.seed, **adaptation.chosen}
+    source = {"encoder": without_folder(config.encoder), "labels": budget.facts["labels"], "seed": config.seed}
+    provenance = {**source, **adaptation.chosen}
     if adaptation.model is not None:
         save_classifier(path / "model.safetensors", adaptation.model, archive.classes, provenance)
     report = {
         "command": "finetune",
-        "config": OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
+        "config": without_folders(config),
         "encoder": _provenance(config.encoder, trained),
         "leak_guard": guard,
         "budget": budget.facts,
@@ -255,7 +255,11 @@ def run(config: FinetuneConfig) -> None:
 def _provenance(reference: str, trained: bool) -> dict[str, Any]:
     file = Path(reference.removeprefix("random:"))
     known = read_header(file)["provenance"] if file.is_file() else None
-    return {"reference": reference, "trained_weights": trained, "provenance": known if trained else None}
+    return {
+        "reference": without_folder(reference),
+        "trained_weights": trained,
+        "provenance": known if trained else None,
+    }
 
 
 def _guard(config: FinetuneConfig, trained: bool, archive: Archive, rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -270,9 +274,10 @@ def _guard(config: FinetuneConfig, trained: bool, archive: Archive, rows: NDArra
     if not file.is_file():
         print("No seen.parquet lies beside the encoder, so nobody can tell whether pretraining saw the test images")
         return {"checked": "unknown: no seen.parquet beside the encoder"}
-    found = SeenImages.load(file).overlap(archive, rows)
+    seen = SeenImages.load(file)
+    found = seen.overlap(archive, rows)
     facts = {
-        "checked": "by content and group",
+        "checked": "by content and group" if seen.complete else "in part: earlier training left no seen.parquet",
         "same_image": [printable(archive.samples[row].path) for row in found.same_image],
         "same_group": [printable(archive.samples[row].path) for row in found.same_group],
         "allowed": config.allow_overlap,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -11,24 +12,23 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ..augment import JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
-from ..config import PretrainConfig, to_yaml
+from ..config import PretrainConfig, to_yaml, without_folder, without_folders
 from ..data import Archive, open_archive
 from ..data.cache import Cache, build_cache, printable
-from ..data.guard import seen_images
+from ..data.guard import SeenImages, seen_images
 from ..data.loading import PixelDataset, channel_statistics, training_loader
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..report import write_csv, write_json
 from ..report.figures import save_curves
 from ..report.run import check_run_folder, clear_run_folder, environment
-from ..training.monitors import Diagnostics, FiniteLoss, MetricsFile, Throughput, ViewsSheet
+from ..training.monitors import Checkpoint, Diagnostics, FiniteLoss, MetricsFile, Throughput, ViewsSheet
 from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
@@ -108,13 +108,28 @@ def _decode(config: PretrainConfig, dataset: PixelDataset, path: Path) -> Cache 
     if dataset.archive.in_memory:
         dataset.load(progress=True)
         return None
+    if dataset.most_unreadable < 0:
+        raise dataset.too_many_unreadable()
     if config.cache == "off":
         return None
     folder = Path(config.cache) if config.cache is not None else path / "cache"
     options = dataset.cache_options(config.reading.frames)
-    cache = build_cache(dataset.archive, folder, options, dataset.workers, progress=True)
+    scope = json.dumps([config.split, config.manifest, config.layout])
+    cache = build_cache(dataset.archive, folder, options, dataset.workers, progress=True, scope=scope)
     dataset.use(cache)
     return cache
+
+
+def _write_seen(config: PretrainConfig, path: Path, seen: SeenImages, resumed: bool) -> None:
+    """What this run uses, with what it used before it was resumed and what the encoder it starts from has seen."""
+    file = path / "seen.parquet"
+    if resumed and file.is_file():
+        seen = seen.union(SeenImages.load(file))
+    if config.encoder is not None:
+        earlier = Path(config.encoder).parent / file.name
+        known = Path(config.encoder).is_file() and earlier.is_file()
+        seen = seen.union(SeenImages.load(earlier) if known else SeenImages(frozenset(), {}, complete=False))
+    seen.save(file)
 
 
 def _bad(dataset: PixelDataset) -> dict[str, str]:
@@ -223,7 +238,7 @@ def run(config: PretrainConfig) -> Path:
     if len(dataset) < 2:
         raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
     if first_process:
-        seen_images(archive, cache, progress=True).save(path / "seen.parquet")
+        _write_seen(config, path, seen_images(archive, cache, progress=True), resumed)
     pl.seed_everything(config.seed, verbose=False)
     encoder = started or _fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
     module = _build_module(config, encoder)
@@ -236,7 +251,7 @@ def run(config: PretrainConfig) -> Path:
         Diagnostics(),
         metrics_file,
         ViewsSheet(path / "views.png"),
-        ModelCheckpoint(path / "checkpoints", filename="last", enable_version_counter=False),
+        Checkpoint(path / "checkpoints", filename="last", enable_version_counter=False),
         TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20),
     ]
     trainer = _trainer(config, path, device, callbacks)
@@ -262,13 +277,13 @@ def run(config: PretrainConfig) -> Path:
         "preset": config.views.preset,
         "epochs": config.trainer.max_epochs,
         "seed": config.seed,
-        "started_from": config.encoder,
+        "started_from": None if config.encoder is None else without_folder(config.encoder),
     }
     save_encoder(path / "encoder.safetensors", encoder, provenance)
     metrics = {name: float(value) for name, value in metrics_file.rows[-1].items() if value != ""}
     report = {
         "command": "pretrain",
-        "config": OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
+        "config": without_folders(config),
         "data": {
             "images": len(dataset),
             "channels": dataset.channels,

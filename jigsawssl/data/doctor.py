@@ -102,7 +102,7 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
 
 def _census(archive: Archive, cache: Cache, columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> dict[str, Any]:
     def counts(name: str) -> dict[str, int]:
-        values = Counter(str(value) for value in columns[name][ok].tolist() if value is not None)
+        values = Counter(_text(value) for value in columns[name][ok].tolist() if value is not None)
         return dict(values.most_common(20))
 
     sizes = Counter(f"{int(w)} x {int(h)}" for w, h in zip(columns["width"][ok], columns["height"][ok], strict=True))
@@ -122,6 +122,11 @@ def _census(archive: Archive, cache: Cache, columns: dict[str, NDArray[Any]], ok
         "classes": _class_counts(archive),
         "groups": None if archive.groups is None else len(set(archive.groups.tolist())),
     }
+
+
+def _text(value: Any) -> str:
+    """Whole numbers without a point: a column with gaps comes as floats."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _class_counts(archive: Archive) -> dict[str, int]:
@@ -217,7 +222,7 @@ def _mixtures(columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> list[D
         if len(counts) > 1:
             usual = counts.most_common(1)[0][0]
             odd = ok[[value is not None and value == value and value != usual for value in values.tolist()]]
-            defects.append(_images(name, f"{meaning} ({usual})", False, odd, paths))
+            defects.append(_images(name, f"{meaning} ({_text(usual)})", False, odd, paths))
     return defects
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from .archive import Archive
 from .cache import Cache, original, salted
 from .pixels import Unreadable
 
-__all__ = ["Overlap", "SeenImages", "content_key", "identify", "seen_images"]
+__all__ = ["Overlap", "SeenImages", "content_key", "seen_images"]
 
-_SCHEMA = pa.schema([("content", pa.int64()), ("group", pa.string())])
+_SCHEMA = pa.schema([("content", pa.int64()), ("group", pa.string()), ("salt", pa.string())])
 
 
 def content_key(content_hash: str) -> int:
@@ -42,29 +43,35 @@ class Overlap:
 
 @dataclass(frozen=True)
 class SeenImages:
-    """Content and group hashes of the images that a pretraining run used.
+    """Content and group hashes of the images that pretraining used.
 
-    Groups are those of the manifest, else the patients of DICOM files, hashed with ``salt``. The salt stays in the
-    run's folder, beside the encoder and not in it, because few identifiers are so long that nobody could try them all.
+    Groups are those of the manifest and the patients of DICOM files, hashed with a salt for each source. The salts stay
+    in the run's folder, beside the encoder and not in it, because few identifiers are so long that nobody could try
+    them all. ``complete`` is false where an earlier training, which was gone on from, left no such file.
     """
 
     contents: frozenset[int]
-    groups: frozenset[str]
-    salt: bytes
+    groups: Mapping[bytes, frozenset[str]]
+    complete: bool = True
+
+    def union(self, other: SeenImages) -> SeenImages:
+        """What either has seen."""
+        salts = {*self.groups, *other.groups}
+        nothing: frozenset[str] = frozenset()
+        groups = {salt: self.groups.get(salt, nothing) | other.groups.get(salt, nothing) for salt in salts}
+        return SeenImages(self.contents | other.contents, groups, self.complete and other.complete)
 
     def save(self, path: Path) -> None:
         """Write a Parquet file, in one step."""
-        count = max(len(self.contents), len(self.groups))
-        contents, groups = sorted(self.contents), sorted(self.groups)
-        table = pa.table(
-            [
-                pa.array([*contents, *[None] * (count - len(contents))], pa.int64()),
-                pa.array([*groups, *[None] * (count - len(groups))], pa.string()),
-            ],
-            schema=_SCHEMA.with_metadata({"salt": self.salt.hex()}),
-        )
+        pairs = sorted((salt.hex(), group) for salt, groups in self.groups.items() for group in groups)
+        contents: list[int | None] = [*sorted(self.contents)]
+        count = max(len(contents), len(pairs))
+        contents += [None] * (count - len(contents))
+        padding: list[tuple[None, None]] = [(None, None)] * (count - len(pairs))
+        salts, groups = ([pair[at] for pair in [*pairs, *padding]] for at in (0, 1))
+        schema = _SCHEMA.with_metadata({"complete": str(self.complete).lower()})
         partial = path.with_name(f".{path.name}.partial")
-        pq.write_table(table, partial)
+        pq.write_table(pa.table({"content": contents, "group": groups, "salt": salts}, schema=schema), partial)
         partial.replace(path)
 
     @staticmethod
@@ -76,35 +83,41 @@ class SeenImages:
         """
         try:
             table = pq.read_table(path)
-            salt = bytes.fromhex(table.schema.metadata[b"salt"].decode())
-            contents, groups = (set(table[name].to_pylist()) - {None} for name in _SCHEMA.names)
+            complete = table.schema.metadata[b"complete"] == b"true"
+            contents = frozenset(table["content"].to_pylist()) - {None}
+            groups: dict[bytes, set[str]] = {}
+            for group, salt in zip(table["group"].to_pylist(), table["salt"].to_pylist(), strict=True):
+                if group is not None:
+                    groups.setdefault(bytes.fromhex(salt), set()).add(group)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise UserError(
-                f"`encoder` must have a whole seen.parquet beside it; {path} is damaged ({type(error).__name__}); "
+                f"`encoder` must have a whole seen.parquet beside it; {path.name} is damaged ({type(error).__name__}); "
                 "copy it again, or give allow_overlap=true"
             ) from None
-        return SeenImages(frozenset(contents), frozenset(groups), salt)
+        return SeenImages(contents, {salt: frozenset(names) for salt, names in groups.items()}, complete)
 
     def overlap(self, archive: Archive, rows: NDArray[np.int64]) -> Overlap:
         """Which of these rows pretraining has seen; images that cannot be read are compared by group alone."""
         same_image, same_group = [], []
         for row in rows.tolist():
-            group, content = identify(archive, row)
+            names, content = _identify(archive, row)
             if content is not None and content in self.contents:
                 same_image.append(row)
-            if salted(group, self.salt) in self.groups:
+            if any(salted(name, salt) in known for name in names for salt, known in self.groups.items()):
                 same_group.append(row)
         return Overlap(np.array(same_image, dtype=np.int64), np.array(same_group, dtype=np.int64))
 
 
-def identify(archive: Archive, row: int) -> tuple[str | None, int | None]:
-    """The group of a sample, or else its patient, and the key of its content; ``None`` for what is not known."""
+def _identify(archive: Archive, row: int) -> tuple[list[str], int | None]:
+    """The group and the patient of a sample, as far as they are known, and the key of its content."""
     group = archive.samples[row].group
+    names = [] if group is None else [group]
     try:
         picture = archive.open(row)
     except Unreadable:
-        return group, None
-    return group or picture.info.patient, content_key(picture.content_hash)
+        return names, None
+    patient = picture.info.patient
+    return (names if patient is None else [*names, patient]), content_key(picture.content_hash)
 
 
 def seen_images(archive: Archive, cache: Cache | None, progress: bool) -> SeenImages:
@@ -116,15 +129,15 @@ def seen_images(archive: Archive, cache: Cache | None, progress: bool) -> SeenIm
         progress: show a bar while images are read.
     """
     contents: set[int] = set()
-    groups: set[str | None] = set()
+    groups: set[str] = set()
     if cache is None:
         salt = secrets.token_bytes(32)
         for row in tqdm(range(len(archive)), "Hashing", disable=not progress):
-            group, content = identify(archive, row)
+            names, content = _identify(archive, row)
             if content is not None:
                 contents.add(content)
-                groups.add(salted(group, salt))
-        return SeenImages(frozenset(contents), frozenset(groups - {None}), salt)  # type: ignore[arg-type]
+                groups |= {salted(name, salt) or "" for name in names}
+        return SeenImages(frozenset(contents), {salt: frozenset(groups)})
     group_of = {sample.path: sample.group for sample in archive.samples}
     table = cache.table.take(pa.array(cache.readable()))
     columns = (table[name].to_pylist() for name in ("path", "content_hash", "patient"))
@@ -132,5 +145,6 @@ def seen_images(archive: Archive, cache: Cache | None, progress: bool) -> SeenIm
         path = original(written)
         if path in group_of:
             contents.add(content_key(content_hash))
-            groups.add(patient if group_of[path] is None else salted(group_of[path], cache.salt))
-    return SeenImages(frozenset(contents), frozenset(groups - {None}), cache.salt)  # type: ignore[arg-type]
+            known = {patient, salted(group_of[path], cache.salt)}
+            groups |= {name for name in known if name is not None}
+    return SeenImages(frozenset(contents), {cache.salt: frozenset(groups)})

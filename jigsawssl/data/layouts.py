@@ -117,7 +117,7 @@ def _one_hot(rows: list[dict[str, str]], names: list[str]) -> dict[str, str]:
     """Image → the class whose column is 1; the rest where none is."""
     labels = {}
     for row in rows:
-        hot = [name for name in names if float(row.get(name) or 0) == 1]
+        hot = [name for name in names if (row.get(name) or "").rstrip("0").rstrip(".") == "1"]
         labels[row.get("image_id") or row.get("image") or ""] = hot[0] if hot else ""
     return labels
 

@@ -111,7 +111,7 @@ class PixelDataset(Dataset[Batch]):
             if original(path) in row_of:
                 self.unreadable[original(path)] = reason
         if len(self.unreadable) > self.most_unreadable:
-            raise self._too_many_unreadable()
+            raise self.too_many_unreadable()
         if not self.rows.size:
             raise self._nothing_readable()
         # As signed integers of the same bits, which torch gathers for every type.
@@ -205,11 +205,12 @@ class PixelDataset(Dataset[Batch]):
         except Unreadable as error:
             self.unreadable[self.archive.samples[row].path] = str(error)
             if len(self.unreadable) > self.most_unreadable:
-                raise self._too_many_unreadable() from None
+                raise self.too_many_unreadable() from None
             return None
         return fit_image(pixels, self.size, self.channels, self.fit, self.deep)
 
-    def _too_many_unreadable(self) -> UserError:
+    def too_many_unreadable(self) -> UserError:
+        """The error to raise where more is unreadable than was allowed."""
         found = len(self.unreadable) + len(self.archive.refused)
         total = len(self.archive) + len(self.archive.refused)
         return UserError(

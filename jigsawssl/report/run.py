@@ -17,13 +17,10 @@ from omegaconf import OmegaConf
 
 from ..types import UserError
 
-__all__ = ["check_run_folder", "clear_run_folder", "environment"]
+__all__ = ["check_run_folder", "clear_run_folder", "environment", "is_leftover"]
 
 _WRITTEN_HERE = frozenset(
     {
-        ".encoder.safetensors.partial",
-        ".model.safetensors.partial",
-        ".seen.parquet.partial",
         "checkpoints",
         "config.yaml",
         "confusion.png",
@@ -39,6 +36,11 @@ _WRITTEN_HERE = frozenset(
         "views.png",
     }
 )
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file is what a killed process was writing; all are written under such a name first."""
+    return name.startswith(".") and name.endswith((".partial", ".tmp"))
 
 
 def check_run_folder(out: str, resume: bool, overwrite: bool, config: str, free: Sequence[str] = ()) -> Path:
@@ -70,7 +72,7 @@ def check_run_folder(out: str, resume: bool, overwrite: bool, config: str, free:
             "add resume=true to go on, overwrite=true to replace an earlier run, or choose another folder"
         )
     # Decoded images are kept when a run is replaced: their names follow from options and archive.
-    foreign = [name for name in entries if name not in {*_WRITTEN_HERE, "cache"}]
+    foreign = [name for name in entries if name not in {*_WRITTEN_HERE, "cache"} and not is_leftover(name)]
     if foreign:
         raise UserError(
             f"`out` ({out}) must hold nothing but an earlier run; it holds {foreign[0]}; "
@@ -98,7 +100,7 @@ def _check_same(path: Path, config: str, free: set[str]) -> None:
 def clear_run_folder(path: Path) -> None:
     """Make the folder, and remove an earlier run that :func:`check_run_folder` allowed to replace."""
     path.mkdir(parents=True, exist_ok=True)
-    for name in _WRITTEN_HERE:
+    for name in [*_WRITTEN_HERE, *(entry.name for entry in path.iterdir() if is_leftover(entry.name))]:
         entry = path / name
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from ..evaluation import effective_rank, feature_standard_deviation
 from ..report import write_csv
@@ -17,7 +17,7 @@ from ..report.figures import save_views_sheet
 from ..types import Batch, UserError
 from .pretrain import JigsawPretraining
 
-__all__ = ["Diagnostics", "FiniteLoss", "MetricsFile", "Throughput", "ViewsSheet"]
+__all__ = ["Checkpoint", "Diagnostics", "FiniteLoss", "MetricsFile", "Throughput", "ViewsSheet"]
 
 DIAGNOSTIC_IMAGES = 512
 """Images whose features are judged each epoch: enough to see collapse, cheap enough for a CPU."""
@@ -80,6 +80,19 @@ class Diagnostics(Callback):
         encoder.train()
         values = {"feature_std": feature_standard_deviation(features), "effective_rank": effective_rank(features)}
         pl_module.log_dict({**values, **pl_module.correlations()}, on_step=False, on_epoch=True, batch_size=1)
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's, without the absolute paths that it writes into every file."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept of it; names and not places."""
+        kept = super().state_dict()
+        for key, value in kept.items():
+            if isinstance(value, (str, Path)) and value:
+                kept[key] = Path(value).name
+        kept["best_k_models"] = {Path(name).name: score for name, score in kept.get("best_k_models", {}).items()}
+        return kept
 
 
 class FiniteLoss(Callback):

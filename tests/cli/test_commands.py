@@ -104,7 +104,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(pretrained: Path, tmp_path: Pat
     broken = tmp_path / "broken"
     common = ["pretrain", "data=demo", "split=val", f"out={broken}", f"config={SMOKE / 'pretrain.yaml'}"]
 
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     from jigsawssl.training.monitors import Throughput
@@ -221,6 +221,21 @@ def test_unreadable_files_are_left_out_and_listed(tmp_path: Path, capsys: pytest
     for cache in (f"cache={tmp_path / 'cache'}", "cache=off"):
         assert main([*arguments, "overwrite=true", "trainer.max_epochs=1", "max_bad_fraction=0.5", cache]) == 0
         assert json.loads((out / "report.json").read_text())["data"]["cached"] == (cache != "cache=off")
+
+
+def test_no_file_of_a_run_names_where_things_lie(tmp_path: Path) -> None:
+    """But config.yaml, which holds what was typed, for resuming."""
+    folder = images_folder(tmp_path / "images", count=20)
+    run, tuned = tmp_path / "p", tmp_path / "f"
+    smoke = [f"config={SMOKE / 'pretrain.yaml'}", "batch.size=16", "trainer.max_epochs=1"]
+    assert main(["pretrain", f"data={folder}", f"out={run}", *smoke]) == 0
+    encoder = f"encoder={run / 'encoder.safetensors'}"
+    arguments = ["finetune", f"data={folder}", "manifest=folders", encoder, "mode=linear", "allow_overlap=true"]
+    assert main([*arguments, f"out={tuned}"]) == 0
+    files = [file for root in (run, tuned) for file in root.rglob("*") if file.is_file() and file.name != "config.yaml"]
+    assert len(files) > 15
+    for file in files:
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
 
 
 def test_sixteen_bits_go_all_the_way(tmp_path: Path) -> None:

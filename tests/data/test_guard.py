@@ -33,7 +33,7 @@ def test_images_and_groups_are_found_again(tmp_path: Path, cached: bool) -> None
     file = tmp_path / "seen.parquet"
     seen_images(archive, cache, progress=False).save(file)
     seen = SeenImages.load(file)
-    assert len(seen.contents) == len(seen.groups) == 2
+    assert len(seen.contents) == 2 and [len(groups) for groups in seen.groups.values()] == [2]
     assert b"patient-1" not in file.read_bytes()
 
     other = images(tmp_path / "two", "efgh", seed=1)
@@ -57,6 +57,36 @@ def test_patients_of_dicom_files_count_as_groups(tmp_path: Path) -> None:
     seen = seen_images(archive, cache, progress=False)
     found = seen.overlap(open_archive(str(two)), np.arange(2))
     assert found.same_group.tolist() == [0] and not found.same_image.size
+
+
+def test_a_group_of_the_manifest_does_not_hide_the_patient(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for root, shift in ((one, 0), (two, 5)):
+        root.mkdir()
+        (root / "a.dcm").write_bytes(dicom(np.roll(STORED, shift, axis=0), PatientID="p1"))
+    seen = seen_images(open_archive(str(one)), None, progress=False)
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,label,group\na.dcm,x,pseudonym-8\n")
+    found = seen.overlap(open_archive(str(two), str(manifest)), np.arange(1))
+    assert found.same_group.tolist() == [0]
+
+
+def test_a_union_remembers_both_with_their_own_salts(tmp_path: Path) -> None:
+    seen = []
+    for number in range(2):
+        manifest = tmp_path / f"{number}.csv"
+        manifest.write_text(f"path,label,group\na.png,x,patient-{number}\n")
+        archive = open_archive(str(images(tmp_path / str(number), "ab", seed=number)), str(manifest))
+        seen.append((archive, seen_images(archive, None, progress=False)))
+    file = tmp_path / "seen.parquet"
+    seen[0][1].union(seen[1][1]).save(file)
+    both = SeenImages.load(file)
+    assert both.complete and len(both.groups) == 2
+    for archive, _ in seen:
+        assert both.overlap(archive, np.arange(1)).same_group.tolist() == [0]
+        assert both.overlap(archive, np.arange(1)).same_image.tolist() == [0]
+    both.union(SeenImages(frozenset(), {}, complete=False)).save(file)
+    assert not SeenImages.load(file).complete
 
 
 def test_only_what_was_used_counts(tmp_path: Path) -> None:
