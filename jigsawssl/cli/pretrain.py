@@ -117,6 +117,9 @@ def _decode(config: PretrainConfig, dataset: PixelDataset, path: Path) -> Cache 
     scope = json.dumps([config.split, config.manifest, config.layout])
     cache = build_cache(dataset.archive, folder, options, dataset.workers, progress=True, scope=scope)
     dataset.use(cache)
+    deep = cache.count_deep()
+    if deep and not dataset.deep:
+        print(f"{deep} images of more than 8 bits were reduced to 8, as none of the sampled ones has more")
     return cache
 
 

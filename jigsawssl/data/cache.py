@@ -164,6 +164,10 @@ class Cache:
         bad = self.table.filter(pa.compute.not_equal(self.table["status"], "ok"))
         return list(zip(*(bad[name].to_pylist() for name in ("path", "frame", "status")), strict=True))
 
+    def count_deep(self) -> int:
+        """Readable images whose files have more than 8 bits."""
+        return sum(bits > 8 for bits in self.table["bits"].take(pa.array(self.readable())).to_pylist())
+
     def _verify(self) -> None:
         """Compare checksums: of everything in a small cache, of evenly spread rows in a large one."""
         count = len(self.pixels)
