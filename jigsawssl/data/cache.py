@@ -42,7 +42,7 @@ _VERIFIED_ROWS = 256
 _FLUSHED = 64
 _IN_FLIGHT = 256 * 2**20
 _MAY_PASS = ("needs ", "permission denied", "cannot be read", "vanished")  # reasons that lie outside of the file
-_TABLE_BATCH = 4096
+_TABLE_BATCH = 512
 _SALT = "salt"
 
 TABLE_SCHEMA = pa.schema(
