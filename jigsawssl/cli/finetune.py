@@ -69,7 +69,8 @@ def _split_rows(archive: Archive, config: FinetuneConfig) -> tuple[NDArray[np.in
         groups = archive.groups[labelled] if archive.groups is not None else None
         # A fixed seed: the test split must not change with the seed of a run.
         rest, held = holdout_split(archive.labels[labelled], groups, TEST_SHARE, seed=0)
-        return labelled[rest], labelled[held], f"made here: {TEST_SHARE:.0%} of the labels by group"
+        unit = "image" if groups is None else "group"
+        return labelled[rest], labelled[held], f"made here: {TEST_SHARE:.0%} of the labels by {unit}"
     for name, rows in ((config.split, pool), ("test", test)):
         if not len(rows):
             known = ", ".join(sorted({sample.split for sample in archive.samples if sample.split}))
