@@ -26,7 +26,7 @@ format: $(VENV)/.installed-test  ## mend the style and the format in place
 	@$(BIN)/ruff format .
 
 clean:  ## remove the virtual environment, caches and builds (runs/ stays)
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that venv writes: where it is missing, the environment is made (again)
