@@ -343,6 +343,8 @@ def _find_images(root: Path) -> _Found:
             relative = Path(path).relative_to(root).as_posix()
             if name.lower().endswith(_OTHER_PACKED) and not is_container(name) and not name.startswith("."):
                 found.refused.append((relative, "a packed format that is not read"))
+            if name.lower().endswith(".npz") and not name.startswith("."):
+                found.refused.append((relative, "arrays; name the .npz file itself as data"))
             if name.startswith(".") or not _may_be_image(path):
                 continue
             if os.path.islink(path) and not (_is_inside(path, inside) and os.path.isfile(path)):

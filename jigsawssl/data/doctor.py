@@ -95,7 +95,8 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
         *_single_images(columns, ok),
         *_duplicates(columns, ok, paths, archive),
         *_mixtures(columns, ok),
-        *_manifest(archive, paths, ok),
+        _divided_patients(archive, columns, paths, ok),
+        *_manifest(archive),
     ]
     return Diagnosis(_census(archive, cache, columns, ok), [defect for defect in found if defect.count])
 
@@ -226,7 +227,21 @@ def _mixtures(columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> list[D
     return defects
 
 
-def _manifest(archive: Archive, paths: list[str], ok: NDArray[np.int64]) -> list[Defect]:
+def _divided_patients(
+    archive: Archive, columns: dict[str, NDArray[Any]], paths: list[str], ok: NDArray[np.int64]
+) -> Defect:
+    """Patients of DICOM files, whom a manifest with splits and without groups may have divided."""
+    split_of = {sample.path: sample.split for sample in archive.samples}
+    splits: dict[str, set[str]] = {}
+    for row in ok.tolist():
+        patient, split = columns["patient"][row], split_of[paths[row]]
+        if patient is not None and split is not None:
+            splits.setdefault(patient, set()).add(split)
+    divided = sum(len(names) > 1 for names in splits.values())
+    return Defect("patients_across_splits", "patients of DICOM files that lie in several splits", True, divided)
+
+
+def _manifest(archive: Archive) -> list[Defect]:
     defects = []
     groups = archive.groups
     if groups is not None:

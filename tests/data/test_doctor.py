@@ -91,6 +91,26 @@ def test_the_manifest_is_looked_over(tmp_path: Path) -> None:
     assert "secret" not in (tmp_path / "out" / "doctor.json").read_text()
 
 
+def test_patients_in_several_splits_are_found_without_groups(tmp_path: Path) -> None:
+    root = tmp_path / "a"
+    root.mkdir()
+    for number in range(6):
+        file = dicom(
+            smooth(number).astype(np.uint16) * 16, PatientID=f"secret-{number % 3}", WindowCenter=2000, WindowWidth=4000
+        )
+        (root / f"{number}.dcm").write_bytes(file)
+    np.savez(root / "arrays.npz", images=np.zeros((2, 4, 4), np.uint8))
+    manifest = tmp_path / "m.csv"
+    splits = ["train", "train", "train", "train", "test", "train"]
+    lines = [f"{number}.dcm,x,{split}" for number, split in enumerate(splits)]
+    manifest.write_text("\n".join(["path,label,split", *lines]) + "\n")
+    code, defects = look(root, tmp_path / "out", f"manifest={manifest}")
+    assert code == 1 and defects["patients_across_splits"]["count"] == 1
+    assert "secret" not in (tmp_path / "out" / "doctor.json").read_text()
+    unreadable = look(root, tmp_path / "all")[1]["unreadable"]["examples"]
+    assert {"path": "arrays.npz", "frame": 0, "reason": "arrays; name the .npz file itself as data"} in unreadable
+
+
 def test_what_cannot_be_used_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "a"
     root.mkdir()
