@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from ..checkpoint import read_header, resolve_encoder, save_classifier
 from ..config import FinetuneConfig, to_yaml, without_folder, without_folders
 from ..data import Archive, cross_validation_folds, holdout_split, label_fraction, open_archive
-from ..data.cache import printable
 from ..data.guard import SeenImages
 from ..data.loading import PixelDataset
+from ..data.table import printable
 from ..evaluation import classification_metrics
 from ..functional import nearest_sizes
 from ..models import EncoderSpec

@@ -20,9 +20,10 @@ from ..augment import JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
 from ..config import PretrainConfig, to_yaml, without_folder, without_folders
 from ..data import Archive, open_archive
-from ..data.cache import Cache, build_cache, printable
+from ..data.cache import Cache, build_cache
 from ..data.guard import SeenImages, seen_images
 from ..data.loading import PixelDataset, channel_statistics, training_loader
+from ..data.table import printable
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..report import write_csv, write_json

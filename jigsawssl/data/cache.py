@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import zlib
@@ -28,13 +27,14 @@ from .archive import Archive
 from .containers import is_sequential
 from .examine import examine, perceptual_hash
 from .pixels import Unreadable, fit_image
+from .table import TABLE_SCHEMA, original, printable, salted
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where two runs must not share a cache folder
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["TABLE_SCHEMA", "Cache", "CacheOptions", "build_cache", "chosen_frames", "printable", "salted"]
+__all__ = ["Cache", "CacheOptions", "build_cache", "chosen_frames"]
 
 _FORMAT = 1
 _VERIFIED_BYTES = 256 * 2**20
@@ -44,40 +44,6 @@ _IN_FLIGHT = 256 * 2**20
 _MAY_PASS = ("needs ", "permission denied", "cannot be read", "vanished")  # reasons that lie outside of the file
 _TABLE_BATCH = 512
 _SALT = "salt"
-
-TABLE_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("frame", pa.int32()),
-        ("status", pa.string()),
-        ("bytes", pa.int64()),
-        ("changed", pa.int64()),
-        ("format", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("channels", pa.int16()),
-        ("bits", pa.int16()),
-        ("frames", pa.int32()),
-        ("modality", pa.string()),
-        ("photometric", pa.string()),
-        ("content_hash", pa.string()),
-        ("perceptual_hash", pa.string()),
-        ("mean", pa.float32()),
-        ("std", pa.float32()),
-        ("border", pa.float32()),
-        ("text", pa.float32()),
-        ("patient", pa.string()),
-        ("study", pa.string()),
-        ("series", pa.string()),
-        ("checksum", pa.uint32()),
-    ]
-)
-"""Columns of ``table.parquet``. A row is one frame; members of containers have a path below the container's.
-
-``status`` is ``ok`` or the reason why it cannot be read; ``changed`` is in nanoseconds since 1970; ``mean`` and ``std``
-are of display values in [0, 1]; patient, study and series are hashed with the salt of the cache folder; ``checksum`` is
-the CRC-32 of the cached pixels. Perceptual hash, ``border`` and ``text`` are filled by the doctor.
-"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +85,7 @@ class Cache:
 
     Attributes:
         path: its folder.
-        table: of :data:`TABLE_SCHEMA`, with unreadable images.
+        table: of :data:`jigsawssl.data.table.TABLE_SCHEMA`, with unreadable images.
         pixels: uint8 or uint16 ``(N, C, size, size)``, memory-mapped; in the order of
             the rows of ``table`` with status ok.
         salt: of the hashed identifiers.
@@ -191,32 +157,6 @@ def chosen_frames(count: int, frames: str) -> list[int]:
     if frames == "middle":
         return [count // 2]
     return list(range(0, count, 1 if frames == "all" else int(frames.removeprefix("every_"))))
-
-
-def printable(path: str) -> str:
-    r"""A path as valid text, from which :func:`original` makes the path again; names on disk need not be valid.
-
-    >>> printable("caf\udce9.png"), printable("a.png")
-    ('caf\\udce9.png', 'a.png')
-    """
-    return path.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def original(path: str) -> str:
-    r"""The path that :func:`printable` made printable.
-
-    >>> original(printable("caf\udce9.png")) == "caf\udce9.png"
-    True
-    """
-    found = re.compile(r"\\(\\|ud[89a-f][0-9a-f]{2})")
-    return found.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), path)
-
-
-def salted(value: str | None, salt: bytes) -> str | None:
-    """Hash an identifier so that it can be compared, with the same salt only, and not read."""
-    if value is None:
-        return None
-    return hashlib.blake2b(value.encode("utf-8", "surrogateescape"), key=salt, digest_size=16).hexdigest()
 
 
 def build_cache(
@@ -379,7 +319,7 @@ class _Known:
         file, offset, rows = found
         if any(row["status"].startswith(_MAY_PASS) for row in rows):
             return None
-        wanted = self.item_bytes * sum(row["status"] == "ok" for row in rows)
+        wanted = self.item_bytes * _count(rows)
         try:
             if file not in self._files:
                 self._files[file] = file.open("rb")
@@ -400,6 +340,11 @@ class _Known:
             stream.close()
 
 
+def _count(rows: list[dict[str, Any]]) -> int:
+    """Images among the table rows of a file."""
+    return sum(row["status"] == "ok" for row in rows)
+
+
 def _journal(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Complete lines of a journal, each with the number of images before it."""
     file = folder / "journal.jsonl"
@@ -416,7 +361,7 @@ def _journal(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.endswith(b"\n"):
                 return
             yield images, entry
-            images += sum(row["status"] == "ok" for row in rows)
+            images += _count(rows)
 
 
 def _recover(partial: Path, item_bytes: int) -> int:
@@ -429,7 +374,7 @@ def _recover(partial: Path, item_bytes: int) -> int:
     entries = images = length = 0
     with journal.open("rb") as stream:
         for before, entry in _journal(partial):
-            after = before + sum(row["status"] == "ok" for row in entry["rows"])
+            after = before + _count(entry["rows"])
             if after * item_bytes > there:
                 break
             length += len(stream.readline())
@@ -513,7 +458,7 @@ def _write_table(partial: Path, refused: Iterable[tuple[str, str]]) -> int:
             size, changed = entry["stamp"]
             known = {"path": printable(entry["path"]), "bytes": size, "changed": changed}
             part += [{**blank, **known, **row} for row in entry["rows"]]
-            images += sum(row["status"] == "ok" for row in entry["rows"])
+            images += _count(entry["rows"])
             if len(part) >= _TABLE_BATCH:
                 writer.write_table(pa.Table.from_pylist(part, TABLE_SCHEMA))
                 part = []

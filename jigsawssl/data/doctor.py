@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ..types import Sample
 from .archive import Archive
-from .cache import Cache, original
+from .cache import Cache
 from .examine import near_duplicates
+from .table import original
 
 __all__ = ["Defect", "Diagnosis", "diagnose"]
 

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from ..types import UserError
 from .archive import Archive
-from .cache import Cache, original, salted
+from .cache import Cache
 from .pixels import Unreadable
+from .table import original, salted
 
 __all__ = ["Overlap", "SeenImages", "content_key", "seen_images"]
 

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from jigsawssl.data.archive import Archive
-from jigsawssl.data.cache import Cache, CacheOptions, original
+from jigsawssl.data.cache import Cache, CacheOptions
 from jigsawssl.data.pixels import Unreadable, fit_image
+from jigsawssl.data.table import original
 from jigsawssl.types import Batch, UserError
 
 _SAMPLED_FOR_KIND = 64

@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 
 from jigsawssl.data.archive import open_archive
-from jigsawssl.data.cache import Cache, CacheOptions, build_cache, chosen_frames, original, printable
+from jigsawssl.data.cache import Cache, CacheOptions, build_cache, chosen_frames
 from jigsawssl.data.loading import PixelDataset
 from jigsawssl.data.pixels import Unreadable, fit_image
+from jigsawssl.data.table import original, printable
 from jigsawssl.types import UserError
 from tests.data.test_dicom import STORED, dicom
 

@@ -1,0 +1,70 @@
+"""The table of an archive: its columns, and how paths and identifiers are written into it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import pyarrow as pa
+
+__all__ = ["TABLE_SCHEMA", "original", "printable", "salted"]
+
+TABLE_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("frame", pa.int32()),
+        ("status", pa.string()),
+        ("bytes", pa.int64()),
+        ("changed", pa.int64()),
+        ("format", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("channels", pa.int16()),
+        ("bits", pa.int16()),
+        ("frames", pa.int32()),
+        ("modality", pa.string()),
+        ("photometric", pa.string()),
+        ("content_hash", pa.string()),
+        ("perceptual_hash", pa.string()),
+        ("mean", pa.float32()),
+        ("std", pa.float32()),
+        ("border", pa.float32()),
+        ("text", pa.float32()),
+        ("patient", pa.string()),
+        ("study", pa.string()),
+        ("series", pa.string()),
+        ("checksum", pa.uint32()),
+    ]
+)
+"""Columns of ``table.parquet``. A row is one frame; members of containers have a path below the container's.
+
+``status`` is ``ok`` or the reason why it cannot be read; ``changed`` is in nanoseconds since 1970; ``mean`` and ``std``
+are of display values in [0, 1]; patient, study and series are hashed with the salt of the cache folder; ``checksum`` is
+the CRC-32 of the cached pixels. Perceptual hash, ``border`` and ``text`` are filled by the doctor.
+"""
+
+
+def printable(path: str) -> str:
+    r"""A path as valid text, from which :func:`original` makes the path again; names on disk need not be valid.
+
+    >>> printable("caf\udce9.png"), printable("a.png")
+    ('caf\\udce9.png', 'a.png')
+    """
+    return path.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def original(path: str) -> str:
+    r"""The path that :func:`printable` made printable.
+
+    >>> original(printable("caf\udce9.png")) == "caf\udce9.png"
+    True
+    """
+    found = re.compile(r"\\(\\|ud[89a-f][0-9a-f]{2})")
+    return found.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), path)
+
+
+def salted(value: str | None, salt: bytes) -> str | None:
+    """Hash an identifier so that it can be compared, with the same salt only, and not read."""
+    if value is None:
+        return None
+    return hashlib.blake2b(value.encode("utf-8", "surrogateescape"), key=salt, digest_size=16).hexdigest()
