@@ -23,7 +23,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from jigsawssl.data import open_archive
-from jigsawssl.data.cache import build_cache
+from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.loading import PixelDataset, training_loader
 from jigsawssl.report import format_table
 

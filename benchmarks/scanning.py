@@ -9,7 +9,6 @@ the libraries. Then an archive of ``unchanged`` files is listed and compared wit
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from jigsawssl.data import open_archive
-from jigsawssl.data.cache import CacheOptions, build_cache
+from jigsawssl.data.cache import CacheOptions
+from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.report import format_table
 
 
@@ -37,14 +37,19 @@ def _write_images(folder: Path, count: int, size: int) -> None:
             os.link(folder / "000" / f"{number % 100:06d}.png", path)
 
 
+def _peak() -> float:
+    """MiB; of this program alone, where getrusage counts what its parent had when it was started (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def _build(folder: str, cache: str, size: int) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     begin = time.perf_counter()
     built = build_cache(open_archive(folder), Path(cache), CacheOptions(size, 1), 2, progress=False)
     seconds = time.perf_counter() - begin
     # Looking at the mapped pixels would count them as memory, although the system can take that back at any time.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(len(built.table), before / 1024, peak / 1024, seconds)
+    print(len(built.readable()), before, _peak(), seconds)
 
 
 def main() -> None:

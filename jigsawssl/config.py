@@ -391,6 +391,8 @@ def _check(config: DictConfig, schema: type) -> None:
             raise UserError(f"`views.share` ({config.views.share}) must lie in (0, 1]; 1 shuffles the whole batch")
         if not 0 <= config.max_bad_fraction <= 1:
             raise UserError(f"`max_bad_fraction` ({config.max_bad_fraction}) must lie in [0, 1]; 0.1 is a tenth")
+        if config.cache == "off" and config.trainer.devices > 1:
+            raise UserError("`cache` (off) must be left out with several devices, which share what was decoded once")
         if not 0 <= config.optimizer.warmup < 1:
             raise UserError(f"`optimizer.warmup` ({config.optimizer.warmup}) must lie in [0, 1)")
     else:

@@ -448,3 +448,8 @@ def test_the_saved_configuration_loads_as_itself(schema: type, arguments: list[s
 def test_text_survives_the_saved_configuration(value: str, tmp_path: Path) -> None:
     config = dataclasses.replace(load(PretrainConfig), out=value)
     assert load_config(PretrainConfig, [written(tmp_path, to_yaml(config))]).out == value
+
+
+def test_several_devices_need_a_cache() -> None:
+    message = "`cache` (off) must be left out with several devices"
+    assert refusal(PretrainConfig, "trainer.devices=2", "cache=off").startswith(message)

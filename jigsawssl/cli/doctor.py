@@ -11,9 +11,11 @@ import torch
 
 from ..config import DoctorConfig
 from ..data import Archive, open_archive
-from ..data.cache import Cache, CacheOptions, build_cache
+from ..data.cache import Cache, CacheOptions
+from ..data.cache_writer import build_cache
 from ..data.doctor import Defect, Diagnosis, diagnose
 from ..data.loading import PixelDataset
+from ..data.table import printable
 from ..functional import to_unit_range
 from ..report import format_table, write_json
 from ..report.run import is_leftover
@@ -40,9 +42,10 @@ def run(config: DoctorConfig) -> int:
         # In the folder of the results it stays, so that the next time only what changed is read.
         cache = _examined(archive, config, Path(scratch) if out is None else out / "cache")
         if not len(cache.readable()):
+            path, _, reason = cache.unreadable()[0]
             raise UserError(
                 f"`data` ({config.data}) must hold images that can be read; all {len(archive)} are unreadable, the "
-                f"first {' ('.join(cache.unreadable()[0][::2])}); check the files"
+                f"first {printable(path)} ({reason}); check the files"
             )
         diagnosis = diagnose(archive, cache)
         if out is not None:
@@ -84,7 +87,7 @@ def _write(out: Path, cache: Cache, diagnosis: Diagnosis) -> None:
     for old in sheets.glob("*.png"):
         old.unlink()
     position = {row: at for at, row in enumerate(cache.readable().tolist())}
-    names = cache.table["path"].to_pylist()
+    names = [printable(path) for path in cache.paths()]
     every = [row for row in position if position[row] % max(1, len(position) // _ON_SHEET) == 0]
     for title, rows in [("archive", every), *((d.name, d.rows) for d in diagnosis.defects)]:
         shown = [row for row in rows[:_ON_SHEET] if row in position]

@@ -20,7 +20,8 @@ from ..augment import JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
 from ..config import PretrainConfig, to_yaml, without_folder, without_folders
 from ..data import Archive, open_archive
-from ..data.cache import Cache, build_cache
+from ..data.cache import Cache
+from ..data.cache_writer import build_cache
 from ..data.guard import SeenImages, seen_images
 from ..data.loading import PixelDataset, channel_statistics, training_loader
 from ..data.table import printable
@@ -118,9 +119,6 @@ def _decode(config: PretrainConfig, dataset: PixelDataset, path: Path) -> Cache 
     scope = json.dumps([config.split, config.manifest, config.layout])
     cache = build_cache(dataset.archive, folder, options, dataset.workers, progress=True, scope=scope)
     dataset.use(cache)
-    deep = cache.count_deep()
-    if deep and not dataset.deep:
-        print(f"{deep} images of more than 8 bits were reduced to 8, as none of the sampled ones has more")
     return cache
 
 
@@ -288,25 +286,8 @@ def run(config: PretrainConfig) -> Path:
     report = {
         "command": "pretrain",
         "config": without_folders(config),
-        "data": {
-            "images": len(dataset),
-            "channels": dataset.channels,
-            "decoded_size": dataset.size,
-            "bits": 16 if dataset.deep else 8,
-            "fit": dataset.fit,
-            "window": dataset.window,
-            "cached": cache is not None,
-            "fingerprint": provenance["archive"],
-            "unreadable": {printable(name): reason for name, reason in _bad(dataset).items()},
-        },
-        "encoder": {
-            "backbone": encoder.spec.backbone,
-            "features": encoder.features,
-            "channels": encoder.channels,
-            "reductions": encoder.reductions,
-            "mean": encoder.spec.mean,
-            "std": encoder.spec.std,
-        },
+        "data": {**_data_facts(dataset), "cached": cache is not None, "fingerprint": provenance["archive"]},
+        "encoder": _encoder_facts(encoder),
         "run": {
             "epochs": trainer.current_epoch,
             "updates": trainer.global_step,
@@ -321,6 +302,29 @@ def run(config: PretrainConfig) -> Path:
     _curves(path, metrics_file.rows)
     _summary(path, encoder, dataset, metrics, metrics_file.seconds)
     return path / "encoder.safetensors"
+
+
+def _data_facts(dataset: PixelDataset) -> dict[str, Any]:
+    return {
+        "images": len(dataset),
+        "channels": dataset.channels,
+        "decoded_size": dataset.size,
+        "bits": 16 if dataset.deep else 8,
+        "fit": dataset.fit,
+        "window": dataset.window,
+        "unreadable": {printable(name): reason for name, reason in _bad(dataset).items()},
+    }
+
+
+def _encoder_facts(encoder: Encoder) -> dict[str, Any]:
+    return {
+        "backbone": encoder.spec.backbone,
+        "features": encoder.features,
+        "channels": encoder.channels,
+        "reductions": encoder.reductions,
+        "mean": encoder.spec.mean,
+        "std": encoder.spec.std,
+    }
 
 
 def _curves(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -94,12 +94,17 @@ class Archive:
         path = self.samples[row].path
         return self._members[path][0] if path in self._members else path
 
+    def _at(self, row: int) -> str:
+        # Not by pathlib, which keeps every part of every path in memory for ever.
+        assert self._root is not None
+        return os.path.join(self._root, self.file_of(row))
+
     def stamp(self, row: int) -> tuple[int, int]:
         """Size in bytes and time of change in nanoseconds of that file; -1 and -1 where it is gone, 0 in memory."""
         if self._root is None:
             return 0, 0
         try:
-            found = os.stat(self._root / self.file_of(row))
+            found = os.stat(self._at(row))
         except OSError:
             return -1, -1
         return found.st_size, found.st_mtime_ns
@@ -112,18 +117,19 @@ class Archive:
         """
         assert self._root is not None
         sample = self.samples[row]
-        file = self._root / self.file_of(row)
+        file = self._at(row)
         try:
             # Checked again at each reading, as links may have changed since the folder was listed.
-            if not _is_inside(str(file), os.path.realpath(self._root)):
+            if not _is_inside(file, os.path.realpath(self._root)):
                 raise Unreadable("a link that leads outside")
             if sample.path in self._members:
-                return read_member(str(file), self._members[sample.path][1])
-            if not file.is_file():
-                raise Unreadable("vanished" if not file.exists() else "not a file")
-            if file.stat().st_size > MAX_BYTES:
+                return read_member(file, self._members[sample.path][1])
+            if not os.path.isfile(file):
+                raise Unreadable("vanished" if not os.path.exists(file) else "not a file")
+            if os.path.getsize(file) > MAX_BYTES:
                 raise Unreadable("larger than 1 GiB")
-            return file.read_bytes()
+            with open(file, "rb") as stream:
+                return stream.read()
         except FileNotFoundError:
             raise Unreadable("vanished") from None
         except PermissionError:
@@ -338,9 +344,11 @@ def _find_images(root: Path) -> _Found:
 
     for folder, subfolders, files in os.walk(root, onerror=denied):  # does not follow links to folders
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if below == "." else f"{below}/"
         for name in files:
             path = os.path.join(folder, name)
-            relative = Path(path).relative_to(root).as_posix()
+            relative = prefix + name
             if name.lower().endswith(_OTHER_PACKED) and not is_container(name) and not name.startswith("."):
                 found.refused.append((relative, "a packed format that is not read"))
             if name.lower().endswith(".npz") and not name.startswith("."):
@@ -413,7 +421,8 @@ def _is_dicom_member(container: Path, name: str) -> bool:
 
 
 def _is_inside(path: str, real_root: str) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(real_root)
+    real = os.path.realpath(path)
+    return real == real_root or real.startswith(os.path.join(real_root, ""))
 
 
 def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], _Found]:
@@ -432,10 +441,10 @@ def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], _Found]:
                 "make it relative to that folder."
             )
         container = _container_of(path)
-        if container is not None and container not in looked and (root / container).is_file():
+        if container is not None and container not in looked and os.path.isfile(os.path.join(root, container)):
             looked.add(container)
             _look_into(root, container, found)
-        if path not in found.members and not (container is None and (root / path).is_file()):
+        if path not in found.members and not (container is None and os.path.isfile(os.path.join(root, path))):
             missing.append(path)
         split = cells.get("split", "")
         split = _SPLIT_NAMES.get(split.lower(), split)

@@ -86,7 +86,7 @@ class DicomFile:
             bits=8 if palette else int(ds.get("BitsStored") or ds.BitsAllocated),
             frames=frames,
             modality=str(ds.get("Modality") or "") or None,
-            photometric=self.photometric,
+            mode=self.photometric,
             patient=_identifier(ds, "PatientID"),
             study=_identifier(ds, "StudyInstanceUID"),
             series=_identifier(ds, "SeriesInstanceUID"),

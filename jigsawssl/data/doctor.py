@@ -14,7 +14,7 @@ from ..types import Sample
 from .archive import Archive
 from .cache import Cache
 from .examine import near_duplicates
-from .table import original
+from .table import LEFT_OUT, printable
 
 __all__ = ["Defect", "Diagnosis", "diagnose"]
 
@@ -88,11 +88,14 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
         archive: the archive, with what its manifest says.
         cache: of it, built with ``examined=True``.
     """
-    columns = {name: cache.table[name].to_numpy(zero_copy_only=False) for name in cache.table.column_names}
+    table = cache.table()
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
     ok = cache.readable()
-    paths = [original(path) for path in columns["path"]]
+    paths = cache.paths()
+    columns["path"] = np.array([printable(path) for path in paths], dtype=object)
     found = [
         _unreadable(cache),
+        _left_out(columns),
         *_single_images(columns, ok),
         *_duplicates(columns, ok, paths, archive),
         *_mixtures(columns, ok),
@@ -117,7 +120,7 @@ def _census(archive: Archive, cache: Cache, columns: dict[str, NDArray[Any]], ok
         "bits": counts("bits"),
         "channels_stored": counts("channels"),
         "modalities": counts("modality"),
-        "photometric_interpretations": counts("photometric"),
+        "modes": counts("mode"),
         "sizes": dict(sizes.most_common(10)),
         "different_sizes": len(sizes),
         "patients": len(patients) or None,
@@ -140,8 +143,14 @@ def _unreadable(cache: Cache) -> Defect:
     bad = cache.unreadable()
     reasons = Counter(reason for _, _, reason in bad)
     by_reason = [{"reason": reason, "count": count} for reason, count in reasons.most_common()]
-    files: list[Any] = [{"path": path, "frame": frame, "reason": reason} for path, frame, reason in bad]
+    files: list[Any] = [{"path": printable(path), "frame": frame, "reason": reason} for path, frame, reason in bad]
     return Defect("unreadable", "cannot be read", True, len(bad), [], [*by_reason, *files])
+
+
+def _left_out(columns: dict[str, NDArray[Any]]) -> Defect:
+    found = [row for row, status in enumerate(columns["status"].tolist()) if status.startswith(LEFT_OUT)]
+    examples = [{"path": columns["path"][row], "reason": columns["status"][row]} for row in found]
+    return Defect("left_out", "files with pages of other sizes, which are left out", False, len(found), [], examples)
 
 
 def _images(name: str, meaning: str, grave: bool, rows: NDArray[np.int64], paths: Sequence[str]) -> Defect:
@@ -216,7 +225,7 @@ def _mixtures(columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> list[D
     defects = []
     for name, column, meaning in (
         ("mixed_modality", "modality", "modalities other than the most frequent"),
-        ("mixed_photometric_interpretation", "photometric", "photometric interpretations other than the most frequent"),
+        ("mixed_modes", "mode", "photometric interpretations or modes other than the most frequent"),
         ("mixed_bit_depth", "bits", "bit depths other than the most frequent"),
     ):
         values = columns[column][ok]

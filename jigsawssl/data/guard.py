@@ -17,7 +17,7 @@ from ..types import UserError
 from .archive import Archive
 from .cache import Cache
 from .pixels import Unreadable
-from .table import original, salted
+from .table import salted
 
 __all__ = ["Overlap", "SeenImages", "content_key", "seen_images"]
 
@@ -140,10 +140,10 @@ def seen_images(archive: Archive, cache: Cache | None, progress: bool) -> SeenIm
                 groups |= {salted(name, salt) or "" for name in names}
         return SeenImages(frozenset(contents), {salt: frozenset(groups)})
     group_of = {sample.path: sample.group for sample in archive.samples}
-    table = cache.table.take(pa.array(cache.readable()))
-    columns = (table[name].to_pylist() for name in ("path", "content_hash", "patient"))
-    for written, content_hash, patient in zip(*columns, strict=True):
-        path = original(written)
+    paths, table = cache.paths(), cache.table("content_hash", "patient")
+    hashes, patients = (table[name].to_pylist() for name in ("content_hash", "patient"))
+    for row in cache.readable().tolist():
+        path, content_hash, patient = paths[row], hashes[row], patients[row]
         if path in group_of:
             contents.add(content_key(content_hash))
             known = {patient, salted(group_of[path], cache.salt)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import heapq
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +20,6 @@ from tqdm import tqdm
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import Cache, CacheOptions
 from jigsawssl.data.pixels import Unreadable, fit_image
-from jigsawssl.data.table import original
 from jigsawssl.types import Batch, UserError
 
 _SAMPLED_FOR_KIND = 64
@@ -34,8 +35,9 @@ class PixelDataset(Dataset[Batch]):
     Args:
         archive: where the images and labels come from.
         size: side in pixels.
-        channels: 1 or 3; None takes 1 if up to 64 images spread over the archive are grey, also where they are
-            stored as RGB (channels that differ by at most 8 of 255 in more than 99.9 % of the pixels), and 3 otherwise.
+        channels: 1 or 3; None takes 1 if 64 images of the archive are grey, also where they are stored as RGB
+            (channels that differ by at most 8 of 255 in more than 99.9 % of the pixels), and 3 otherwise. Hashes of
+            their paths choose the 64, so that a growing archive hardly changes them.
         fit: how images become squares, see :func:`jigsawssl.data.pixels.fit_image`.
         window: how more than 8 bits become display values, see :func:`jigsawssl.data.readers.read`.
         workers: threads that decode.
@@ -43,7 +45,8 @@ class PixelDataset(Dataset[Batch]):
         memory_bytes: the most memory that :meth:`load` may take.
 
     Attributes:
-        deep: images are uint16, because one of the sampled ones has more than 8 bits.
+        deep: images are uint16, because one of them has more than 8 bits: one of 64, or of all where all were decoded.
+            Without cache and :meth:`load`, batches are also uint16 that hold a deeper image which was not sampled.
         rows: int64, the row of the archive of each usable image; ``len(dataset)`` is their number.
         unreadable: path → reason.
 
@@ -102,6 +105,7 @@ class PixelDataset(Dataset[Batch]):
         Raises:
             UserError: if no image is readable.
         """
+        self.deep = cache.options.deep
         row_of = {sample.path: row for row, sample in enumerate(self.archive.samples)}
         readable = cache.readable()
         paths = cache.paths()
@@ -109,8 +113,8 @@ class PixelDataset(Dataset[Batch]):
         kept = np.flatnonzero(known >= 0)
         self.rows = known[kept]
         for path, _, reason in cache.unreadable():
-            if original(path) in row_of:
-                self.unreadable[original(path)] = reason
+            if path in row_of:
+                self.unreadable[path] = reason
         if len(self.unreadable) > self.most_unreadable:
             raise self.too_many_unreadable()
         if not self.rows.size:
@@ -133,16 +137,23 @@ class PixelDataset(Dataset[Batch]):
             return
         kind = np.int16 if self.deep else np.uint8
         pixels = np.empty((len(self.archive), self.channels, self.size, self.size), dtype=kind)
+        deeper = False
 
         def decode(row: int) -> bool:
-            decoded = self._decode(row)
-            if decoded is not None:
-                pixels[row] = decoded.view(kind)
-            return decoded is not None
+            nonlocal deeper
+            decoded = None if deeper else self._decode(row)
+            if decoded is None or decoded.dtype.itemsize > kind().itemsize:
+                deeper = deeper or decoded is not None
+                return False
+            pixels[row] = decoded.view(kind)
+            return True
 
         with ThreadPoolExecutor(self.workers) as pool:
             done = pool.map(decode, range(len(self.archive)))
             readable = np.array(list(tqdm(done, "Decoding", len(self.archive), disable=not progress)), dtype=bool)
+        if deeper:  # than the sampled ones: once more, with 16 bits for all
+            self.deep = True
+            return self.load(progress)
         self.rows = np.flatnonzero(readable).astype(np.int64)
         if not self.rows.size:
             raise self._nothing_readable()
@@ -188,7 +199,10 @@ class PixelDataset(Dataset[Batch]):
         with ThreadPoolExecutor(self.workers) as pool:
             found = list(pool.map(self._next_readable, map(int, indices)))
         rows = torch.tensor([row for row, _ in found], dtype=torch.int64)
-        return Batch(torch.from_numpy(np.stack([image for _, image in found])), self._labels[rows], rows)
+        decoded = [image for _, image in found]
+        if any(image.dtype == np.uint16 for image in decoded):
+            decoded = [image if image.dtype == np.uint16 else image * np.uint16(257) for image in decoded]
+        return Batch(torch.from_numpy(np.stack(decoded)), self._labels[rows], rows)
 
     def _next_readable(self, position: int) -> tuple[int, NDArray[Any]]:
         for step in range(len(self)):
@@ -208,7 +222,7 @@ class PixelDataset(Dataset[Batch]):
             if len(self.unreadable) > self.most_unreadable:
                 raise self.too_many_unreadable() from None
             return None
-        return fit_image(pixels, self.size, self.channels, self.fit, self.deep)
+        return fit_image(pixels, self.size, self.channels, self.fit, self.deep or pixels.dtype == np.uint16)
 
     def too_many_unreadable(self) -> UserError:
         """The error to raise where more is unreadable than was allowed."""
@@ -320,9 +334,12 @@ def _already_a_batch(fetched: Any) -> Any:  # a Batch, though DataLoader's types
 
 def _kind(archive: Archive, window: str, look_for_colour: bool) -> tuple[int, bool]:
     """Channels of an archive, and whether it has more than 8 bits, by a sample of it."""
-    sampled = np.linspace(0, len(archive) - 1, min(len(archive), _SAMPLED_FOR_KIND)).round().astype(int)
+    # Neighbours in the archive are alike, and one more file should not change the answer.
+    keyed = (
+        (zlib.crc32(sample.path.encode("utf-8", "surrogateescape")), row) for row, sample in enumerate(archive.samples)
+    )
     channels, deep = 1, False
-    for row in sampled.tolist():
+    for _, row in heapq.nsmallest(_SAMPLED_FOR_KIND, keyed):
         try:
             picture = archive.open(row, window)
             deep = deep or picture.info.bits > 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ __all__ = ["ImageInfo", "Unreadable", "fit_image", "robust_range", "to_display"]
 
 
 _PERCENTILES = (0.5, 99.5)
+_PART = 1 << 20  # values
 
 
 class Unreadable(ValueError):
@@ -29,7 +32,8 @@ class ImageInfo(NamedTuple):
         bits: that are used of each sample, 32 for floats.
         frames: images in the file.
         modality: of DICOM, such as ``CR``.
-        photometric: of DICOM, such as ``MONOCHROME1``.
+        mode: how samples are stored, such as ``MONOCHROME1`` (DICOM), ``MINISWHITE`` (TIFF) or ``CMYK``.
+        left_out: pages that are not counted in ``frames``, as their size is not that of the largest.
         patient: identifier in clear, which must not be written anywhere.
         study: the same.
         series: the same.
@@ -42,7 +46,8 @@ class ImageInfo(NamedTuple):
     bits: int
     frames: int = 1
     modality: str | None = None
-    photometric: str | None = None
+    mode: str | None = None
+    left_out: int = 0
     patient: str | None = None
     study: str | None = None
     series: str | None = None
@@ -54,11 +59,34 @@ def robust_range(values: NDArray[Any]) -> tuple[float, float]:
     >>> robust_range(np.arange(1001.0))
     (5.0, 995.0)
     """
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2 and values.size:
+        # By counting, which needs no copy of a large image.
+        least = int(values.min())
+        counts = np.zeros(int(values.max()) - least + 1, dtype=np.int64)
+        for part in _parts(values):
+            counts += np.bincount(values[part].ravel().astype(np.int64) - least, minlength=len(counts))
+        low, high = (least + _percentile(counts, share) for share in _PERCENTILES)
+        return (low, high) if high > low else (float(least), float(least + len(counts) - 1))
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
     if not finite.size:
         return 0.0, 0.0
     low, high = (float(value) for value in np.percentile(finite, _PERCENTILES))
     return (low, high) if high > low else (float(finite.min()), float(finite.max()))
+
+
+def _percentile(counts: NDArray[np.int64], share: float) -> float:
+    """What :func:`numpy.percentile` gives of the values 0, 1, … that occur so many times."""
+    until = np.cumsum(counts)
+    at = (int(until[-1]) - 1) * share / 100
+    below, above = (int(np.searchsorted(until, position, side="right")) for position in (int(at), math.ceil(at)))
+    return below + (above - below) * (at - int(at))
+
+
+def _parts(values: NDArray[Any]) -> Iterator[slice]:
+    """Some rows each, as arithmetic in float64 on a whole image takes several times its memory."""
+    rows = max(1, _PART * len(values) // max(1, values.size))
+    for start in range(0, len(values), rows):
+        yield slice(start, start + rows)
 
 
 def to_display(values: NDArray[Any], limits: tuple[float, float], dtype: DTypeLike = np.uint16) -> NDArray[Any]:
@@ -73,8 +101,11 @@ def to_display(values: NDArray[Any], limits: tuple[float, float], dtype: DTypeLi
     top = np.iinfo(dtype).max
     if not high > low:
         return np.zeros(values.shape, dtype=dtype)
-    scaled = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low) - low) * (top / (high - low))
-    return np.floor(scaled.clip(0, top) + 0.5).astype(dtype)
+    shown = np.empty(values.shape, dtype=dtype)
+    for part in _parts(values):
+        finite = np.nan_to_num(values[part].astype(np.float64), nan=low, posinf=high, neginf=low)
+        shown[part] = np.floor(((finite - low) * (top / (high - low))).clip(0, top) + 0.5)
+    return shown
 
 
 def fit_image(pixels: NDArray[Any], size: int, channels: int, fit: str = "pad", deep: bool = False) -> NDArray[Any]:
@@ -121,8 +152,10 @@ def _converted(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=2)
-    grey = pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    return np.floor(grey + 0.5).astype(pixels.dtype)[:, :, None]
+    grey = np.empty((*pixels.shape[:2], 1), dtype=pixels.dtype)
+    for part in _parts(pixels):
+        grey[part, :, 0] = np.floor(pixels[part].astype(np.float64) @ np.array([0.299, 0.587, 0.114]) + 0.5)
+    return grey
 
 
 def _resized(pixels: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:

@@ -37,6 +37,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
 _ORIENTATION = 0x0112
+_PNG_COLOURS = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # in Pillow's names
 _BARE_DICOM = (b"\x08\0", b"\x02\0")  # files without preamble start with an element of group 8 or 2
 
 
@@ -183,7 +184,8 @@ def _open_deep_png(data: bytes, max_pixels: int) -> _Opened:
     _check_png(data)
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         orientation = int(image.getexif().get(_ORIENTATION, 1))
-    info = ImageInfo("PNG", height, width, 3 if data[25] & 2 else 1, 16)
+    colours = _PNG_COLOURS.get(data[25], str(data[25]))
+    info = ImageInfo("PNG", height, width, 3 if data[25] & 2 else 1, 16, mode=f"{colours};16")
 
     def frame(number: int) -> NDArray[Any]:
         values = imagecodecs.png_decode(data)
@@ -211,8 +213,8 @@ def _open_pillow(data: bytes, kind: str, at_least: int | None, max_pixels: int) 
         _check_size(*image.size, max_pixels)
         width, height = image.size
         frames = int(getattr(image, "n_frames", 1)) if kind in ("GIF", "WEBP") else 1
-        grey = image.mode in ("1", "L", "LA", "La")
-    info = ImageInfo(kind, height, width, 1 if grey else 3, 8, frames)
+        mode = image.mode
+    info = ImageInfo(kind, height, width, 1 if mode in ("1", "L", "LA", "La") else 3, 8, frames, mode=mode)
 
     animation: list[Image.Image] = []
 
@@ -275,7 +277,9 @@ def _open_tiff(data: bytes, max_pixels: int) -> _Opened:
     # A page of a frame shares its keys, so that its bits are those of the first of its kind.
     bits = max(_bits(every[n].keyframe) for n in pages)
     grey = int(first.keyframe.samplesperpixel) < 3 and int(first.keyframe.photometric) in (0, 1)
-    info = ImageInfo("TIFF", height, width, 1 if grey else 3, bits, len(pages))
+    mode = getattr(first.keyframe.photometric, "name", str(first.keyframe.photometric))
+    left_out = len(whole) - len(pages)
+    info = ImageInfo("TIFF", height, width, 1 if grey else 3, bits, len(pages), mode=mode, left_out=left_out)
 
     def frame(number: int) -> NDArray[Any]:
         page = every[pages[number]]

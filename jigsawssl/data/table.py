@@ -7,11 +7,12 @@ import re
 
 import pyarrow as pa
 
-__all__ = ["TABLE_SCHEMA", "original", "printable", "salted"]
+__all__ = ["LEFT_OUT", "TABLE_SCHEMA", "original", "printable", "salted"]
 
 TABLE_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
+        ("member", pa.string()),
         ("frame", pa.int32()),
         ("status", pa.string()),
         ("bytes", pa.int64()),
@@ -23,7 +24,7 @@ TABLE_SCHEMA = pa.schema(
         ("bits", pa.int16()),
         ("frames", pa.int32()),
         ("modality", pa.string()),
-        ("photometric", pa.string()),
+        ("mode", pa.string()),
         ("content_hash", pa.string()),
         ("perceptual_hash", pa.string()),
         ("mean", pa.float32()),
@@ -36,12 +37,17 @@ TABLE_SCHEMA = pa.schema(
         ("checksum", pa.uint32()),
     ]
 )
-"""Columns of ``table.parquet``. A row is one frame; members of containers have a path below the container's.
+"""Columns of ``table.parquet``. A row is one frame, of a file or of the member of a zip or tar file.
 
-``status`` is ``ok`` or the reason why it cannot be read; ``changed`` is in nanoseconds since 1970; ``mean`` and ``std``
-are of display values in [0, 1]; patient, study and series are hashed with the salt of the cache folder; ``checksum`` is
-the CRC-32 of the cached pixels. Perceptual hash, ``border`` and ``text`` are filled by the doctor.
+``status`` is ``ok``, the reason why it cannot be read, or begins with :data:`LEFT_OUT`; ``mode`` is the photometric
+interpretation of DICOM and TIFF files and the mode of others, as stored; ``changed`` is in nanoseconds since 1970;
+``mean`` and ``std`` are of display values in [0, 1]; patient, study and series are hashed with the salt of the cache
+folder; ``checksum`` is the CRC-32 of the cached pixels. Perceptual hash, ``border`` and ``text`` are filled by the
+doctor.
 """
+
+LEFT_OUT = "left out: "
+"""How the status begins of what can be read and is not an image to train on."""
 
 
 def printable(path: str) -> str:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jigsawssl.data.archive import open_archive
-from jigsawssl.data.cache import CacheOptions, build_cache
+from jigsawssl.data.cache import CacheOptions
+from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.readers import Unreadable, open_picture
 from tests.data.test_dicom import SHIPPED, STORED, dicom
 
@@ -223,7 +224,7 @@ def test_an_archive_of_nothing_but_trouble(tmp_path: Path) -> None:
         "broken.zip": "broken container (BadZipFile)",
         "broken.tar": "broken container (ReadError)",
     }
-    statuses = cache.table["status"].to_pylist()
+    statuses = cache.table()["status"].to_pylist()
     good = {path for path, status in zip(cache.paths(), statuses, strict=True) if status == "ok"}
     assert good - {"denied.png"} == {"good.png", "bomb.zip/fine.png"}
 

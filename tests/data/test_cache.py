@@ -11,15 +11,20 @@ import tarfile
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from jigsawssl.data.archive import open_archive
-from jigsawssl.data.cache import Cache, CacheOptions, build_cache, chosen_frames
+from jigsawssl.data.cache import Cache, CacheOptions, chosen_frames
+from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.loading import PixelDataset
 from jigsawssl.data.pixels import Unreadable, fit_image
 from jigsawssl.data.table import original, printable
@@ -52,12 +57,27 @@ def fill(root: Path, count: int = 40, seed: int = 0) -> Path:
     return root
 
 
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of what is decoded from now on."""
+    from jigsawssl.data import cache_writer as module
+
+    read: list[str] = []
+    decode = module._decoded
+
+    def watched(archive, row, *rest):  # type: ignore[no-untyped-def]
+        read.append(archive.samples[row].path)
+        return decode(archive, row, *rest)
+
+    monkeypatch.setattr(module, "_decoded", watched)
+    return read
+
+
 def build(root: Path, folder: Path, options: CacheOptions = OPTIONS, workers: int = 2) -> Cache:
     return build_cache(open_archive(str(root)), folder, options, workers, progress=False)
 
 
 def contents(cache: Cache) -> tuple[bytes, list[dict[str, object]]]:
-    return cache.pixels.tobytes(), cache.table.to_pylist()
+    return cache.pixels.tobytes(), cache.table().to_pylist()
 
 
 @pytest.fixture
@@ -78,12 +98,12 @@ def test_pixels_and_table_are_what_the_readers_give(root: Path, tmp_path: Path) 
         "a/empty.jpg": "empty file",
     }
     assert {"z.zip/in/0001.png", "t.tar.gz/in/0005.png"} <= set(paths)
-    assert set(cache.table["status"].to_pylist()) == {"ok", "truncated", "empty file"}
+    assert set(cache.table()["status"].to_pylist()) == {"ok", "truncated", "empty file"}
 
 
 def test_a_second_run_reads_no_image(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = contents(build(root, tmp_path / "cache"))
-    monkeypatch.setattr("jigsawssl.data.cache._decoded", None)
+    monkeypatch.setattr("jigsawssl.data.cache_writer._decoded", None)
     assert contents(build(root, tmp_path / "cache")) == first
 
 
@@ -100,16 +120,7 @@ def test_what_changed_is_read_again_and_the_rest_is_kept(
     Image.fromarray(np.full((9, 9), 77, np.uint8)).save(root / "a" / "0000.png")
     (root / "a" / "0002.png").unlink()
     Image.fromarray(np.full((9, 9), 99, np.uint8)).save(root / "b" / "new.png")
-    read: list[str] = []
-    from jigsawssl.data import cache as module
-
-    decode = module._decoded
-
-    def watched(archive, row, *rest):  # type: ignore[no-untyped-def]
-        read.append(archive.samples[row].path)
-        return decode(archive, row, *rest)
-
-    monkeypatch.setattr(module, "_decoded", watched)
+    read = count_decoded(monkeypatch)
     after = build(root, tmp_path / "cache")
     assert sorted(read) == ["a/0000.png", "b/new.png"]
     monkeypatch.undo()
@@ -140,7 +151,7 @@ def test_an_interrupted_cache_goes_on(root: Path, tmp_path: Path, monkeypatch: p
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / "salt").write_bytes((tmp_path / "whole" / "salt").read_bytes())
-    from jigsawssl.data import cache as module
+    from jigsawssl.data import cache_writer as module
 
     decode, calls = module._decoded, []
 
@@ -166,7 +177,8 @@ def test_an_interrupted_cache_goes_on(root: Path, tmp_path: Path, monkeypatch: p
 KILLED = """
 import sys
 from jigsawssl.data import open_archive
-from jigsawssl.data.cache import CacheOptions, build_cache
+from jigsawssl.data.cache import CacheOptions
+from jigsawssl.data.cache_writer import build_cache
 print("ready", flush=True)
 build_cache(open_archive(sys.argv[1]), __import__("pathlib").Path(sys.argv[2]), CacheOptions(16, 1), 2, False)
 """
@@ -203,10 +215,35 @@ def test_damage_is_an_error(root: Path, tmp_path: Path) -> None:
     build(root, tmp_path / "cache")
 
 
-def test_a_full_disk_is_a_user_error(root: Path, tmp_path: Path) -> None:
-    archive = open_archive(str(root))
+def leave_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    left = SimpleNamespace(free=free)
+    monkeypatch.setattr("jigsawssl.data.cache_writer.shutil.disk_usage", lambda path: left)
+
+
+def test_a_full_disk_is_a_user_error(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_free(monkeypatch, 42 * 256 - 1)
     with pytest.raises(UserError, match=r"must have 0\.00 GB of disk for 42 images; .* cache=off"):
-        build_cache(archive, tmp_path / "cache", OPTIONS, 1, progress=False, at_most=42 * 256 - 1)
+        build(root, tmp_path / "cache")
+    leave_free(monkeypatch, 42 * 256)
+    build(root, tmp_path / "cache")
+
+
+def test_frames_that_do_not_fit_on_the_disk_stop_the_run_before_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "archive"
+    root.mkdir()
+    for number in range(100):
+        frames = [Image.fromarray(np.full((8, 8), 40 * n + number, np.uint8)) for n in range(4)]
+        frames[0].save(root / f"{number:03d}.gif", save_all=True, append_images=frames[1:])
+    options = CacheOptions(8, 1)
+    leave_free(monkeypatch, 100 * options.item_bytes)
+    with pytest.raises(UserError, match=r"36 files with 4\.0 images each, as those so far; .* run again to go on"):
+        build(root, tmp_path / "cache", options)
+    monkeypatch.undo()
+    decoded = count_decoded(monkeypatch)
+    assert len(build(root, tmp_path / "cache", options).pixels) == 400
+    assert len(decoded) == 36, "what was written is kept"
 
 
 def test_a_second_writer_waits_for_the_first(root: Path, tmp_path: Path) -> None:
@@ -280,11 +317,11 @@ def test_frames_of_one_file(tmp_path: Path) -> None:
     (root / "cine.dcm").write_bytes(dicom(stack))
     for frames in ("all", "middle", "every_3"):
         cache = build(root, tmp_path / "cache", CacheOptions(16, 1, deep=True, frames=frames))
-        assert cache.table["frame"].to_pylist() == chosen_frames(7, frames)
+        assert cache.table()["frame"].to_pylist() == chosen_frames(7, frames)
         assert len(cache.pixels) == len(chosen_frames(7, frames))
         assert np.array_equal(
             cache.pixels[-1],
-            fit_image(open_archive(str(root)).open(0).frame(cache.table["frame"][-1].as_py()), 16, 1, deep=True),
+            fit_image(open_archive(str(root)).open(0).frame(cache.table()["frame"][-1].as_py()), 16, 1, deep=True),
         )
 
 
@@ -294,10 +331,10 @@ def test_identifiers_are_not_written_in_clear(tmp_path: Path) -> None:
     for name, patient in (("1.dcm", "secret-17"), ("2.dcm", "secret-17"), ("3.dcm", "other")):
         (root / name).write_bytes(dicom(PatientID=patient))
     cache = build(root, folder, CacheOptions(16, 1, deep=True))
-    hashes = cache.table["patient"].to_pylist()
+    hashes = cache.table()["patient"].to_pylist()
     assert hashes[0] == hashes[1] != hashes[2] and None not in hashes
     elsewhere = build(root, tmp_path / "elsewhere", CacheOptions(16, 1, deep=True))
-    assert elsewhere.table["patient"].to_pylist()[0] != hashes[0], "each folder has a salt of its own"
+    assert elsewhere.table()["patient"].to_pylist()[0] != hashes[0], "each folder has a salt of its own"
     for file in (path for path in folder.rglob("*") if path.is_file()):
         data = file.read_bytes()
         assert b"secret" not in data and b"Doe" not in data and str(tmp_path).encode() not in data
@@ -356,6 +393,98 @@ def test_a_cache_of_the_whole_serves_a_part(root: Path, tmp_path: Path) -> None:
     assert sorted(part.rows.tolist()) == [0, 1, 2]
     for position, row in enumerate(part.rows):
         assert np.array_equal(part[position].images, fit_image(part.archive.read(int(row)), 16, 1))
+
+
+def late_deep_archive(root: Path) -> Path:
+    """A hundred images of 8 bits and one of 16, which is not among those that are sampled."""
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(100):
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(root / f"{number:03d}.png")
+    for number in range(1000):
+        values = rng.integers(0, 3000, (16, 16), dtype=np.uint16)
+        path = root / f"x{number}.png"
+        Image.fromarray(values).save(path)
+        if not PixelDataset(open_archive(str(root)), 16).deep:
+            return root
+        path.unlink()
+    raise AssertionError("every name is sampled")
+
+
+def test_one_deep_image_makes_the_whole_cache_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = late_deep_archive(tmp_path / "archive")
+    dataset = PixelDataset(open_archive(str(root)), 16, workers=2)
+    shallow = dataset.cache_options()
+    assert not shallow.deep
+    cache = build(root, tmp_path / "cache", shallow)
+    undisturbed = build(root, tmp_path / "other", replace(shallow, deep=True))
+    before = contents(cache)
+    assert cache.options.deep and before == contents(undisturbed)
+    assert not list((tmp_path / "cache").glob("*.partial"))
+    decoded = count_decoded(monkeypatch)
+    assert contents(build(root, tmp_path / "cache", shallow)) == before and not decoded
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(root / "new.png")
+    grown = build(root, tmp_path / "cache", shallow)
+    assert grown.options.deep and decoded == ["new.png"]
+    assert contents(cache) == before, "an open cache does not mind being replaced"
+    dataset.use(cache)
+    loaded = PixelDataset(open_archive(str(root)), 16, workers=2)
+    loaded.load(progress=False)
+    assert dataset.deep and loaded.deep
+    rows = [0, 99, 100]
+    assert torch.equal(
+        dataset.__getitems__(rows).images.view(torch.uint8),
+        PixelDataset(dataset.archive, 16).__getitems__(rows).images.view(torch.uint8),
+    ), "decoded on the fly, a batch with a deeper image is deep"
+
+
+def test_a_growing_archive_keeps_what_is_sampled(tmp_path: Path) -> None:
+    archive = open_archive("demo", split="train")
+
+    def sampled(rows: range) -> set[str]:
+        opened: set[str] = set()
+
+        class Watched(type(archive)):  # type: ignore[misc]
+            def open(self, row: int, *rest: Any, **options: Any) -> Any:
+                opened.add(self.samples[row].path)
+                return super().open(row, *rest, **options)
+
+        part = archive.select(rows)
+        PixelDataset(Watched(**{field.name: getattr(part, field.name) for field in fields(part)}), 16)
+        return opened
+
+    before = sampled(range(300))
+    after = sampled(range(303))
+    assert len(before) == len(after) == 64 and len(before - after) <= 3
+
+
+def test_pages_of_another_size_have_a_row_and_are_no_defect(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    with tifffile.TiffWriter(tmp_path / "archive" / "pages.tif") as writer:
+        for side in (32, 32, 9):
+            writer.write(np.full((side, side), side, np.uint8))
+    cache = build(tmp_path / "archive", tmp_path / "cache")
+    assert cache.table("frame", "status", "mode").to_pylist() == [
+        {"frame": None, "status": "left out: 1 pages of another size than the largest", "mode": "MINISBLACK"},
+        {"frame": 0, "status": "ok", "mode": "MINISBLACK"},
+        {"frame": 1, "status": "ok", "mode": "MINISBLACK"},
+    ]
+    assert not cache.unreadable() and cache.readable().tolist() == [1, 2]
+
+
+def test_members_have_a_column_of_their_own(root: Path, tmp_path: Path) -> None:
+    cache = build(root, tmp_path / "cache")
+    rows = cache.table("path", "member").to_pylist()
+    assert {"path": "z.zip", "member": "in/0001.png"} in rows and {"path": "a/0000.png", "member": None} in rows
+    assert sorted(cache.paths()) == [sample.path for sample in open_archive(str(root)).samples]
+
+
+def test_what_a_killed_run_was_deleting_goes(root: Path, tmp_path: Path) -> None:
+    away = tmp_path / "cache" / "removed-0123"
+    away.mkdir(parents=True)
+    (away / "pixels.bin").touch()
+    build(root, tmp_path / "cache")
+    assert not away.exists()
 
 
 def test_options_are_in_the_meta_file(root: Path, tmp_path: Path) -> None:

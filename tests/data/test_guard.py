@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from jigsawssl.data.archive import open_archive
-from jigsawssl.data.cache import CacheOptions, build_cache
+from jigsawssl.data.cache import CacheOptions
+from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.guard import SeenImages, seen_images
 from jigsawssl.types import UserError
 from tests.data.test_dicom import STORED, dicom

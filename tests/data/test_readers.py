@@ -144,6 +144,27 @@ TURNS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+def test_percentiles_by_counting_are_those_of_numpy(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    limits = np.iinfo(dtype)
+    for count in (1, 2, 3, 7, 1000, 200_001):
+        for step in (1, 97):
+            values = (rng.integers(limits.min, limits.max + 1, count) // step).astype(dtype)
+            # As float64, since numpy's own interpolation overflows in int16.
+            low, high = np.percentile(values.astype(np.float64), (0.5, 99.5))
+            wanted = (low, high) if high > low else (values.min(), values.max())
+            assert np.allclose(robust_range(values), wanted, rtol=0, atol=1e-9)
+
+
+def test_large_images_are_mapped_in_parts() -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (1200, 1200, 3), dtype=np.uint16)
+    shown = to_display(values, (100.0, 4000.0))
+    assert np.array_equal(shown, np.floor(((values - 100.0) * (65535 / 3900)).clip(0, 65535) + 0.5))
+    grey = fit_image(values, 1200, 1, deep=True)[0]
+    assert np.array_equal(grey, np.floor(values @ np.array([0.299, 0.587, 0.114]) + 0.5))
+
+
 def test_pages_and_frames() -> None:
     stack = np.stack([DEEP, DEEP[::-1], DEEP[:, ::-1]])
     data = tiff(stack, photometric="minisblack")
