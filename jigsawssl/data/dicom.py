@@ -13,9 +13,24 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from .pixels import ImageInfo, Unreadable, robust_range, to_display
 
@@ -30,6 +45,20 @@ WINDOWS = {
 }
 """Named windows for computed tomography: centre and width in Hounsfield units, as common viewers set them."""
 
+# One decoder for each, so that pixels do not depend on what else is installed; GDCM is none of them, as broken files
+# make it abort the whole process.
+_DECODERS = {
+    JPEGBaseline8Bit: "pillow",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+    HTJ2KLossless: "pylibjpeg",
+    HTJ2KLosslessRPCL: "pylibjpeg",
+    HTJ2K: "pylibjpeg",
+    RLELossless: "pydicom",
+}
+_BY_IMAGECODECS = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)  # for which pydicom has no other plug-in
 _DEFLATED_LIMIT = 1 << 30
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
@@ -120,15 +149,19 @@ class DicomFile:
 
     def _stored(self, number: int) -> NDArray[Any]:
         ds = self.ds
-        if ds.file_meta.TransferSyntaxUID == JPEGExtended12Bit and self.info.bits > 8:
-            # No permissively licensed plug-in of pydicom decodes these.
-            values: NDArray[Any] = imagecodecs.jpeg_decode(
-                get_frame(ds.PixelData, number, number_of_frames=self.info.frames)
-            )
-            if values.shape[:2] != (self.info.height, self.info.width):
-                raise Unreadable("frame of another size than the header says")
-            return values
-        return pixel_array(ds, index=number)
+        syntax = ds.file_meta.TransferSyntaxUID
+        if syntax not in _BY_IMAGECODECS:
+            return pixel_array(ds, index=number, decoding_plugin=_DECODERS.get(syntax, ""))
+        encoded = get_frame(ds.PixelData, number, number_of_frames=self.info.frames)
+        values: NDArray[Any] = imagecodecs.jpeg8_decode(encoded)
+        if values.shape[:2] != (self.info.height, self.info.width):
+            raise Unreadable("frame of another size than the header says")
+        if values.ndim == 3 and self.photometric.startswith("YBR") and syntax != JPEGExtended12Bit:
+            values = convert_color_space(values, self.photometric, "RGB")
+        if ds.get("PixelRepresentation"):
+            unused = 8 * values.itemsize - self.info.bits
+            values = (values << unused).view(f"i{values.itemsize}") >> unused
+        return values
 
     def _grey(self, stored: NDArray[Any], settings: Dataset) -> NDArray[Any]:
         padding = _padding(self.ds, stored)
@@ -176,13 +209,11 @@ def _guessed_syntax(ds: Dataset) -> UID:
 
 
 def _require_decoder(syntax: UID) -> None:
-    if syntax == JPEGExtended12Bit:
+    if syntax in _BY_IMAGECODECS or (syntax.is_transfer_syntax and not syntax.is_compressed):
         return
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise Unreadable("unknown transfer syntax") from None
-    if not decoder.is_available:
+    if syntax not in _DECODERS:
+        raise Unreadable("unknown transfer syntax")
+    if _DECODERS[syntax] not in get_decoder(syntax).available_plugins:
         raise Unreadable(f"needs a decoder for {syntax.name}; pip install jigsawssl[dicom]")
 
 

@@ -6,13 +6,24 @@ import io
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGExtended12Bit, generate_uid
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    generate_uid,
+)
 
 from jigsawssl.data.dicom import WINDOWS
 from jigsawssl.data.pixels import Unreadable, robust_range, to_display
@@ -94,6 +105,8 @@ def test_files_of_pydicom_are_read_right_or_refused_with_a_reason(file: Path) ->
     if ds.file_meta.TransferSyntaxUID == JPEGExtended12Bit:
         assert pixels[0].shape[:2] == (ds.Rows, ds.Columns)  # which pydicom itself cannot decode here
         return
+    if ds.file_meta.TransferSyntaxUID == JPEGLosslessSV1:  # nor this one, which is the same picture as another
+        ds = pydicom.dcmread(next(other for other in SHIPPED if other.stem == "SC_rgb_rle"))
     for number in range(picture.info.frames):
         reference = expected(ds, number)
         assert np.array_equal(pixels[number].squeeze(), reference.squeeze()), number
@@ -231,9 +244,36 @@ def test_missing_or_odd_elements_are_reasons() -> None:
 def test_a_missing_decoder_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     file = next(file for file in SHIPPED if file.stem == "MR_small_jpeg_ls_lossless")
     monkeypatch.setattr("pydicom.pixels.decoders.base.DecodeRunner", None, raising=False)
-    monkeypatch.setattr("jigsawssl.data.dicom.get_decoder", lambda syntax: type("", (), {"is_available": False}))
+    monkeypatch.setattr("jigsawssl.data.dicom.get_decoder", lambda syntax: type("", (), {"available_plugins": ()}))
     with pytest.raises(Unreadable, match=r"needs a decoder for JPEG-LS.*; pip install jigsawssl\[dicom\]"):
         read(file.read_bytes())
+
+
+@pytest.mark.parametrize("syntax", [JPEGLossless, JPEGLosslessSV1])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+def test_lossless_jpeg_is_what_was_encoded(syntax: UID, dtype: type) -> None:
+    bits = 8 if dtype == np.uint8 else 12
+    low = -(2 ** (bits - 1)) if dtype == np.int16 else 0
+    stored = np.random.default_rng(0).integers(low, low + 2**bits, (16, 20)).astype(dtype)
+    raw = (stored.astype(np.int64) % 2**bits).astype(np.uint8 if bits == 8 else np.uint16)
+    frame = imagecodecs.jpeg8_encode(raw, lossless=True, bitspersample=bits)
+    tags = {"RescaleSlope": 1, "RescaleIntercept": 5, "WindowCenter": 10, "WindowWidth": 2**bits}
+    plain = dicom(stored, bits=bits, **tags)
+    ds = pydicom.dcmread(io.BytesIO(plain))
+    ds.PixelData = encapsulate([frame])
+    ds["PixelData"].VR = "OB"
+    ds.file_meta.TransferSyntaxUID = syntax
+    packed = io.BytesIO()
+    ds.save_as(packed, enforce_file_format=True)
+    assert np.array_equal(shown(packed.getvalue()), shown(plain))
+
+
+def test_no_decoder_that_aborts_is_asked() -> None:
+    from jigsawssl.data.dicom import _DECODERS
+
+    assert "gdcm" not in _DECODERS.values()
+    for syntax, plugin in _DECODERS.items():
+        assert plugin in get_decoder(syntax).available_plugins, "the extra installs a decoder for each"
 
 
 def test_a_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
