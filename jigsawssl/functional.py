@@ -222,18 +222,21 @@ def permute_tiles(images: Tensor, order: Tensor, grid: int) -> Tensor:
         raise ValueError(f"`order` must have shape {(batch, grid * grid)} for `grid` {grid}, got {tuple(order.shape)}")
     if images.numel() == 0:
         return images.clone()
-    order = order.to(images.device)
+    # Positions in 32 bits where they suffice: for fine grids, computing them costs more than moving the pixels.
+    kind = torch.int32 if batch * channels * height * grid < 2**31 else torch.int64
+    source = order.to(images.device, kind).view(batch, grid, 1, grid)
     # Row of a tile within one plane, for each output run: (B, grid, tile_height, grid), outermost first.
-    line = torch.arange(tile_height, device=images.device).view(1, 1, tile_height, 1)
-    source = order.view(batch, grid, 1, grid)
-    run = ((source // grid) * tile_height + line) * grid + source % grid
+    line = torch.arange(0, height // grid * grid, grid, device=images.device, dtype=kind).view(1, 1, tile_height, 1)
+    # (source // grid) * tile_height * grid + source % grid, and a row of tiles further with each line
+    run = (source + (source // grid) * (grid * (tile_height - 1))) + line
     plane = height * grid
     if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():
-        first = torch.arange(batch, device=images.device).view(batch, 1) * plane
+        first = torch.arange(0, batch * plane, plane, device=images.device, dtype=kind).view(batch, 1)
         table = images.permute(0, 2, 3, 1).reshape(batch * plane, -1)
         rows = table.index_select(0, (run.view(batch, plane) + first).flatten())
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    first = torch.arange(batch * channels, device=images.device).view(batch, channels, 1) * plane
+    every = batch * channels * plane
+    first = torch.arange(0, every, plane, device=images.device, dtype=kind).view(batch, channels, 1)
     table = images.contiguous().view(batch * channels * plane, -1)
     rows = table.index_select(0, (run.view(batch, 1, plane) + first).flatten())
     return rows.view(batch, channels, height, width)
