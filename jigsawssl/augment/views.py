@@ -1,4 +1,4 @@
-"""Consistency pairs: one kornia chain per view, then jigsaw per grid, normalisation last."""
+"""Consistency pairs: one chain per view, then jigsaw per grid."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
-from ..functional import nearest_sizes, permute_tiles, sample_permutations, to_unit_range
+from ..functional import nearest_sizes, permute_tiles, sample_permutations
 from ..types import Views
+from .fused import FusedChain
 
 __all__ = ["PRESETS", "JigsawViews", "ViewParameters", "augmentation_chain"]
 
@@ -84,7 +85,7 @@ class JigsawViews(nn.Module):
 
     Shape:
         uint8 or uint16 ``(B, C, H, W)`` with C in {1, 3} → :class:`jigsawssl.types.Views` of float32
-        ``(B, C, size, size)``, normalised; jigsaw versions of ``share * B`` images.
+        ``(B, C, size, size)``, normalised, channels_last; jigsaw versions of ``share * B`` images.
 
     Raises:
         ValueError: if a grid does not divide ``size``, the preset is unknown, or the images are not uint8.
@@ -127,14 +128,14 @@ class JigsawViews(nn.Module):
         self.share = share
         first, second = ("strong", "strong") if preset == "strong" else ("paper-original", "paper-distorted")
         # One chain for grey and one for colour images: the batch says which it needs.
-        self.original = nn.ModuleDict({str(c): self._sequence(first, c) for c in (1, 3)})
-        self.distorted = nn.ModuleDict({str(c): self._sequence(second, c) for c in (1, 3)})
+        self.original = nn.ModuleDict({str(c): self._chain(first, c) for c in (1, 3)})
+        self.distorted = nn.ModuleDict({str(c): self._chain(second, c) for c in (1, 3)})
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.parameters_used: ViewParameters | None = None
 
-    def _sequence(self, name: str, channels: int) -> K.AugmentationSequential:
-        return K.AugmentationSequential(*augmentation_chain(name, self.size, channels), data_keys=["input"])
+    def _chain(self, name: str, channels: int) -> FusedChain:
+        return FusedChain(augmentation_chain(name, self.size, channels), self.size)
 
     @torch.no_grad()
     def forward(self, images: Tensor, parameters: ViewParameters | None = None) -> Views:
@@ -144,26 +145,20 @@ class JigsawViews(nn.Module):
                 "`images` must be uint8 or uint16 (B, C, H, W) with C 1 or 3, "
                 f"got {images.dtype} {tuple(images.shape)}; convert them first"
             )
-        # Under autocast kornia's crop matrices would be bfloat16, and crops would reach past the image's edge.
-        with torch.autocast(images.device.type, enabled=False):
-            return self._build(images, parameters)
-
-    def _build(self, images: Tensor, parameters: ViewParameters | None) -> Views:
         kind = str(images.shape[1])
-        pixels = to_unit_range(images)
         first: Any = self.original[kind]
         second: Any = self.distorted[kind]
         # Two images at least, as a correlation needs them.
         shuffled = min(len(images), max(2, round(len(images) * self.share)))
         if parameters is None:
             parameters = ViewParameters(
-                first.forward_parameters(pixels.shape),
-                second.forward_parameters(pixels.shape),
+                first.draw(images.shape),
+                second.draw(images.shape),
                 tuple(sample_permutations(shuffled, grid**2, device=images.device) for grid in self.grids),
             )
         self.parameters_used = parameters
-        original = self.normalize(first(pixels, params=parameters.original))
-        distorted = self.normalize(second(pixels, params=parameters.distorted))
+        original = first(images, parameters.original, self.mean, self.std)
+        distorted = second(images, parameters.distorted, self.mean, self.std)
         # Normalisation acts on each pixel alone, so shuffling after it is the same and costs one pass less.
         jigsaw = tuple(
             original if grid == 1 else permute_tiles(original[:shuffled], order, grid)
@@ -171,10 +166,6 @@ class JigsawViews(nn.Module):
         )
         return Views(original, distorted, jigsaw)
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Standardise float ``(B, C, H, W)`` in [0, 1] by ``mean`` and ``std``."""
-        return (pixels - self.mean) / self.std
-
     def denormalize(self, views: Tensor) -> Tensor:
-        """Undo :meth:`normalize` and clamp to [0, 1], for pictures."""
+        """Undo the normalisation and clamp to [0, 1], for pictures."""
         return (views * self.std + self.mean).clamp(0, 1)

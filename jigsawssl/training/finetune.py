@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import kornia.augmentation as K
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from ..augment import augmentation_chain
+from ..augment import FusedChain, augmentation_chain
 from ..data.loading import PixelDataset, evaluation_loader, training_loader
 from ..evaluation import log_loss, macro_auroc
-from ..functional import permute_tiles, sample_permutations, to_unit_range
+from ..functional import permute_tiles, sample_permutations
 from ..models import Classifier, HierarchicalClassifier
 from ..types import Batch
 from .optim import create_optimizer, create_scheduler
@@ -103,7 +102,7 @@ class Finetuning(pl.LightningModule):
     def __init__(self, model: Model, chain: Sequence[Any], weights: Tensor, recipe: Recipe) -> None:
         super().__init__()
         self.model = model
-        self.chain = K.AugmentationSequential(*chain, data_keys=["input"])
+        self.chain = FusedChain(chain, model.encoder.spec.size)
         self.loss = nn.CrossEntropyLoss(weight=weights)
         self.recipe = recipe
         self.automatic_optimization = isinstance(model, Classifier)
@@ -115,10 +114,7 @@ class Finetuning(pl.LightningModule):
         if batch_idx == 0:
             torch.manual_seed(self.recipe.seed * 1_000_003 + self.current_epoch)
         encoder = self.model.encoder
-        # Without autocast, whose bfloat16 would displace the crops.
-        with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
-            images = (self.chain(to_unit_range(batch.images)) - encoder.mean) / encoder.std
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self.chain(batch.images, self.chain.draw(batch.images.shape), encoder.mean, encoder.std)
         if isinstance(self.model, HierarchicalClassifier):
             loss = self._progressive_step(self.model, images, batch.labels)
         else:
