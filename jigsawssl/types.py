@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FITS = ("pad", "crop", "squash")
 """How an image becomes a square: whole and centred on black, its central square, or stretched."""
