@@ -54,21 +54,22 @@ def _images_per_second(loader: DataLoader, seconds: float = 3.0) -> float:
                 return count / (time.perf_counter() - start)
 
 
-def main() -> None:
-    """Measure and print a table."""
-    options = {"size": "224", "batch": "256", "workers": "2", "images": "4096", "rounds": "5"}
-    options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
-    size, batch, workers = int(options["size"]), int(options["batch"]), int(options["workers"])
+def measure(
+    size: int, batch: int, workers: int, images: int, rounds: int, data: str | None = None
+) -> dict[str, list[float]]:
+    """Images/s of each round, from ``cache`` and from ``JPEG``."""
     torch.set_num_threads(max(1, workers))
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(options.get("data", f"{scratch}/images"))
-        if "data" not in options:
-            _write_images(folder, int(options["images"]), size)
+        folder = Path(data or f"{scratch}/images")
+        if data is None:
+            _write_images(folder, images, size)
         archive = open_archive(str(folder))
         dataset = PixelDataset(archive, size, workers=workers)
         begin = time.perf_counter()
         dataset.use(build_cache(archive, Path(scratch) / "cache", dataset.cache_options(), workers, progress=False))
         built = time.perf_counter() - begin
+        print(f"{len(dataset)} images of {dataset.channels} x {size} x {size}, batches of {batch}, {workers} workers")
+        print(f"writing the cache took {built:.1f} s, {len(dataset) / built:,.0f} images/s\n")
         ours = training_loader(dataset, batch, drop_last=True, seed=0)
         usual = DataLoader(
             ImageFolder(str(folder), v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.PILToTensor()])),
@@ -79,15 +80,22 @@ def main() -> None:
             persistent_workers=workers > 0,
         )
         speeds: dict[str, list[float]] = {"cache": [], "JPEG": []}
-        for _ in range(int(options["rounds"])):
+        for _ in range(rounds):
             speeds["JPEG"].append(_images_per_second(usual))
             speeds["cache"].append(_images_per_second(ours))
+    return speeds
+
+
+def main() -> None:
+    """Measure and print a table."""
+    options = {"size": "224", "batch": "256", "workers": "2", "images": "4096", "rounds": "5"}
+    options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
+    numbers = {name: int(value) for name, value in options.items() if name != "data"}
+    speeds = measure(**numbers, data=options.get("data"))
     rows = [
         [name, f"{statistics.median(values):,.0f}", f"{min(values):,.0f} to {max(values):,.0f}"]
         for name, values in speeds.items()
     ]
-    print(f"{len(dataset)} images of {dataset.channels} x {size} x {size}, batches of {batch}, {workers} workers")
-    print(f"writing the cache took {built:.1f} s, {len(dataset) / built:,.0f} images/s\n")
     print(format_table(["from", "images/s, median", "range"], rows))
     ratio = statistics.median(speeds["cache"]) / statistics.median(speeds["JPEG"])
     print(f"\nthe cache is {ratio:.0f} times as fast")

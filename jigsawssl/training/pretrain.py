@@ -14,6 +14,7 @@ from ..functional import cross_correlation
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector
 from ..types import Batch, LossTerms, Views
+from .frugal import PartialGradients, catch_up, running_statistics_last
 from .optim import create_optimizer, create_scheduler
 
 __all__ = ["JigsawPretraining"]
@@ -73,6 +74,12 @@ class JigsawPretraining(pl.LightningModule):
         Returns:
             branch → (projection of J(X') or X', projection of X''), each float ``(B, D)``.
         """
+        projected = [(self._project(view, names), names) for view, names in self._first_views(views, branches)]
+        second = self._project(views.distorted, branches)
+        return {name: (z[name], second[name][: len(z[name])]) for z, names in projected for name in names}
+
+    def _first_views(self, views: Views, branches: Sequence[str]) -> list[tuple[Tensor, list[str]]]:
+        """Each view that is compared with X'', and the branches that see it."""
         first = dict(zip(self.block.branches, views.jigsaw, strict=False)) if views.jigsaw else {}
         work: list[tuple[Tensor, list[str]]] = []
         for branch in branches:
@@ -82,9 +89,7 @@ class JigsawPretraining(pl.LightningModule):
                 work.append((view, [branch]))
             else:
                 shared.append(branch)
-        projected = [(self._project(view, names), names) for view, names in work]
-        second = self._project(views.distorted, branches)
-        return {name: (z[name], second[name][: len(z[name])]) for z, names in projected for name in names}
+        return work
 
     def _project(self, images: Tensor, branches: Sequence[str]) -> dict[str, Tensor]:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -98,6 +103,30 @@ class JigsawPretraining(pl.LightningModule):
         self.last_pairs.update({name: (a.detach(), b.detach()) for name, (a, b) in pairs.items()})
         return self.loss(pairs)
 
+    def frugal_losses(self, views: Views) -> LossTerms:
+        """The same as :meth:`losses` on all branches with a weight, up to rounding, with less memory.
+
+        The graph of X'' is kept, and those of the views that are compared with it are there one at a time.
+        """
+        branches = [name for name in self.block.branches if self.loss.weights[name] > 0]
+        with running_statistics_last(self) as postponed:
+            second = self._project(views.distorted, branches)
+        seen = {name: z.detach().requires_grad_() for name, z in second.items()}
+        partial = PartialGradients([*self.encoder.parameters(), *self.block.parameters(), *seen.values()])
+        terms: dict[str, Tensor] = {}
+        for view, names in self._first_views(views, branches):
+            first = self._project(view, names)
+            pairs = {name: (first[name], seen[name][: len(first[name])]) for name in names}
+            found = self.loss(pairs)
+            partial.add(found.total)
+            terms.update({name: term.detach() for name, term in found.branches.items()})
+            self.last_pairs.update({name: (a.detach(), b.detach()) for name, (a, b) in pairs.items()})
+            del first, pairs, found  # or this graph would live until the next one is built
+        catch_up(postponed)
+        known = {id(z): second[name] for name, z in seen.items()}
+        partial.inputs = [known.get(id(tensor), tensor) for tensor in partial.inputs]
+        return LossTerms(partial.total(), {name: terms[name] for name in branches})
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One batch: build the views on the device, then one update (joint) or one per branch (progressive)."""
         if batch_idx == 0:
@@ -107,7 +136,11 @@ class JigsawPretraining(pl.LightningModule):
             few = [view[:8].clone() for view in (views.original, views.distorted, *views.jigsaw)]
             self.sample_views = Views(few[0], few[1], tuple(few[2:]))
         if self.automatic_optimization:
-            terms = self.losses(views)
+            # Half precision needs its loss scaled before anything is differentiated.
+            half = torch.is_autocast_enabled(self.device.type) and (
+                torch.get_autocast_dtype(self.device.type) == torch.float16
+            )
+            terms = self.losses(views) if half or len(self.block.branches) == 1 else self.frugal_losses(views)
             self._log(terms, len(batch.images))
             return terms.total
         self._progressive_step(views)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,63 @@ def test_shared_forwards_equal_one_forward_per_step() -> None:
         for image, projection in zip((first, views.distorted), pairs[name], strict=True):
             alone = module.block(module.encoder.taps(image), [name])[name]
             torch.testing.assert_close(projection, alone)
+
+
+@pytest.mark.parametrize("grids", [(4, 2, 2), (4, 2, 1), (1, 1, 1)])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_the_frugal_gradient_is_the_plain_one(grids: tuple[int, int, int], share: float) -> None:
+    plain, frugal = build(grids, share).double(), build(grids, share).double()
+    views = draw(build(grids, share))
+    views = Views(views.original.double(), views.distorted.double(), tuple(view.double() for view in views.jigsaw))
+    for _ in range(2):
+        expected, found = plain.losses(views), frugal.frugal_losses(views)
+        expected.total.backward()
+        found.total.backward()
+        torch.testing.assert_close(found.total, expected.total)
+        torch.testing.assert_close(found.branches, {name: t.detach() for name, t in expected.branches.items()})
+    for (name, one), other in zip(plain.named_parameters(), frugal.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None, name
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-5, rtol=1e-5)
+    # Running statistics too, which depend on the order of the forwards.
+    for one, other in zip(plain.buffers(), frugal.buffers(), strict=True):
+        torch.testing.assert_close(other, one)
+    assert plain.correlations() == pytest.approx(frugal.correlations())
+
+
+def test_the_frugal_step_holds_one_graph_besides_that_of_the_distorted_view() -> None:
+    class Saved:
+        """What a forward keeps for its backward."""
+
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor, self.forward = tensor, len(alive)
+
+    module = build((4, 2, 2))
+    alive: list[list[int]] = []
+    kept: weakref.WeakSet[Saved] = weakref.WeakSet()
+
+    def starts(layer: nn.Module, inputs: object) -> None:
+        alive.append(sorted({saved.forward for saved in kept}))
+
+    def pack(tensor: torch.Tensor) -> Saved:
+        saved = Saved(tensor)
+        kept.add(saved)
+        return saved
+
+    module.encoder.backbone.conv1.register_forward_pre_hook(starts)  # type: ignore[union-attr]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        module.frugal_losses(draw(module)).total.backward()
+    # The first forward is that of X''; when another starts, none but the first is held.
+    assert len(alive) == 5 and alive[0] == [] and all(held == [1] for held in alive[1:])
+
+
+def test_gradients_reach_everything_that_a_loss_scale_multiplies() -> None:
+    one, other = build().double(), build().double()
+    views = draw(build())
+    views = Views(views.original.double(), views.distorted.double(), tuple(view.double() for view in views.jigsaw))
+    one.frugal_losses(views).total.backward()
+    (3 * other.frugal_losses(views).total).backward()
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(3 * first.grad, second.grad, rtol=1e-4, atol=1e-5)  # type: ignore[operator]
 
 
 def test_a_view_in_order_costs_no_forward_of_its_own() -> None:

@@ -1,0 +1,76 @@
+"""What `finetune mode=full` is compared with: the same steps in a plain Lightning script, as a user would write it.
+
+python benchmarks/lightning_finetune.py ENCODER EPOCHS FRACTION
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytorch_lightning as pl
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
+from torchvision.transforms import v2
+
+from jigsawssl.data import open_archive
+
+
+class Labelled(Dataset):
+    """Images of a split through torchvision's transforms."""
+
+    def __init__(self, split: str, fraction: float, transform: nn.Module) -> None:
+        archive = open_archive("demo", split=split)
+        rows = torch.randperm(len(archive), generator=torch.Generator().manual_seed(0))
+        self.rows = rows[: max(8, round(fraction * len(archive)))].tolist()
+        self.images = [Image.fromarray(archive.read(row)[..., 0]) for row in self.rows]
+        self.labels = archive.labels
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), int(self.labels[self.rows[index]])
+
+
+class Classifier(pl.LightningModule):
+    """A network, cross-entropy, AdamW."""
+
+    def __init__(self, encoder: str) -> None:
+        super().__init__()
+        self.model = timm.create_model("resnet18", in_chans=1, num_classes=4)
+        weights = {name.removeprefix("backbone."): value for name, value in load_file(encoder).items()}
+        self.model.load_state_dict(weights, strict=False)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], index: int) -> tuple[Tensor, Tensor]:
+        return self.model(batch[0]).softmax(1), batch[1]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=5e-4, weight_decay=0.05)
+
+
+def main() -> None:
+    """Train on a share of the labels, then judge on the test split."""
+    encoder, epochs, fraction = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.45], [0.225])]
+    changed = [v2.RandomResizedCrop(64, (0.6, 1.0)), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2)]
+    train = Labelled("train", fraction, v2.Compose([*changed, *end]))
+    test = Labelled("test", 1.0, v2.Compose(end))
+    model = Classifier(encoder)
+    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(model, DataLoader(train, min(32, len(train)), shuffle=True, drop_last=True))
+    judged = trainer.predict(model, DataLoader(test, 256))
+    scores, labels = (torch.cat(part) for part in zip(*judged, strict=True))
+    print(float(multiclass_auroc(scores, labels, 4)), float(multiclass_accuracy(scores, labels, 4)))
+
+
+if __name__ == "__main__":
+    main()
