@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .types import FITS, UserError
 
 __all__ = [
+    "BenchConfig",
     "DemoConfig",
     "DoctorConfig",
     "FinetuneConfig",
@@ -195,6 +196,14 @@ class DoctorConfig:
 
 
 @dataclass
+class BenchConfig(PretrainConfig):
+    """Keys of ``bench``: those of the run that is judged."""
+
+    out: str = _key("-", "not used: nothing is written")
+    rounds: int = _key(5, "steps that are timed")
+
+
+@dataclass
 class DemoConfig:
     """Keys of ``demo``."""
 
@@ -202,7 +211,7 @@ class DemoConfig:
     seed: int = _key(0, "seed of everything")
 
 
-Config = TypeVar("Config", PretrainConfig, FinetuneConfig, DoctorConfig, DemoConfig)
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig, DoctorConfig, DemoConfig, BenchConfig)
 
 _CHOICES = {
     "precision": ("auto", "bf16", "16", "32"),
@@ -221,6 +230,7 @@ _LEAST = {
     "seed": 0,
     "batch.size": 2,
     "batch.workers": 1,
+    "rounds": 1,
     "views.size": 8,
     "block.width": 1,
     "block.projection": 2,
@@ -382,7 +392,7 @@ def _check(config: DictConfig, schema: type) -> None:
             raise UserError(
                 f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); nearest sizes: {nearest}"
             )
-    if schema is PretrainConfig:
+    if issubclass(schema, PretrainConfig):
         if config.views.preset not in ("strong", "paper"):
             raise UserError(f"`views.preset` ({config.views.preset}) must be one of strong, paper")
         if len(config.loss.weights) != 4 or min(config.loss.weights) < 0 or max(config.loss.weights) <= 0:
@@ -406,7 +416,8 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     """Defaults, then the YAML file named by ``config=``, then ``key=value`` arguments.
 
     Args:
-        schema: one of :class:`PretrainConfig`, :class:`FinetuneConfig`, :class:`DoctorConfig` and :class:`DemoConfig`.
+        schema: one of :class:`PretrainConfig`, :class:`FinetuneConfig`, :class:`DoctorConfig`, :class:`BenchConfig`
+            and :class:`DemoConfig`.
         arguments: such as ``["data=scans", "out=runs/1", "batch.size=64"]``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The command line: ``jigsawssl pretrain | finetune | doctor | demo key=value …``."""
+"""The command line: ``jigsawssl pretrain | finetune | doctor | bench | demo key=value …``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import warnings
 from collections.abc import Sequence
 
 from .. import __version__
-from ..config import DemoConfig, DoctorConfig, FinetuneConfig, PretrainConfig, describe_keys, load_config
+from ..config import (
+    BenchConfig,
+    DemoConfig,
+    DoctorConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    describe_keys,
+    load_config,
+)
 from ..types import UserError
 
 __all__ = ["main"]
@@ -23,6 +31,11 @@ _COMMANDS = {
         "data=ARCHIVE manifest=labels.csv encoder=RUN/encoder.safetensors out=RUN2 [fraction=0.01]",
     ),
     "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "data=ARCHIVE [out=DIR]"),
+    "bench": (
+        BenchConfig,
+        "say how fast a pretraining would be here, where its time goes, and what would help",
+        "data=ARCHIVE [every key of pretrain]",
+    ),
     "demo": (DemoConfig, "pretrain on embedded synthetic images, probe with few labels", "[out=runs/demo]"),
 }
 

@@ -35,7 +35,7 @@ from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
 
-__all__ = ["run"]
+__all__ = ["build_dataset", "build_module", "fresh_encoder", "run", "unlabeled_archive"]
 
 RESUME_MAY_CHANGE = ("config", "out", "data", "manifest", "cache", "trainer")
 """Keys that may differ on resume: names of places, and how long to train."""
@@ -76,7 +76,8 @@ def _starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
     return encoder
 
 
-def _fresh_encoder(config: PretrainConfig, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Encoder:
+def fresh_encoder(config: PretrainConfig, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Encoder:
+    """The encoder that the configuration describes."""
     return create_encoder(
         config.backbone,
         channels,
@@ -90,7 +91,8 @@ def _fresh_encoder(config: PretrainConfig, channels: int, mean: tuple[float, ...
     )
 
 
-def _dataset(config: PretrainConfig, archive: Archive, channels: int | None) -> PixelDataset:
+def build_dataset(config: PretrainConfig, archive: Archive, channels: int | None) -> PixelDataset:
+    """The images at the size of the views, with a margin where views are crops."""
     crops = config.views.preset == "strong"
     size = math.ceil(config.views.size * CROP_MARGIN) if crops else config.views.size
     total = len(archive) + len(archive.refused)
@@ -144,7 +146,8 @@ def _write_quarantine(path: Path, dataset: PixelDataset) -> None:
     write_csv(path / "quarantine.csv", ["path", "reason"], rows)
 
 
-def _build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
+def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
+    """Views, block, loss and rates around an encoder."""
     views = JigsawViews(
         config.views.size,
         config.views.grids,
@@ -220,14 +223,14 @@ def run(config: PretrainConfig) -> Path:
     archive = unlabeled_archive(config)
     checkpoint = path / "checkpoints" / "last.ckpt"
     resumed = config.resume and checkpoint.is_file()
-    dataset = _dataset(config, archive, None)
+    dataset = build_dataset(config, archive, None)
     pl.seed_everything(config.seed, verbose=False)
     started = _starting_encoder(config, dataset.channels)
     if started is not None and started.spec.in_channels != dataset.channels:
-        dataset = _dataset(config, archive, started.spec.in_channels)
+        dataset = build_dataset(config, archive, started.spec.in_channels)
     if started is None:
         # Mistakes should show before anything is written; the real one needs statistics of the images.
-        _fresh_encoder(config, dataset.channels, (0.5,), (0.25,))
+        fresh_encoder(config, dataset.channels, (0.5,), (0.25,))
     if first_process:
         if not resumed:
             clear_run_folder(path)
@@ -242,8 +245,8 @@ def run(config: PretrainConfig) -> Path:
     if first_process:
         _write_seen(config, path, seen_images(archive, cache, progress=True), resumed)
     pl.seed_everything(config.seed, verbose=False)
-    encoder = started or _fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
-    module = _build_module(config, encoder)
+    encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
+    module = build_module(config, encoder)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = training_loader(dataset, config.batch.size, drop_last=True, seed=config.seed)
     metrics_file = MetricsFile(path / "metrics.csv")

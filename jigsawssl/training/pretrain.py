@@ -74,11 +74,11 @@ class JigsawPretraining(pl.LightningModule):
         Returns:
             branch → (projection of J(X') or X', projection of X''), each float ``(B, D)``.
         """
-        projected = [(self._project(view, names), names) for view, names in self._first_views(views, branches)]
+        projected = [(self._project(view, names), names) for view, names in self.first_views(views, branches)]
         second = self._project(views.distorted, branches)
         return {name: (z[name], second[name][: len(z[name])]) for z, names in projected for name in names}
 
-    def _first_views(self, views: Views, branches: Sequence[str]) -> list[tuple[Tensor, list[str]]]:
+    def first_views(self, views: Views, branches: Sequence[str]) -> list[tuple[Tensor, list[str]]]:
         """Each view that is compared with X'', and the branches that see it."""
         first = dict(zip(self.block.branches, views.jigsaw, strict=False)) if views.jigsaw else {}
         work: list[tuple[Tensor, list[str]]] = []
@@ -114,7 +114,7 @@ class JigsawPretraining(pl.LightningModule):
         seen = {name: z.detach().requires_grad_() for name, z in second.items()}
         partial = PartialGradients([*self.encoder.parameters(), *self.block.parameters(), *seen.values()])
         terms: dict[str, Tensor] = {}
-        for view, names in self._first_views(views, branches):
+        for view, names in self.first_views(views, branches):
             first = self._project(view, names)
             pairs = {name: (first[name], seen[name][: len(first[name])]) for name in names}
             found = self.loss(pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -452,3 +453,28 @@ def test_help_and_version_do_not_wait_for_pytorch() -> None:
     code = "import sys; from jigsawssl.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
     for arguments in (["--help"], ["pretrain", "--help"], ["--version"]):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+
+
+def test_bench_takes_a_step_apart_and_compares_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["data=demo", "views.size=32", "views.grids=[4,2,1]", "batch.size=8", "rounds=1", "stem_stride=2"]
+    assert main(["bench", *arguments, "backbone_options={channels: [16,16,16,16]}", "trainer.max_epochs=7"]) == 0
+    printed = capsys.readouterr().out
+    shares = [float(share) for share in re.findall(r"\| +([0-9.]+)% \|", printed)]
+    assert len(shares) == 6 and sum(shares) == pytest.approx(100, abs=0.5)
+    for part in (
+        "data",
+        "augmentation",
+        "encoder",
+        "block",
+        "loss",
+        "optimizer",
+        "images/s",
+        "7 epochs of 204 batches",
+    ):
+        assert f"| {part} " in printed
+    assert "| views.share=0.5 " in printed and "| batch.size=16 " in printed
+    assert not list(tmp_path.iterdir()), "nothing is written"
+    assert main(["bench", "data=demo", "rounds=0"]) == 2

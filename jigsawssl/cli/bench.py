@@ -1,0 +1,259 @@
+"""How fast a pretraining run would be on this machine and archive, where its time goes, and what would help."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ..config import BenchConfig
+from ..data.loading import PixelDataset, channel_statistics
+from ..report import format_table
+from ..training.optim import autocast_precision, create_optimizer, training_device
+from ..training.pretrain import JigsawPretraining
+from ..types import Batch, UserError, Views
+from .pretrain import build_dataset, build_module, fresh_encoder, unlabeled_archive
+
+__all__ = ["run"]
+
+SAMPLED = 512
+"""Images of the archive that are decoded, at most, and at least one batch."""
+
+PARTS = ("data", "augmentation", "encoder", "block", "loss", "optimizer")
+
+CANDIDATES: tuple[tuple[str, Any, str], ...] = (
+    ("precision", "auto", "rounds to bfloat16 where the device computes it"),
+    ("precision", "32", "computes in float32"),
+    ("schedule", "joint", "one update a batch instead of four"),
+    ("block.variant", "light", "a smaller block than published"),
+    ("views.share", 0.5, "shuffles half of each batch"),
+    ("views.size", "half", "smaller views"),
+    ("batch.size", "double", "fewer updates an epoch"),
+)
+"""Settings that are tried one at a time, and what each changes about the training."""
+
+
+class Measured(NamedTuple):
+    """Seconds of one step, and of its parts where they were taken apart; MiB that the steps added."""
+
+    step: float
+    parts: dict[str, float]
+    memory: float
+
+
+class _Bench:
+    """A configuration made ready to run single steps."""
+
+    def __init__(self, config: BenchConfig, dataset: PixelDataset, device: torch.device) -> None:
+        pl.seed_everything(config.seed, verbose=False)
+        encoder = fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
+        self.module: JigsawPretraining = build_module(config, encoder).to(device).train()
+        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        rates = self.module.rates
+        parts: dict[str, tuple[nn.Module, float]] = {"encoder": (encoder, rates[0])}
+        parts["block"] = (self.module.block, rates[1])
+        self.optimizer = create_optimizer(config.optimizer.name, parts, config.optimizer.weight_decay)
+        kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        self.kind = kinds.get(autocast_precision(config.precision, device))
+        self.device, self.dataset, self.joint = device, dataset, config.schedule == "joint"
+        self.batch = min(config.batch.size, len(dataset))
+        self.branches = [name for name in self.module.block.branches if self.module.loss.weights[name] > 0]
+
+    def fetch(self) -> Batch:
+        """A random batch on the device."""
+        found = self.dataset.__getitems__(np.random.permutation(len(self.dataset))[: self.batch].tolist())
+        return Batch(*(column.to(self.device) for column in found))
+
+    def autocast(self) -> Any:
+        """The run's precision."""
+        return torch.autocast(self.device.type, self.kind, enabled=self.kind is not None)
+
+    def step(self) -> None:
+        """One batch as the run does it."""
+        views = self.module.views(self.fetch().images)
+        for branches in [self.branches] if self.joint else [[name] for name in self.branches]:
+            with self.autocast():
+                frugal = self.joint and len(self.branches) > 1 and self.kind != torch.float16
+                terms = self.module.frugal_losses(views) if frugal else self.module.losses(views, branches)
+            self.optimizer.zero_grad()
+            terms.total.backward()
+            self.optimizer.step()
+
+    def seconds(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        """Wall time of some work with the device's own."""
+        begin = time.perf_counter()
+        result = work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - begin, result
+
+    def apart(self) -> dict[str, float]:
+        """Seconds of the parts of one step."""
+        parts = dict.fromkeys(PARTS, 0.0)
+        parts["data"], batch = self.seconds(self.fetch)
+        parts["augmentation"], views = self.seconds(lambda: self.module.views(batch.images))
+        for branches in [self.branches] if self.joint else [[name] for name in self.branches]:
+            self._forward_and_back(views, branches, parts)
+            parts["optimizer"] += self.seconds(self.optimizer.step)[0]
+            parts["optimizer"] += self.seconds(self.optimizer.zero_grad)[0]
+        return parts
+
+    def _forward_and_back(self, views: Views, branches: list[str], parts: dict[str, float]) -> None:
+        module = self.module
+        with self.autocast():
+            projections: dict[str, Tensor] = {}
+            for view, names in module.first_views(views, branches):
+                projections |= self._view(view, names, parts)
+            seen = self._view(views.distorted, branches, parts)
+
+            def loss() -> None:
+                pairs = {name: (z.requires_grad_(), seen[name][: len(z)]) for name, z in projections.items()}
+                module.loss(pairs).total.backward()
+
+            parts["loss"] += self.seconds(loss)[0]
+
+    def _view(self, view: Tensor, names: list[str], parts: dict[str, float]) -> dict[str, Tensor]:
+        """Encoder and block, forward and back, on one view."""
+        module = self.module
+        wanted = module.block.required_taps(names)
+        seconds, taps = self.seconds(lambda: module.encoder.taps(view, wanted))
+        parts["encoder"] += seconds
+        cut = {name: tap._replace(features=tap.features.detach().requires_grad_()) for name, tap in taps.items()}
+        seconds, z = self.seconds(lambda: module.block(cut, names))
+        parts["block"] += seconds
+        outputs = list(z.values())
+        ones = [torch.ones_like(output) for output in outputs]
+        parts["block"] += self.seconds(lambda: torch.autograd.backward(outputs, ones))[0]
+        used = [name for name in taps if cut[name].features.grad is not None]
+        features, gradients = [taps[name].features for name in used], [cut[name].features.grad for name in used]
+        parts["encoder"] += self.seconds(lambda: torch.autograd.backward(features, gradients))[0]
+        return {name: value.detach().float() for name, value in z.items()}
+
+    def measure(self, rounds: int, taken_apart: bool) -> Measured:
+        """Medians over some steps after two to warm up."""
+        before = _peak(self.device)
+        self.step()
+        self.step()
+        steps = [self.seconds(self.step)[0] for _ in range(rounds)]
+        memory = _peak(self.device) - before
+        every = [self.apart() for _ in range(rounds)] if taken_apart else []
+        parts = {name: statistics.median(found[name] for found in every) for name in PARTS} if every else {}
+        return Measured(statistics.median(steps), parts, memory)
+
+
+def _peak(device: torch.device) -> float:
+    """MiB of memory at most so far; of this process on a CPU, where the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return float("nan")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def run(config: BenchConfig) -> None:
+    """Measure and print.
+
+    Raises:
+        UserError: for what the user can mend.
+    """
+    device = training_device(config.trainer.accelerator)
+    archive = unlabeled_archive(config)
+    total = len(archive)
+    wanted = min(total, max(config.batch.size, SAMPLED))
+    sample = archive.select(np.linspace(0, total - 1, wanted).round().astype(int).tolist())
+    dataset = build_dataset(config, sample, None)
+    begin = time.perf_counter()
+    dataset.load(progress=True)
+    decoding = (time.perf_counter() - begin) / wanted
+    if len(dataset) < 2:
+        raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
+    bench = _Bench(config, dataset, device)
+    print(f"{wanted} of {total} images, {device.type}, {autocast_precision(config.precision, device)}; measuring …")
+    measured = bench.measure(config.rounds, taken_apart=True)
+    _print_now(config, bench, measured, total, decoding)
+    speed = bench.batch / measured.step
+    del bench
+    _print_advice(config, dataset, device, speed)
+
+
+def _print_now(config: BenchConfig, bench: _Bench, measured: Measured, total: int, decoding: float) -> None:
+    every = sum(measured.parts.values())
+    print(
+        "\n"
+        + format_table(
+            ["part of a step", "share", "ms"],
+            [[name, f"{part / every:.1%}", f"{1000 * part:.1f}"] for name, part in measured.parts.items()],
+        )
+    )
+    batches = max(1, total // bench.batch)
+    training = batches * measured.step * config.trainer.max_epochs
+    kind, item = 2 if bench.dataset.deep else 1, bench.dataset.channels * bench.dataset.size**2
+    rows = [
+        ["images/s", f"{bench.batch / measured.step:.0f}"],
+        ["a step as a whole, ms", f"{1000 * measured.step:.1f}"],
+        [f"{config.trainer.max_epochs} epochs of {batches} batches", _duration(training)],
+        ["decoding once", _duration(total * decoding)],
+        ["cache on disk, GB", f"{total * kind * item / 1e9:.2f}"],
+        [f"memory of a step ({bench.device.type}), MiB", f"{measured.memory:.0f}"],
+    ]
+    print("\n" + format_table(["estimate for this run", ""], rows))
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _print_advice(config: BenchConfig, dataset: PixelDataset, device: torch.device, speed: float) -> None:
+    """Try one setting at a time, and name the one that helps most."""
+    tried = []
+    for key, value, meaning in CANDIDATES:
+        changed = _with(config, key, value)
+        if changed is None:
+            continue
+        new, shown = changed
+        try:
+            part = dataset
+            if new.views.size != config.views.size:
+                part = build_dataset(new, dataset.archive, dataset.channels)
+                part.load(progress=False)
+            other = _Bench(new, part, device)
+            found = other.batch / other.measure(config.rounds, taken_apart=False).step
+        except (UserError, ValueError, torch.OutOfMemoryError):
+            continue  # such as a size that the grids do not divide, or a batch that does not fit
+        tried.append((found / speed, f"{key}={shown}", meaning))
+    if not tried:
+        return
+    tried.sort(reverse=True)
+    rows = [[setting, f"{ratio:.2f}", meaning] for ratio, setting, meaning in tried]
+    print("\n" + format_table(["one setting changed", "times the images/s", "what it changes"], rows))
+    best = tried[0]
+    worth = f"{best[1]} would help most: {best[0]:.1f} times the images/s" if best[0] > 1.05 else "none would help much"
+    print(f"\n{worth}. What a setting does to the encoder is not measured here.")
+
+
+def _with(config: BenchConfig, key: str, value: Any) -> tuple[BenchConfig, Any] | None:
+    """The configuration with one key changed, or None where it has that value or has no use for it."""
+    new = copy.deepcopy(config)
+    group, _, name = key.rpartition(".")
+    holder = getattr(new, group) if group else new
+    now = getattr(holder, name)
+    if value == "half":
+        value = now // 2
+    if value == "double":
+        value = now * 2
+    useless = key in ("views.share", "block.variant", "schedule") and not config.views.grids
+    if now == value or useless or (key == "views.share" and now <= value):
+        return None
+    setattr(holder, name, value)
+    return new, value
