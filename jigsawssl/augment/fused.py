@@ -230,10 +230,9 @@ def _turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
     # The sextant from the largest channel, as kornia chooses it where two are equal: the first.
     hue = torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4)
     hue = torch.where(value == red, (green - blue) * scale, hue).add_(6 * turns.view(-1, 1, 1))
-    for channel, offset in zip((red, green, blue), (5, 3, 1), strict=True):
-        place = hue + offset
-        place.sub_(place.div(6).floor_(), alpha=6)
-        # 1 in the two sextants around this channel's opposite, 0 around the channel, linear between
-        weight = place.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
-        torch.addcmul(value, chroma, weight, value=-1, out=channel)
+    hue.sub_(hue.div(6).floor_(), alpha=6)
+    # Around a channel's own hue it has the value, around the opposite the chroma less, linear between.
+    weights = ((hue - 3).abs_().neg_().add_(2), (hue - 2).abs_().sub_(1), hue.sub_(4).abs_().sub_(1))
+    for channel, weight in zip((red, green, blue), weights, strict=True):
+        torch.addcmul(value, chroma, weight.clamp_(0, 1), value=-1, out=channel)
     return pixels
