@@ -4,7 +4,8 @@
                                 [archives=1000,10000,100000,1000000] [threads=2] [steps=5]
 
 Every point runs in a process of its own, so that its peak of memory is its own (Linux). A step is one joint update of
-a ResNet-18 of half width on grey images; archives are simulated: a million names, one pixel each, no files.
+a ResNet-18 of half width on grey images, with the default stem for their size. Archives are simulated: names, one pixel
+each, no files.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from jigsawssl.report import format_table
 from jigsawssl.training.optim import autocast_precision, create_optimizer
 from jigsawssl.types import Sample
 
-SMALL = ["backbone_options={channels: [32, 64, 128, 256]}", "stem_stride=4", "views.grids=[4, 2, 1]"]
+SMALL = ["backbone_options={channels: [32, 64, 128, 256]}", "views.grids=[4, 2, 1]"]
 
 
 def peak() -> float:
@@ -105,6 +106,7 @@ def point(kind: str, *arguments: int) -> dict[str, float]:
     """One measurement in a process of its own."""
     command = [sys.executable, __file__, "point", kind, *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
+    print(kind, *arguments, done.stdout.splitlines()[-1], file=sys.stderr, flush=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
