@@ -25,7 +25,7 @@ format: $(VENV)/.installed-test  ## mend the style and the format in place
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## measure this project beside its peers and print the ratios (a quarter of an hour)
+bench: $(VENV)/.installed  ## measure this project beside its peers and print the ratios (half an hour)
 	@$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove the virtual environment, caches and builds (runs/ stays)
