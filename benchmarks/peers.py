@@ -378,7 +378,7 @@ def finetune(setting: Setting) -> list[Row]:
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         encoder = Path(folder) / "encoder.safetensors"
-        save_encoder(encoder, create_encoder("resnet18", 1, 64), {})
+        save_encoder(encoder, create_encoder("resnet18", 1, 64, 4), {})
         runs = iter(range(1000))
 
         def ours() -> None:
