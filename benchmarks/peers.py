@@ -195,7 +195,7 @@ def our_step(setting: Setting, images: Tensor, backbone: str, size: int, stem: i
         batch = images[positions[torch.randperm(len(positions))]].to(setting.device)
         views = module.views(batch)
         with torch.autocast(setting.device.type, kind, enabled=kind is not None):
-            loss = (module.frugal_losses(views) if grids else module.losses(views)).total
+            loss = module.joint_losses(views).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -81,8 +81,7 @@ class _Bench:
         views = self.module.views(self.fetch().images)
         for branches in [self.branches] if self.joint else [[name] for name in self.branches]:
             with self.autocast():
-                frugal = self.joint and len(self.branches) > 1 and self.kind != torch.float16
-                terms = self.module.frugal_losses(views) if frugal else self.module.losses(views, branches)
+                terms = self.module.joint_losses(views) if self.joint else self.module.losses(views, branches)
             self.optimizer.zero_grad()
             terms.total.backward()
             self.optimizer.step()

@@ -8,14 +8,13 @@ import os
 import secrets
 import shutil
 import zlib
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,7 @@ from .archive import Archive
 from .cache import SALT_FILE, Cache, CacheOptions, chosen_frames
 from .containers import is_sequential
 from .examine import examine, perceptual_hash
+from .journal import MAY_PASS, KnownFiles, count_images, journal_entries, recover
 from .pixels import Unreadable, fit_image
 from .table import LEFT_OUT, TABLE_SCHEMA, printable, salted
 
@@ -41,7 +41,6 @@ __all__ = ["build_cache"]
 _FORMAT = 2
 _FLUSHED = 64
 _IN_FLIGHT = 256 * 2**20
-_MAY_PASS = ("needs ", "permission denied", "cannot be read", "vanished")  # reasons that lie outside of the file
 _TABLE_BATCH = 1024
 
 
@@ -147,7 +146,7 @@ def _finished(final: Path, archive: Archive, options: CacheOptions) -> Cache | N
     if not final.is_dir():
         return None
     cache = Cache(final)
-    unreadable = {path: frame for path, frame, reason in cache.unreadable() if reason.startswith(_MAY_PASS)}
+    unreadable = {path: frame for path, frame, reason in cache.unreadable() if reason.startswith(MAY_PASS)}
     for row, sample in enumerate(archive.samples if unreadable else ()):
         frame = unreadable.get(sample.path)
         if frame is not None:
@@ -239,116 +238,6 @@ def _check_rest(folder: Path, files: int, images_per_file: float, item_bytes: in
         )
 
 
-class _Known:
-    """What earlier caches with the same options hold of files that did not change.
-
-    Of each file only 28 bytes are kept in memory: a hash of path and stamp, and where to look.
-    """
-
-    def __init__(self, folders: Iterable[Path], item_bytes: int) -> None:
-        self.item_bytes = item_bytes
-        self._folders = list(folders)
-        self._files: dict[Path, BinaryIO] = {}
-        keys, at, images, folder = array("q"), array("q"), array("q"), array("i")
-        for number, old in enumerate(self._folders):
-            for start, before, entry in _journal(old):
-                keys.append(_key(entry["path"], entry["stamp"]))
-                at.append(start)
-                images.append(before)
-                folder.append(number)
-        order = np.argsort(np.array(keys, dtype=np.int64), kind="stable")
-        self._keys, self._at, self._images = (np.array(part, dtype=np.int64)[order] for part in (keys, at, images))
-        self._folder = np.array(folder, dtype=np.int32)[order]
-
-    def get(self, path: str, stamp: list[int]) -> tuple[list[dict[str, Any]], bytes] | None:
-        """Rows and pixels of an unchanged file."""
-        found = int(np.searchsorted(self._keys, _key(path, stamp), side="right")) - 1
-        if stamp[0] < 0 or found < 0 or self._keys[found] != _key(path, stamp):
-            return None
-        folder = self._folders[self._folder[found]]
-        try:
-            journal = self._open(folder / "journal.jsonl")
-            journal.seek(self._at[found])
-            entry = json.loads(journal.readline())
-            rows = entry["rows"]
-            wanted = self.item_bytes * _count(rows)
-            stored = self._open(folder / "pixels.bin")
-            stored.seek(self._images[found] * self.item_bytes)
-            pixels = stored.read(wanted)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        if any(row["status"].startswith(_MAY_PASS) for row in rows):
-            return None
-        intact = entry["path"] == path and entry["stamp"] == stamp and len(pixels) == wanted
-        ok = [row for row in rows if row["status"] == "ok"]
-        for number, row in enumerate(ok):
-            part = pixels[number * self.item_bytes : (number + 1) * self.item_bytes]
-            intact = intact and zlib.crc32(part) == row["checksum"]
-        return (rows, pixels) if intact else None
-
-    def _open(self, file: Path) -> BinaryIO:
-        if file not in self._files:
-            self._files[file] = file.open("rb")
-        return self._files[file]
-
-    def close(self) -> None:
-        """Close the files."""
-        for stream in self._files.values():
-            stream.close()
-
-
-def _key(path: str, stamp: list[int]) -> int:
-    """64 bits of path and stamp, signed."""
-    named = hashlib.blake2b(json.dumps([path, stamp]).encode(), digest_size=8)
-    return int.from_bytes(named.digest(), "big", signed=True)
-
-
-def _count(rows: list[dict[str, Any]]) -> int:
-    """Images among the table rows of a file."""
-    return sum(row["status"] == "ok" for row in rows)
-
-
-def _journal(folder: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Complete lines of a journal, each with its position in bytes and the number of images before it."""
-    file = folder / "journal.jsonl"
-    if not file.is_file():
-        return
-    start = images = 0
-    with file.open("rb") as stream:
-        for line in stream:
-            try:
-                entry = json.loads(line)
-                rows = entry["rows"]
-            except (ValueError, KeyError, TypeError):
-                return  # the line that was being written
-            if not line.endswith(b"\n"):
-                return
-            yield start, images, entry
-            start += len(line)
-            images += _count(rows)
-
-
-def _recover(partial: Path, item_bytes: int) -> int:
-    """Cut an interrupted cache back to its last whole entry; returns how many entries there are."""
-    partial.mkdir(exist_ok=True)
-    pixels, journal = partial / "pixels.bin", partial / "journal.jsonl"
-    pixels.touch()
-    journal.touch()
-    there = pixels.stat().st_size
-    entries = images = length = 0
-    with journal.open("rb") as stream:
-        for start, before, entry in _journal(partial):
-            after = before + _count(entry["rows"])
-            if after * item_bytes > there:
-                break
-            stream.seek(start)
-            length = start + len(stream.readline())
-            entries, images = entries + 1, after
-    os.truncate(journal, length)
-    os.truncate(pixels, images * item_bytes)
-    return entries
-
-
 def _write(
     archive: Archive,
     stamps: NDArray[np.int64],
@@ -358,10 +247,10 @@ def _write(
     workers: int,
     progress: bool,
 ) -> None:
-    start = _recover(partial, options.item_bytes)
+    start = recover(partial, options.item_bytes)
     # Arrays in memory have no times of change to know them by.
     earlier = [] if archive.in_memory else sorted(names.folder.glob(f"{names.alike(options)}*"))
-    known = _Known((old for old in earlier if old != partial), options.item_bytes)
+    known = KnownFiles((old for old in earlier if old != partial), options.item_bytes)
 
     def work(row: int, data: bytes | None) -> tuple[list[dict[str, Any]], bytes]:
         return known_rows.pop(row, None) or _decoded(archive, row, data, options, names.salt)
@@ -388,7 +277,7 @@ def _write(
         with bar, (partial / "pixels.bin").open("ab") as pixels, (partial / "journal.jsonl").open("ab") as journal:
             for number, (row, (entries, data)) in enumerate(_ordered(rows, prepare, work, workers), 1):
                 pixels.write(data)
-                images += _count(entries)
+                images += count_images(entries)
                 path, file = archive.samples[row].path, archive.file_of(row)
                 line = {"path": path, "stamp": stamps[row].tolist(), "rows": entries}
                 if file != path:
@@ -424,13 +313,13 @@ def _write_table(partial: Path, refused: Iterable[tuple[str, str]]) -> int:
     images = 0
     with pq.ParquetWriter(partial / "table.parquet", TABLE_SCHEMA, write_statistics=False) as writer:
         part: list[dict[str, Any]] = []
-        for _, _, entry in _journal(partial):
+        for _, _, entry in journal_entries(partial):
             size, changed = entry["stamp"]
             path, container = entry["path"], entry.get("container")
             member = None if container is None else printable(path[len(container) + 1 :])
             known = {"path": printable(container or path), "member": member, "bytes": size, "changed": changed}
             part += [{**blank, **known, **row} for row in entry["rows"]]
-            images += _count(entry["rows"])
+            images += count_images(entry["rows"])
             if len(part) >= _TABLE_BATCH:
                 writer.write_table(pa.Table.from_pylist(part, TABLE_SCHEMA))
                 part = []

@@ -127,6 +127,14 @@ class JigsawPretraining(pl.LightningModule):
         partial.inputs = [known.get(id(tensor), tensor) for tensor in partial.inputs]
         return LossTerms(partial.total(), {name: terms[name] for name in branches})
 
+    def joint_losses(self, views: Views) -> LossTerms:
+        """What a joint update goes by: :meth:`frugal_losses` where it spares something and is exact."""
+        # Half precision needs its loss scaled before anything is differentiated.
+        half = torch.is_autocast_enabled(self.device.type) and (
+            torch.get_autocast_dtype(self.device.type) == torch.float16
+        )
+        return self.losses(views) if half or len(self.block.branches) == 1 else self.frugal_losses(views)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One batch: build the views on the device, then one update (joint) or one per branch (progressive)."""
         if batch_idx == 0:
@@ -136,11 +144,7 @@ class JigsawPretraining(pl.LightningModule):
             few = [view[:8].clone() for view in (views.original, views.distorted, *views.jigsaw)]
             self.sample_views = Views(few[0], few[1], tuple(few[2:]))
         if self.automatic_optimization:
-            # Half precision needs its loss scaled before anything is differentiated.
-            half = torch.is_autocast_enabled(self.device.type) and (
-                torch.get_autocast_dtype(self.device.type) == torch.float16
-            )
-            terms = self.losses(views) if half or len(self.block.branches) == 1 else self.frugal_losses(views)
+            terms = self.joint_losses(views)
             self._log(terms, len(batch.images))
             return terms.total
         self._progressive_step(views)
