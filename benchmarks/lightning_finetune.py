@@ -6,14 +6,17 @@ python benchmarks/lightning_finetune.py ENCODER EPOCHS FRACTION
 from __future__ import annotations
 
 import sys
+import tempfile
 
 import pytorch_lightning as pl
 import timm
 import torch
 from PIL import Image
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics.classification import MulticlassAUROC
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc
 from torchvision.transforms import v2
 
@@ -46,9 +49,14 @@ class Classifier(pl.LightningModule):
         self.model = timm.create_model("resnet18", in_chans=1, num_classes=4)
         weights = {name.removeprefix("backbone."): value for name, value in load_file(encoder).items()}
         self.model.load_state_dict(weights, strict=False)
+        self.auroc = MulticlassAUROC(4)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self.auroc.update(self.model(batch[0]).softmax(1), batch[1])
+        self.log("val_auroc", self.auroc, on_epoch=True)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], index: int) -> tuple[Tensor, Tensor]:
         return self.model(batch[0]).softmax(1), batch[1]
@@ -63,11 +71,21 @@ def main() -> None:
     end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.45], [0.225])]
     changed = [v2.RandomResizedCrop(64, (0.6, 1.0)), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2)]
     train = Labelled("train", fraction, v2.Compose([*changed, *end]))
-    test = Labelled("test", 1.0, v2.Compose(end))
+    val, test = (Labelled(split, 1.0, v2.Compose(end)) for split in ("val", "test"))
     model = Classifier(encoder)
-    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.fit(model, DataLoader(train, min(32, len(train)), shuffle=True, drop_last=True))
-    judged = trainer.predict(model, DataLoader(test, 256))
+    with tempfile.TemporaryDirectory() as folder:
+        best = ModelCheckpoint(folder, monitor="val_auroc", mode="max", save_weights_only=True)
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            check_val_every_n_epoch=-(-epochs // 10),
+            callbacks=[best, EarlyStopping("val_auroc", mode="max", patience=4)],
+            accelerator="cpu",
+            logger=False,
+        )
+        loader = DataLoader(train, min(32, len(train)), shuffle=True, drop_last=True)
+        trainer.fit(model, loader, DataLoader(val, 256))
+        print(trainer.current_epoch, "epochs")
+        judged = trainer.predict(model, DataLoader(test, 256), ckpt_path=best.best_model_path)
     scores, labels = (torch.cat(part) for part in zip(*judged, strict=True))
     print(float(multiclass_auroc(scores, labels, 4)), float(multiclass_accuracy(scores, labels, 4)))
 

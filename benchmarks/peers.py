@@ -241,7 +241,7 @@ def published_step(
 ) -> Any:
     """The published schedule done plainly: views by image in workers, eight full forwards, four updates, float32."""
     module = _pretraining(backbone, size, stem, grids, 512).to(setting.device)
-    optimizer = create_optimizer("adamw", {"all": (nn.ModuleList([module.encoder, module.block]), 1e-3)})
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     stream = batches(images, _ViewsPerImage(size, grids), len(images), setting.threads)
     branches, loss = module.block.branches, BarlowTwinsLoss()
 
@@ -374,7 +374,7 @@ def loading(setting: Setting) -> list[Row]:
 
 
 def finetune(setting: Setting) -> list[Row]:
-    """A fine-tuning run on few labels, whole processes: load, train, judge."""
+    """A fine-tuning run on few labels, whole processes: load, train with ten looks at validation, judge."""
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         encoder = Path(folder) / "encoder.safetensors"
@@ -383,7 +383,7 @@ def finetune(setting: Setting) -> list[Row]:
 
         def ours() -> None:
             arguments = ["finetune", "data=demo", f"encoder={encoder}", f"out={folder}/{next(runs)}", "fraction=0.1"]
-            arguments += ["mode=full", "trainer.max_epochs=30", "trainer.accelerator=cpu"]
+            arguments += ["mode=full", "validation=split", "trainer.max_epochs=30", "trainer.accelerator=cpu"]
             subprocess.run([sys.executable, "-m", "jigsawssl", *arguments], check=True, capture_output=True)
 
         def theirs() -> None:
