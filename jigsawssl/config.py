@@ -18,10 +18,13 @@ from .types import FITS, UserError
 
 __all__ = [
     "BenchConfig",
+    "CurveConfig",
     "DemoConfig",
     "DoctorConfig",
     "FinetuneConfig",
     "PretrainConfig",
+    "ReportConfig",
+    "SupervisedConfig",
     "describe_keys",
     "load_config",
     "to_yaml",
@@ -106,9 +109,14 @@ class OptimizerConfig:
 @dataclass
 class FinetuneOptimizerConfig:
     name: str = _key("adamw", "adamw, sgd or lars")
-    lr: float = _key(5e-4, "encoder's rate")
+    lr: list[float] = _key([5e-4], "encoder's rate, or several among which validation chooses")
     weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
     head_scale: float = _key(10.0, "the classifier's learning rate as a multiple of lr")
+
+
+@dataclass
+class CurveOptimizerConfig(FinetuneOptimizerConfig):
+    lr: list[float] = _key([2.5e-4, 1e-3], "encoder's rates among which validation chooses, the same for all encoders")
 
 
 @dataclass
@@ -157,31 +165,60 @@ class PretrainConfig:
 
 
 @dataclass
-class FinetuneConfig:
-    """Keys of ``finetune``."""
+class SupervisedConfig:
+    """What every command on labelled images shares."""
 
     data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
     manifest: str | None = _key(None, "CSV with path,label[,split,group], or folders; npz and demo bring their own")
-    encoder: str = _key("", "encoder.safetensors, random:FILE, random:BACKBONE or timm:BACKBONE (required)")
     out: str = _key("", "folder of this run (required)")
     config: str | None = _key(None, "YAML file of keys; the command line wins over it")
-    fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
     mode: str = _key("auto", "auto (probe, full from it, or between), full, linear, knn or progressive")
+    budget: str = _key("images", "what a fraction counts: images, or groups where a group is copies of one specimen")
     validation: str = _key(
         "budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)"
     )
     split: str = _key("train", "rows that the fraction is taken from")
-    seed: int = _key(0, "seed of the label draw, weights and order")
-    resume: bool = _key(False, "do nothing if out holds the finished run of this configuration, else start it anew")
+    resume: bool = _key(False, "go on with what is in out; a finished run is left as it is")
     overwrite: bool = _key(False, "replace an earlier run in out")
     precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 or 32")
     layout: str | None = _key(None, "public set that data is, as downloaded; see README")
     allow_overlap: bool = _key(False, "go on where pretraining has seen images or groups of validation or test")
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
+    dropout: float = _key(0.0, "share of the features left out in training; above 0 adds Monte-Carlo dropout")
+    ordered: bool = _key(False, "the classes are grades: quadratic kappa")
+    sensitivity: float = _key(0.95, "that the operating point of two classes must reach on validation")
+    coverage: float = _key(0.9, "that conformal sets promise")
+    subgroups: list[str] = _key([], "columns of the manifest by which the test result is broken down, such as [site]")
     views: FinetuneViewsConfig = _group(FinetuneViewsConfig)
     batch: FinetuneBatchConfig = _group(FinetuneBatchConfig)
     optimizer: FinetuneOptimizerConfig = _group(FinetuneOptimizerConfig)
     trainer: FinetuneTrainerConfig = _group(FinetuneTrainerConfig)
+
+
+@dataclass
+class FinetuneConfig(SupervisedConfig):
+    """Keys of ``finetune``."""
+
+    encoder: str = _key("", "encoder.safetensors, random:FILE, random:BACKBONE or timm:BACKBONE (required)")
+    fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
+    subset: str | None = _key(None, "CSV with the paths whose labels may be used, such as one of a curve's subsets/")
+    seed: int = _key(0, "seed of the label draw, weights and order")
+
+
+@dataclass
+class CurveConfig(SupervisedConfig):
+    """Keys of ``curve``."""
+
+    encoders: dict[str, str] = _key(
+        {}, "name: encoder for each, as finetune takes them; the first is compared (required)"
+    )
+    fractions: list[float] = _key([0.01, 0.03, 0.1, 0.3, 1.0], "shares of the training labels")
+    seeds: int = _key(5, "draws of the labels for each share")
+    subsets: str | None = _key(
+        None, "subsets/ of another curve, to use the same labels; null: drawn and written to out"
+    )
+    jobs: int | None = _key(None, "processes; null: one for each core or GPU, at most 8")
+    optimizer: CurveOptimizerConfig = _group(CurveOptimizerConfig)
 
 
 @dataclass
@@ -204,6 +241,13 @@ class BenchConfig(PretrainConfig):
 
 
 @dataclass
+class ReportConfig:
+    """Keys of ``report``."""
+
+    run: str = _key("", "folder of a run or curve whose report.html is to be made anew (required)")
+
+
+@dataclass
 class DemoConfig:
     """Keys of ``demo``."""
 
@@ -211,7 +255,9 @@ class DemoConfig:
     seed: int = _key(0, "seed of everything")
 
 
-Config = TypeVar("Config", PretrainConfig, FinetuneConfig, DoctorConfig, DemoConfig, BenchConfig)
+Config = TypeVar(
+    "Config", PretrainConfig, FinetuneConfig, CurveConfig, DoctorConfig, DemoConfig, BenchConfig, ReportConfig
+)
 
 _CHOICES = {
     "precision": ("auto", "bf16", "16", "32"),
@@ -221,6 +267,7 @@ _CHOICES = {
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
     "mode": ("auto", "full", "linear", "knn", "progressive"),
     "validation": ("budget", "split"),
+    "budget": ("images", "groups"),
     "class_weights": ("balanced", "none"),
     "reading.fit": FITS,
     "reading.window": ("file", "percentiles", "lung", "mediastinum", "abdomen", "brain", "bone"),
@@ -231,6 +278,8 @@ _LEAST = {
     "batch.size": 2,
     "batch.workers": 1,
     "rounds": 1,
+    "seeds": 1,
+    "jobs": 1,
     "views.size": 8,
     "block.width": 1,
     "block.projection": 2,
@@ -261,7 +310,7 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
 
 
 def _required(schema: type) -> set[str]:
-    return {key for key, (entry, _) in _leaves(schema).items() if _default(entry) == ""}
+    return {key for key, (entry, _) in _leaves(schema).items() if entry.metadata["meaning"].endswith("(required)")}
 
 
 def describe_keys(schema: type) -> list[tuple[str, str, str]]:
@@ -297,7 +346,8 @@ def _from_arguments(arguments: Sequence[str], schema: type) -> dict[str, Any]:
                 parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
             except Exception as error:
                 raise UserError(f"`{key}` ({text}) must be a YAML value; {_reason(error)}") from None
-            values[key] = parsed["value"]  # type: ignore[index, call-overload]
+            value = parsed["value"]  # type: ignore[index, call-overload]
+            values[key] = [value] if kind == list[float] and isinstance(value, (int, float)) else value
     return values
 
 
@@ -371,17 +421,17 @@ def _check(config: DictConfig, schema: type) -> None:
             raise UserError(f"`seed` ({value}) must be less than 2^32 (4294967296); choose a smaller one")
         if key in _LEAST and value is not None and not value >= _LEAST[key]:
             raise UserError(f"`{key}` ({value}) must be at least {_LEAST[key]}; raise it")
-        if key in _POSITIVE and value is not None and not value > 0:
+        if key in _POSITIVE and value is not None and not min(_single_values(_plain(value)), default=0) > 0:
             raise UserError(f"`{key}` ({value}) must be more than 0; leave it out for the default")
     frames = OmegaConf.select(config, "reading.frames")
     if frames is not None and not re.fullmatch(r"all|middle|every_[1-9]\d*", frames):
         raise UserError(f"`reading.frames` ({frames}) must be all, middle or every_N, such as every_5")
-    if schema in (DemoConfig, DoctorConfig):
+    if schema in (DemoConfig, DoctorConfig, ReportConfig):
         return
     if config.resume and config.overwrite:
         raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
     grids, size = list(config.views.grids), config.views.size
-    if len(grids) not in (0, 3) or (schema is FinetuneConfig and not grids):
+    if len(grids) not in (0, 3) or (issubclass(schema, SupervisedConfig) and not grids):
         raise UserError(f"`views.grids` ({grids}) must have three entries, one per tap; such as [8,4,2]")
     for grid in grids:
         if grid < 1:
@@ -408,16 +458,37 @@ def _check(config: DictConfig, schema: type) -> None:
     else:
         if config.views.preset not in ("mild", "strong"):
             raise UserError(f"`views.preset` ({config.views.preset}) must be one of mild, strong")
-        if not 0 < config.fraction <= 1:
-            raise UserError(f"`fraction` ({config.fraction}) must lie in (0, 1]; 0.01 is one per cent of the labels")
+        _check_supervised(config, schema)
+
+
+def _check_supervised(config: DictConfig, schema: type) -> None:
+    for key, most in (("sensitivity", 1.0), ("coverage", 1.0)):
+        if not 0 < config[key] <= most:
+            raise UserError(f"`{key}` ({config[key]}) must lie in (0, {most:g}]; leave it out for the default")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"`dropout` ({config.dropout}) must lie in [0, 1); 0.2 leaves out a fifth of the features")
+    fractions = list(config.fractions) if schema is CurveConfig else [config.fraction]
+    name = "fractions" if schema is CurveConfig else "fraction"
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        given = fractions if schema is CurveConfig else fractions[0]
+        raise UserError(f"`{name}` ({given}) must lie in (0, 1]; 0.01 is one per cent of the labels")
+    for name in config.encoders if schema is CurveConfig else ():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise UserError(
+                f"`encoders` ({name}) must be called by letters, digits, _ and - alone, as files are named after them"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     """Defaults, then the YAML file named by ``config=``, then ``key=value`` arguments.
 
     Args:
-        schema: one of :class:`PretrainConfig`, :class:`FinetuneConfig`, :class:`DoctorConfig`, :class:`BenchConfig`
-            and :class:`DemoConfig`.
+        schema: one of :class:`PretrainConfig`, :class:`FinetuneConfig`, :class:`CurveConfig`, :class:`DoctorConfig`,
+            :class:`BenchConfig`, :class:`ReportConfig` and :class:`DemoConfig`.
         arguments: such as ``["data=scans", "out=runs/1", "batch.size=64"]``.
 
     Returns:
@@ -445,7 +516,7 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     return result
 
 
-def to_yaml(config: PretrainConfig | FinetuneConfig) -> str:
+def to_yaml(config: PretrainConfig | SupervisedConfig) -> str:
     """The resolved configuration as YAML, every key written out."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
@@ -468,7 +539,9 @@ def without_folders(config: Any) -> dict[str, Any]:
         {'out': 'demo', 'seed': 0}
     """
     values: dict[str, Any] = dataclasses.asdict(config)
-    for key in ("data", "out", "config", "manifest", "cache", "encoder"):
+    for key in ("data", "out", "config", "manifest", "cache", "encoder", "subset", "subsets"):
         if isinstance(values.get(key), str):
             values[key] = without_folder(values[key])
+    if "encoders" in values:
+        values["encoders"] = {name: without_folder(encoder) for name, encoder in values["encoders"].items()}
     return values

@@ -1,4 +1,4 @@
-"""The command line: ``jigsawssl pretrain | finetune | doctor | bench | demo key=value …``."""
+"""The command line: ``jigsawssl pretrain | finetune | curve | report | doctor | bench | demo key=value …``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from .. import __version__
 from ..config import (
     BenchConfig,
+    CurveConfig,
     DemoConfig,
     DoctorConfig,
     FinetuneConfig,
     PretrainConfig,
+    ReportConfig,
     describe_keys,
     load_config,
 )
@@ -30,6 +32,13 @@ _COMMANDS = {
         "adapt an encoder to few labels and test it once",
         "data=ARCHIVE manifest=labels.csv encoder=RUN/encoder.safetensors out=RUN2 [fraction=0.01]",
     ),
+    "curve": (
+        CurveConfig,
+        "say how many labels an encoder saves: adapt several to growing shares of the labels, and compare",
+        "data=ARCHIVE manifest=labels.csv encoders='{jigsaw: RUN/encoder.safetensors, scratch: "
+        '"random:RUN/encoder.safetensors"}\' out=CURVE',
+    ),
+    "report": (ReportConfig, "make report.html of a run or curve anew from its files", "RUN"),
     "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "data=ARCHIVE [out=DIR]"),
     "bench": (
         BenchConfig,
@@ -83,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default: those of the process.
 
     Returns:
-        0 for success, 1 where the doctor found defects, 2 for a mistake of the user (one line on
-        standard error), 70 for one of ours, 130 for an interrupt.
+        0 for success, 1 where the doctor found defects or cells of a curve failed, 2 for a mistake of the user (one
+        line on standard error), 70 for one of ours, 130 for an interrupt.
 
     Example:
         >>> main(["--version"])
@@ -102,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command is None:
             raise UserError(f"command ({arguments[0]}) must be one of {', '.join(_COMMANDS)}; see jigsawssl --help")
-        config = load_config(_COMMANDS[command][0], arguments[1:])
+        rest = arguments[1:]
+        if command == "report" and rest and "=" not in rest[0]:
+            rest = [f"run={rest[0]}", *rest[1:]]
+        config = load_config(_COMMANDS[command][0], rest)
         _quiet()
         code = importlib.import_module(f".{command}", __package__).run(config)
     except UserError as error:
@@ -110,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt during training into an exit of its own.
-        again = "go on with resume=true" if command in ("pretrain", "finetune") else "run it again"
+        again = "go on with resume=true" if command in ("pretrain", "finetune", "curve") else "run it again"
         print(f"jigsawssl: interrupted; {again}", file=sys.stderr)
         return 130
     except Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import posixpath
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from jigsawssl.data.containers import CONTAINER_SUFFIXES, MAX_BYTES, is_container, list_members, read_member
 from jigsawssl.data.layouts import medmnist_file, samples_of_layout
+from jigsawssl.data.manifest import csv_rows
 from jigsawssl.data.phantom import demo_phantoms
 from jigsawssl.data.pixels import ImageInfo, Unreadable, robust_range, to_display
 from jigsawssl.data.readers import Picture, open_picture
@@ -431,7 +431,7 @@ def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], _Found]:
     looked: set[str] = set()
     samples: list[Sample] = []
     missing: list[str] = []
-    for line, cells in _csv_rows(manifest):
+    for line, cells in csv_rows(manifest):
         written = cells["path"]
         path = posixpath.normpath(written)
         absolute = posixpath.isabs(path) or PureWindowsPath(written).drive
@@ -468,22 +468,3 @@ def _container_of(path: str) -> str | None:
     parts = path.split("/")
     ends = (number for number in range(1, len(parts)) if is_container(parts[number - 1]))
     return next(("/".join(parts[:number]) for number in ends), None)
-
-
-def _csv_rows(manifest: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and cells by column, stripped; a short row has empty cells."""
-    if not manifest.is_file():
-        raise UserError(f"`manifest` ({manifest}) must be 'folders' or a CSV file; no file is there; check the path.")
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"`manifest` ({manifest}) must be a CSV file in UTF-8; {error}; save it as one.") from None
-    if "path" not in header:
-        raise UserError(
-            f"`manifest` ({manifest}) must have the columns path,label in its first line; "
-            f"it has: {', '.join(header) or 'none'}; rename them."
-        )
-    return [(line, dict(zip(header, row + [""] * len(header), strict=False))) for line, row in rows]

@@ -10,7 +10,9 @@ from jigsawssl.types import UserError
 Rows = NDArray[np.int64]
 
 
-def label_fraction(labels: ArrayLike, groups: ArrayLike | None, fraction: float, seed: int) -> Rows:
+def label_fraction(
+    labels: ArrayLike, groups: ArrayLike | None, fraction: float, seed: int, count_groups: bool = False
+) -> Rows:
     """Choose the rows whose labels a run may see, stratified by class and by whole groups.
 
     A group belongs to the class of most of its rows (a tie goes to the smaller class); rows of a class that owns no
@@ -20,6 +22,9 @@ def label_fraction(labels: ArrayLike, groups: ArrayLike | None, fraction: float,
     half of this target, as when the first group is more than twice too large, the next group is divided and the cut
     falls on the target itself. At least one row of every class is taken.
 
+    With ``count_groups`` the cut falls on the border nearest to ``fraction`` of the groups of the class, at least one,
+    and no group is divided: right where the rows of a group are copies of one specimen and cost one label together.
+
     Choices of one seed are nested: the cut never moves forward as ``fraction`` shrinks, and the order does not
     depend on ``fraction``, so a smaller fraction chooses a subset of a larger one, with groups and without.
 
@@ -28,6 +33,7 @@ def label_fraction(labels: ArrayLike, groups: ArrayLike | None, fraction: float,
         groups: str ``(N,)``, or None where every row stands for itself.
         fraction: in (0, 1]; 1 chooses every labelled row.
         seed: a non-negative integer.
+        count_groups: measure ``fraction`` in groups.
 
     Returns:
         Sorted int64 rows.
@@ -55,7 +61,8 @@ def label_fraction(labels: ArrayLike, groups: ArrayLike | None, fraction: float,
         # Within a group the rows of its class come first, so that a divided group still shows its class.
         order = shuffled[np.lexsort((label[shuffled] != cls, turn[group[shuffled]]))]
         borders = np.cumsum(np.bincount(turn[group[own]]))
-        chosen.append(order[: _cut(borders, fraction * order.size)])
+        most = max(1, int(fraction * borders.size + 0.5))
+        chosen.append(order[: borders[most - 1] if count_groups else _cut(borders, fraction * order.size)])
     return np.asarray(rows[np.unique(np.concatenate(chosen))], dtype=np.int64)
 
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import brier_score_loss
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import (
     binary_auroc,
     binary_average_precision,
+    binary_sensitivity_at_specificity,
+    binary_specificity_at_sensitivity,
+    multiclass_calibration_error,
+    multiclass_cohen_kappa,
     multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
+    multiclass_specificity,
 )
 
 from jigsawssl.types import UserError
+
+from .resampling import BINS
 
 Array = Tensor | np.ndarray | Sequence[Any]  # whatever torch.as_tensor takes
 
@@ -52,16 +61,20 @@ def paired_auroc_difference(
     return macro_auroc(first, labels) - macro_auroc(second, labels), float(np.std(differences))
 
 
-def classification_metrics(probabilities: Array, labels: Array, classes: Sequence[str]) -> dict[str, Any]:
+def classification_metrics(
+    probabilities: Array, labels: Array, classes: Sequence[str], ordered: bool = False, at: float = 0.9
+) -> dict[str, Any]:
     """Every number that the reports print about one set of predictions, ready for JSON.
 
-    A class is *absent* when no label names it. It has no recall and no ranking, so its ``per_class`` entries are
-    ``None`` and no mean counts it; a prediction of it still counts as an error of the true class.
+    A class is *absent* when no label names it. It has no recall and no ranking, so its ``per_class`` entries but the
+    specificity are ``None`` and no mean counts it; a prediction of it still counts as an error of the true class.
 
     Args:
         probabilities: float ``(N, K)`` in [0, 1], one column per class, ``N >= 1``, ``K >= 2``.
         labels: integers ``(N,)`` in [0, K).
         classes: the ``K`` names, in the order of the columns.
+        ordered: the classes are grades, each worse than the one before.
+        at: the specificity, or sensitivity, at which the other is given.
 
     Returns:
         A dictionary with
@@ -73,7 +86,14 @@ def classification_metrics(probabilities: Array, labels: Array, classes: Sequenc
         - ``accuracy``; ``balanced_accuracy``: mean recall of the classes present.
         - ``precision``, ``recall``, ``f1``: means over the classes present, for K = 2 too (``recall`` is therefore
           ``balanced_accuracy``). A class that is never predicted has precision 0.
-        - ``per_class``: name → ``auroc``, ``average_precision``, ``precision``, ``recall``, ``f1``, ``support``.
+        - ``kappa``: Cohen's, and ``quadratic_kappa`` with squared distances where the classes are ordered; ``None``
+          where all images have one class and all predictions too.
+        - ``sensitivity_at_specificity``, ``specificity_at_sensitivity``: the best that a threshold gives with the
+          other at ``at`` or above, averaged over classes like ``auroc``.
+        - ``brier``: mean squared error of the probabilities, summed over the classes (K = 2: of the second class).
+        - ``calibration_error``: expected, of the highest probability, in 15 equal bins.
+        - ``per_class``: name → ``auroc``, ``average_precision``, ``precision``, ``recall``, ``specificity``, ``f1``,
+          ``support``.
         - ``confusion_matrix``: ``K`` lists of ``K`` counts, rows true, columns predicted.
         - ``count``: N; ``absent_classes``: names of the absent classes.
 
@@ -108,6 +128,8 @@ def classification_metrics(probabilities: Array, labels: Array, classes: Sequenc
     ):
         values = function(scores, target, num_classes=size, average="none").tolist()
         columns[name] = [value if seen else None for value, seen in zip(values, present, strict=True)]
+    values = multiclass_specificity(scores, target, num_classes=size, average="none").tolist()
+    columns["specificity"] = [value if int(seen) < count else None for value, seen in zip(values, support, strict=True)]
 
     ranking = slice(1, 2) if size == 2 else slice(None)
     recall = _mean(columns["recall"])
@@ -119,6 +141,16 @@ def classification_metrics(probabilities: Array, labels: Array, classes: Sequenc
         "precision": _mean(columns["precision"]),
         "recall": recall,
         "f1": _mean(columns["f1"]),
+        "kappa": _kappa(scores, target, None),
+        "quadratic_kappa": _kappa(scores, target, "quadratic") if ordered else None,
+        "sensitivity_at_specificity": _mean(
+            _at(binary_sensitivity_at_specificity, scores, target, index, at) for index in range(size)[ranking]
+        ),
+        "specificity_at_sensitivity": _mean(
+            _at(binary_specificity_at_sensitivity, scores, target, index, at) for index in range(size)[ranking]
+        ),
+        "brier": _brier(scores, target),
+        "calibration_error": float(multiclass_calibration_error(scores, target, num_classes=size, n_bins=BINS)),
         "per_class": {
             name: {**{metric: values[index] for metric, values in columns.items()}, "support": int(support[index])}
             for index, name in enumerate(classes)
@@ -219,6 +251,25 @@ def _auroc(scores: Tensor, target: Tensor, index: int) -> float | None:
 def _average_precision(scores: Tensor, target: Tensor, index: int) -> float | None:
     positive = target == index
     return float(binary_average_precision(scores[:, index], positive.long())) if _both(positive) else None
+
+
+def _at(metric: Any, scores: Tensor, target: Tensor, index: int, least: float) -> float | None:
+    positive = target == index
+    return float(metric(scores[:, index], positive.long(), least)[0]) if _both(positive) else None
+
+
+def _kappa(scores: Tensor, target: Tensor, weights: Any) -> float | None:
+    value = float(multiclass_cohen_kappa(scores, target, scores.shape[1], weights))
+    return value if math.isfinite(value) else None
+
+
+def _brier(scores: Tensor, target: Tensor) -> float:
+    size = scores.shape[1]
+    # It wants rows that sum to 1 exactly, and averages of a few networks do so only up to rounding.
+    shares = (scores / scores.sum(dim=1, keepdim=True)).numpy()
+    if size == 2:
+        return float(brier_score_loss(target.numpy(), shares[:, 1], pos_label=1, labels=[0, 1]))
+    return float(brier_score_loss(target.numpy(), shares, labels=list(range(size))))
 
 
 def _both(positive: Tensor) -> bool:

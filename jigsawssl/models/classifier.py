@@ -18,6 +18,7 @@ class Classifier(nn.Module):
     Args:
         encoder: the encoder, trained along with the head.
         classes: number of classes.
+        dropout: share of the features that training leaves out.
 
     Example:
         >>> import torch
@@ -27,14 +28,15 @@ class Classifier(nn.Module):
         torch.Size([2, 3])
     """
 
-    def __init__(self, encoder: Encoder, classes: int) -> None:
+    def __init__(self, encoder: Encoder, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.features, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed float ``(B, C, H, W)`` → logits ``(B, classes)``."""
-        logits: Tensor = self.head(self.encoder(images))
+        logits: Tensor = self.head(self.dropout(self.encoder(images)))
         return logits
 
 

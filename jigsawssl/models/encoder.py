@@ -160,6 +160,7 @@ class Encoder(nn.Module):
         divisor = _shrink_stem(self.backbone, spec.stem_stride, 4)
         names = [str(stages[index]["module"]).replace(".", "_") for index in indices]
         self._index = dict(zip(names, indices, strict=True))
+        self._stage = {name: str(stages[index]["module"]) for name, index in self._index.items()}
         self.channels = {name: int(stages[index]["num_chs"]) for name, index in self._index.items()}
         self.reductions = {name: int(stages[index]["reduction"]) // divisor for name, index in self._index.items()}
         self.features = sum(self.channels.values())
@@ -173,6 +174,10 @@ class Encoder(nn.Module):
     def tap_names(self) -> tuple[str, ...]:
         """Names of the taps, shallow to deep."""
         return tuple(self._index)
+
+    def tap_module(self, name: str) -> nn.Module:
+        """The stage whose output a tap is, for methods that look at its gradient."""
+        return self.backbone.get_submodule(self._stage[name])
 
     def taps(self, images: Tensor, names: tuple[str, ...] | None = None) -> Taps:
         """Features of the named stages; the network stops at the deepest of them.

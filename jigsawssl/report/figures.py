@@ -102,6 +102,37 @@ def save_contact_sheet(images: Tensor, captions: Sequence[str], path: str | os.P
     _save(figure, path)
 
 
+def save_explanations(parts: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]], path: str | os.PathLike[str]) -> None:
+    """Draw images and, below each, the same with a map of where the network looks.
+
+    Args:
+        parts: heading → images float ``(B, C, H, W)`` in [0, 1], maps float ``(B, H, W)`` in [0, 1] and B captions.
+        path: PNG to write, atomically.
+
+    Example:
+        >>> import tempfile
+        >>> part = (torch.rand(2, 1, 8, 8), torch.rand(2, 8, 8), ["a → a", "b → b"])
+        >>> save_explanations({"right": part}, os.path.join(tempfile.mkdtemp(), "explanations.png"))
+    """
+    columns = max(len(captions) for _, _, captions in parts.values())
+    figure = _figure(max(1.3 * columns, 3.0), 3.0 * len(parts), space=0.02)
+    grid = figure.subplots(2 * len(parts), columns, squeeze=False)
+    for axis in grid.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for part, (heading, (images, maps, captions)) in enumerate(parts.items()):
+        pictures = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        for index, caption in enumerate(captions):
+            shown = pictures[index][..., 0] if pictures.shape[-1] == 1 else pictures[index]
+            plain, mapped = grid[2 * part, index], grid[2 * part + 1, index]
+            for axis in (plain, mapped):
+                axis.imshow(shown, cmap="gray", vmin=0, vmax=1)
+            mapped.imshow(maps[index].cpu().numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.5)
+            plain.set_title(caption if len(caption) <= 22 else f"{caption[:21]}…", fontsize=6, parse_math=False)
+        grid[2 * part, 0].set_ylabel(heading, fontsize=9)
+    _save(figure, path, dpi=90)  # it goes into a page, and a page may hold several
+
+
 def save_confusion_matrix(
     matrix: Sequence[Sequence[int]], classes: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
@@ -293,8 +324,8 @@ def _figure(width: float, height: float, title: str = "", space: float = 0.1) ->
     return figure
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def _save(figure: Figure, path: str | os.PathLike[str], dpi: int = 130) -> None:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=dpi)
     write_bytes(path, buffer.getvalue())

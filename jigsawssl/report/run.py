@@ -21,17 +21,24 @@ __all__ = ["check_run_folder", "clear_run_folder", "environment", "is_leftover"]
 
 _WRITTEN_HERE = frozenset(
     {
+        "cells",
         "checkpoints",
         "config.yaml",
         "confusion.png",
         "curves.png",
         "encoder.safetensors",
+        "explanations.png",
         "metrics.csv",
         "model.safetensors",
         "predictions.csv",
+        "predictions.npz",
         "quarantine.csv",
+        "report.html",
         "report.json",
         "seen.parquet",
+        "subsets",
+        "table.csv",
+        "task.json",
         "tensorboard",
         "views.png",
     }

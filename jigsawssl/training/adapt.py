@@ -16,7 +16,7 @@ from ..data.loading import PixelDataset
 from ..evaluation import paired_auroc_difference
 from ..models import Classifier, Encoder, HierarchicalClassifier
 from .finetune import Fold, Model, Recipe, Trained, planned_epochs, selection_score, train_classifier
-from .probe import NEIGHBOURS, STRENGTHS, extract_features, fit_probe, knn_probabilities, predict
+from .probe import NEIGHBOURS, STRENGTHS, FeatureBank, fit_probe, knn_probabilities, predict
 
 __all__ = ["Adaptation", "adapt"]
 
@@ -30,6 +30,9 @@ class Adaptation(NamedTuple):
         chosen: JSON values: which candidate, with which settings.
         validation: JSON values: the score of every candidate, and how they were judged.
         history: curves for pictures, name → (epoch, value).
+        judged: float ``(M, K)``: the chosen candidate's probabilities for the validation rows, fold after fold, by
+            networks that were not trained on them.
+        judged_labels: int64 ``(M,)``.
     """
 
     probabilities: Callable[[PixelDataset], Tensor]
@@ -37,6 +40,8 @@ class Adaptation(NamedTuple):
     chosen: dict[str, Any]
     validation: dict[str, Any]
     history: dict[str, list[tuple[int, float]]]
+    judged: Tensor
+    judged_labels: NDArray[np.int64]
 
 
 class _Task(NamedTuple):
@@ -47,6 +52,7 @@ class _Task(NamedTuple):
     classes: int
     folds: list[Fold]
     refit_rows: NDArray[np.int64]
+    features: FeatureBank
     batch_size: int
     device: torch.device
     autocast: torch.dtype | None
@@ -56,10 +62,6 @@ class _Task(NamedTuple):
     def judged(self) -> NDArray[np.int64]:
         """Labels of the validation rows, fold after fold."""
         return np.concatenate([self.labels[val] for _, val in self.folds])
-
-    def features(self, encoder: Encoder, dataset: PixelDataset) -> Tensor:
-        """Pooled features of a dataset."""
-        return extract_features(encoder, dataset, self.batch_size, self.device, self.autocast)
 
 
 def _best(scores: dict[Any, float]) -> Any:
@@ -76,8 +78,8 @@ def _judge(
     }
 
 
-def _knn(encoder: Encoder, task: _Task) -> Adaptation:
-    features = task.features(encoder, task.dataset)
+def _knn(task: _Task) -> Adaptation:
+    features = task.features(task.dataset)
 
     def vote(bank: NDArray[np.int64], rows: NDArray[np.int64], neighbours: int) -> Tensor:
         return knn_probabilities(features[rows], features[bank], task.labels[bank], task.classes, neighbours)
@@ -88,11 +90,13 @@ def _knn(encoder: Encoder, task: _Task) -> Adaptation:
     bank = task.refit_rows
 
     def probabilities(dataset: PixelDataset) -> Tensor:
-        found = task.features(encoder, dataset)
+        found = task.features(dataset)
         return knn_probabilities(found, features[bank], task.labels[bank], task.classes, neighbours)
 
     validation = {"scores": {f"neighbours={count}": score for count, score in scores.items()}}
-    return Adaptation(probabilities, None, {"method": "knn", "neighbours": neighbours}, validation, {})
+    chosen = {"method": "knn", "neighbours": neighbours}
+    judged = torch.cat([vote(train, val, neighbours) for train, val in task.folds])
+    return Adaptation(probabilities, None, chosen, validation, {}, judged, task.judged)
 
 
 class _Probe(NamedTuple):
@@ -108,8 +112,8 @@ class _Probe(NamedTuple):
         return fit_probe(self.features[rows], task.labels[rows], task.classes, self.strength, balanced)
 
 
-def _choose_probe(encoder: Encoder, task: _Task, balanced: bool) -> _Probe:
-    features = task.features(encoder, task.dataset)
+def _choose_probe(task: _Task, balanced: bool) -> _Probe:
+    features = task.features(task.dataset)
 
     @torch.no_grad()
     def fitted(train: NDArray[np.int64], val: NDArray[np.int64], strength: float) -> Tensor:
@@ -122,8 +126,8 @@ def _choose_probe(encoder: Encoder, task: _Task, balanced: bool) -> _Probe:
     return _Probe(features, strength, scores, judged)
 
 
-def _with_head(encoder: Encoder, classes: int, head: torch.nn.Linear | None) -> Classifier:
-    model = Classifier(copy.deepcopy(encoder), classes)
+def _with_head(encoder: Encoder, classes: int, head: torch.nn.Linear | None, dropout: float = 0.0) -> Classifier:
+    model = Classifier(copy.deepcopy(encoder), classes, dropout)
     if head is not None:
         model.head.load_state_dict(head.state_dict())
     return model
@@ -137,10 +141,11 @@ def adapt(
     classes: int,
     folds: list[Fold],
     refit_rows: NDArray[np.int64],
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     device: torch.device,
     autocast: torch.dtype | None = None,
     progress: bool = False,
+    features: FeatureBank | None = None,
 ) -> Adaptation:
     """Adapt an encoder to labelled images.
 
@@ -158,28 +163,33 @@ def adapt(
         classes: K.
         folds: training and validation rows of ``dataset``.
         refit_rows: rows that the final fit may use.
-        recipe: settings of supervised training.
+        recipes: settings of supervised training among which validation chooses; probes take the first one's.
         device: where features are computed.
         autocast: reduced precision for inference, or ``None``.
         progress: show what is being done.
+        features: of ``encoder``, where they are to be kept for the next call.
 
     Returns:
         :class:`Adaptation`.
     """
-    task = _Task(dataset, labels, classes, folds, refit_rows, 256, device, autocast, progress)
+    bank = FeatureBank(encoder, device, autocast) if features is None else features
+    task = _Task(dataset, labels, classes, folds, refit_rows, bank, 256, device, autocast, progress)
     if mode == "knn":
-        return _knn(encoder, task)
+        return _knn(task)
     if mode not in ("auto", "linear"):
-        return _finish(task, _train_network(encoder, mode, task, recipe))
-    probe = _choose_probe(encoder, task, recipe.balanced)
-    linear = _linear(encoder, task, probe, recipe.balanced)
+        networks = [_train_network(encoder, mode, task, recipe) for recipe in recipes]
+        best = max(networks, key=lambda candidate: candidate.score)
+        return _finish(task, best._replace(scores=_merged(networks)))
+    probe = _choose_probe(task, recipes[0].balanced)
+    linear = _linear(encoder, task, probe, recipes[0].balanced)
     if mode == "linear":
         return _finish(task, linear)
-    average, full = _from_probe(encoder, task, recipe, probe)
-    rival = max((linear, full), key=lambda candidate: candidate.score)
+    pairs = [_from_probe(encoder, task, recipe, probe) for recipe in recipes]
+    average = max((pair[0] for pair in pairs), key=lambda candidate: candidate.score)
+    rival = max((linear, *(pair[1] for pair in pairs)), key=lambda candidate: candidate.score)
     ahead, error = paired_auroc_difference(rival.judged, average.judged, task.judged)
     winner = rival if ahead > error else average
-    scores = {**linear.scores, **average.scores, **full.scores}
+    scores = _merged([linear, *(candidate for pair in pairs for candidate in pair)])
     comparison = {"other": rival.chosen["method"], "ahead_of_average_by": ahead, "standard_error": error}
     return _finish(task, winner._replace(scores=scores), comparison)
 
@@ -195,14 +205,21 @@ class _Candidate(NamedTuple):
     history: dict[str, list[tuple[int, float]]]
 
 
+def _merged(candidates: Sequence[_Candidate]) -> dict[str, float]:
+    return {name: score for candidate in candidates for name, score in candidate.scores.items()}
+
+
 def _finish(task: _Task, winner: _Candidate, comparison: dict[str, Any] | None = None) -> Adaptation:
     model = winner.fit()
 
+    @torch.no_grad()
     def probabilities(dataset: PixelDataset) -> Tensor:
+        if winner.chosen["method"] == "linear" and isinstance(model, Classifier):
+            return model.head.cpu()(task.features(dataset)).softmax(dim=1)  # type: ignore[no-any-return]
         return predict(model, dataset, task.batch_size, task.device, task.autocast)
 
     validation = {"scores": winner.scores, **({"comparison": comparison} if comparison else {})}
-    return Adaptation(probabilities, model, winner.chosen, validation, winner.history)
+    return Adaptation(probabilities, model, winner.chosen, validation, winner.history, winner.judged, task.judged)
 
 
 def _linear(encoder: Encoder, task: _Task, probe: _Probe, balanced: bool) -> _Candidate:
@@ -226,7 +243,7 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
     recipe = recipe._replace(max_epochs=planned_epochs(min(len(train) for train, _ in task.folds), recipe))
 
     def ends(train: NDArray[np.int64], val: NDArray[np.int64]) -> tuple[Classifier, Trained]:
-        start = _with_head(encoder, task.classes, probe.fit(task, train, recipe.balanced))
+        start = _with_head(encoder, task.classes, probe.fit(task, train, recipe.balanced), recipe.dropout)
         torch.manual_seed(recipe.seed)
         keep_best = -1.0 if held_out else None
         fold = (train, val)
@@ -255,7 +272,7 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
         epochs = folds[0][1].checked
         curve = [(epoch, selection_score(found, task.labels[task.folds[0][1]])) for epoch, found in epochs.items()]
         history = {"train_loss": folds[0][1].losses, "val_auroc": curve}
-        return _Candidate(judged, score, fit, chosen, {method: score}, history)
+        return _Candidate(judged, score, fit, chosen, {f"{method} lr={recipe.lr:g}": score}, history)
 
     return candidate("average of probe and full", 0.5), candidate("full from the probe", 1.0)
 
@@ -277,7 +294,7 @@ def _train_network(encoder: Encoder, method: str, task: _Task, recipe: Recipe) -
         torch.manual_seed(recipe.seed)
         if method == "progressive":
             return HierarchicalClassifier(copy.deepcopy(encoder), task.classes)
-        return _with_head(encoder, task.classes, None)
+        return _with_head(encoder, task.classes, None, recipe.dropout)
 
     # One schedule for folds of any size and for the final fit, or the chosen epoch would mean different things.
     recipe = recipe._replace(max_epochs=planned_epochs(min(len(train) for train, _ in task.folds), recipe))
@@ -299,6 +316,6 @@ def _train_network(encoder: Encoder, method: str, task: _Task, recipe: Recipe) -
         return train_classifier(start(), task.dataset, task.labels, task.classes, final, recipe, stop_at=best).model
 
     chosen: dict[str, Any] = {"method": method, "epochs": best, "lr": recipe.lr}
-    scores = {f"{method} epochs={epoch}": score for epoch, score in by_epoch.items()}
+    scores = {f"{method} lr={recipe.lr:g} epochs={epoch}": score for epoch, score in by_epoch.items()}
     history = {"train_loss": runs[0].losses, "val_auroc": list(by_epoch.items())}
     return _Candidate(pooled[best], by_epoch[best], fit, chosen, scores, history)

@@ -55,6 +55,7 @@ class Recipe(NamedTuple):
     head_scale: float = 10.0
     weight_decay: float | None = None
     balanced: bool = True
+    dropout: float = 0.0
     grids: tuple[int, ...] = (8, 4, 2)
     preset: str = "mild"
     seed: int = 0

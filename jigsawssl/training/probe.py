@@ -16,7 +16,16 @@ from ..data.loading import PixelDataset
 from ..models import Classifier, Encoder, HierarchicalClassifier
 from ..types import UserError
 
-__all__ = ["NEIGHBOURS", "STRENGTHS", "extract_features", "fit_probe", "knn_probabilities", "predict"]
+__all__ = [
+    "NEIGHBOURS",
+    "STRENGTHS",
+    "FeatureBank",
+    "dropout_probabilities",
+    "extract_features",
+    "fit_probe",
+    "knn_probabilities",
+    "predict",
+]
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation (scikit-learn's C) of the linear probe, among which validation chooses."""
@@ -58,6 +67,33 @@ def extract_features(
     return _forward(encoder, encoder, dataset, batch_size, device, autocast)
 
 
+class FeatureBank:
+    """Pooled features of one frozen encoder, computed once for each image.
+
+    Args:
+        encoder: frozen.
+        device: where features are computed.
+        autocast: reduced precision, or ``None``.
+        batch_size: images at a time.
+    """
+
+    def __init__(
+        self, encoder: Encoder, device: torch.device, autocast: torch.dtype | None = None, batch_size: int = 256
+    ) -> None:
+        self.encoder = encoder
+        self._how = (batch_size, device, autocast)
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, dataset: PixelDataset) -> Tensor:
+        """Features float32 ``(len(dataset), D)`` on the CPU, in the order of the dataset."""
+        paths = [dataset.archive.samples[row].path for row in dataset.rows.tolist()]
+        missing = np.array([at for at, path in enumerate(paths) if path not in self._known], dtype=np.int64)
+        if missing.size:
+            found = extract_features(self.encoder, dataset.subset(missing), *self._how)
+            self._known |= {paths[at]: row for at, row in zip(missing.tolist(), found, strict=True)}
+        return torch.stack([self._known[path] for path in paths])
+
+
 def predict(
     model: Classifier | HierarchicalClassifier,
     dataset: PixelDataset,
@@ -67,6 +103,21 @@ def predict(
 ) -> Tensor:
     """Probabilities float32 ``(N, K)`` on the CPU, in the order of the dataset."""
     return _forward(model, model.encoder, dataset, batch_size, device, autocast).softmax(dim=1)
+
+
+@torch.no_grad()
+def dropout_probabilities(
+    model: Classifier,
+    dataset: PixelDataset,
+    passes: int,
+    batch_size: int,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """Monte-Carlo dropout (Gal and Ghahramani 2016) in front of the head: float32 ``(passes, N, K)`` on the CPU."""
+    features = _forward(model.encoder, model.encoder, dataset, batch_size, device, autocast)
+    head, rate = model.head.cpu(), model.dropout.p
+    return torch.stack([head(nn.functional.dropout(features, rate)).softmax(dim=1) for _ in range(passes)])
 
 
 def fit_probe(features: Tensor, labels: NDArray[np.int64], classes: int, strength: float, balanced: bool) -> nn.Linear:

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jigsawssl.data.splits import cross_validation_folds, holdout_split, label_fraction
 from jigsawssl.types import UserError
@@ -136,3 +138,25 @@ def test_a_single_mixed_group_does_not_enlarge_the_budget() -> None:
     labels = np.array([0] * 60 + [1] * 40)
     rows = label_fraction(labels, np.array(["one patient"] * 100), 0.1, seed=0)
     assert np.bincount(labels[rows]).tolist() == [6, 4]
+
+
+@given(st.data())
+def test_a_budget_of_groups_takes_whole_groups_of_every_class(data: st.DataObject) -> None:
+    classes = data.draw(st.integers(2, 4))
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=classes, max_size=40))
+    owner = [number % classes for number in range(len(sizes))]
+    labels = np.repeat(owner, sizes)
+    groups = np.repeat([f"g{number}" for number in range(len(sizes))], sizes)
+    seed = data.draw(st.integers(0, 100))
+    before: set[int] = set()
+    for fraction in (0.01, 0.1, 0.3, 1.0):
+        chosen = label_fraction(labels, groups, fraction, seed, count_groups=True)
+        names = set(groups[chosen])
+        assert np.isin(groups, list(names)).sum() == len(chosen)
+        assert before <= set(chosen.tolist())
+        before = set(chosen.tolist())
+        for label in range(classes):
+            there = owner.count(label)
+            taken = len(set(groups[chosen[labels[chosen] == label]]))
+            assert taken == max(1, int(fraction * there + 0.5))
+    assert len(before) == len(labels)

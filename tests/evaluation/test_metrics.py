@@ -46,6 +46,7 @@ def test_agrees_with_scikit_learn(names: tuple[str, ...]) -> None:
         "precision": precision.mean(),
         "recall": recall.mean(),
         "f1": f1.mean(),
+        "kappa": reference.cohen_kappa_score(target, predicted),
     }
     assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert result["confusion_matrix"] == reference.confusion_matrix(target, predicted).tolist()
@@ -58,6 +59,7 @@ def test_agrees_with_scikit_learn(names: tuple[str, ...]) -> None:
                 "average_precision": reference.average_precision_score(one_hot[:, index], scores[:, index]),
                 "precision": precision[index],
                 "recall": recall[index],
+                "specificity": reference.recall_score(target == index, predicted == index, pos_label=False),
                 "f1": f1[index],
                 "support": support[index],
             },
@@ -81,7 +83,8 @@ def test_absent_classes_have_no_entries_and_count_in_no_mean() -> None:
     present = [0, 1, 2, 4, 5]
     assert result["absent_classes"] == ["df", "vasc"]
     empty = dict.fromkeys(("auroc", "average_precision", "precision", "recall", "f1"))
-    assert result["per_class"]["df"] == {**empty, "support": 0}
+    specificity = (predicted != 3).mean()
+    assert result["per_class"]["df"] == {**empty, "specificity": pytest.approx(specificity, abs=1e-6), "support": 0}
     assert result["auroc"] == pytest.approx(
         np.mean([reference.roc_auc_score(target == index, scores[:, index]) for index in present]), abs=1e-6
     )

@@ -120,7 +120,7 @@ def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_cl
     encoder = tiny_encoder()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     recipe = Recipe(lr=1e-3, max_epochs=8, batch_size=16)
-    result = adapt(encoder, mode, two_classes, labels, 2, folds, every, recipe, CPU)
+    result = adapt(encoder, mode, two_classes, labels, 2, folds, every, [recipe], CPU)
     assert (result.probabilities(two_classes).argmax(dim=1).numpy() == labels).mean() >= 0.9
     assert result.validation["scores"] and result.chosen["method"]
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
@@ -136,7 +136,7 @@ def test_the_average_wins_unless_another_is_clearly_ahead(
     recipe = Recipe(lr=1e-3, max_epochs=2, batch_size=10)
     for ahead, wins in ((0.02, True), (0.04, False)):
         monkeypatch.setattr("jigsawssl.training.adapt.paired_auroc_difference", lambda *_, a=ahead: (a, 0.03))
-        result = adapt(tiny_encoder(), "auto", two_classes, labels, 2, folds, every, recipe, CPU)
+        result = adapt(tiny_encoder(), "auto", two_classes, labels, 2, folds, every, [recipe], CPU)
         assert (result.chosen["method"] == "average of probe and full") == wins
         judged = {name.split(" strength")[0] for name in result.validation["scores"]}
         assert judged == {"linear", "average of probe and full", "full from the probe"}
@@ -168,7 +168,7 @@ def test_folds_of_different_sizes_share_a_schedule(count: int, two_classes: Pixe
         patch.setattr("jigsawssl.training.finetune.LEAST_STEPS", 6)
         patch.setattr("jigsawssl.training.finetune.LEAST_EPOCHS", 1)
         result = adapt(
-            tiny_encoder(), "auto", two_classes.subset(rows(count)), labels, 2, folds, rows(count), recipe, CPU
+            tiny_encoder(), "auto", two_classes.subset(rows(count)), labels, 2, folds, rows(count), [recipe], CPU
         )
     assert result.chosen["method"]
 

@@ -1,0 +1,181 @@
+"""Wire a label-efficiency curve: encoders × shares of the labels × draws → one report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..checkpoint import resolve_encoder
+from ..config import CurveConfig, to_yaml, without_folders
+from ..data.loading import PixelDataset
+from ..experiments.curve import Cell, Plan, adaptation_mode, load_cell, run_curve
+from ..experiments.labelled import Labelled, check_overlap, open_labelled
+from ..experiments.reporting import curve_report, summary
+from ..experiments.subsets import draw_subset, read_subset, subset_name, write_subsets
+from ..report import write_bytes, write_json
+from ..report.run import check_run_folder, clear_run_folder, environment
+from ..training.finetune import planned_epochs
+from ..training.optim import training_device
+from ..types import UserError
+from .supervised import check_encoder, data_facts, provenance_of, recipes_of, subgroups_of
+
+__all__ = ["run"]
+
+MOST_JOBS = 8
+
+
+def run(config: CurveConfig) -> int:
+    """Work on every cell that is not finished, then report.
+
+    Returns:
+        0, or 1 where cells failed.
+
+    Raises:
+        UserError: for what the user can mend.
+    """
+    path = check_run_folder(
+        config.out, config.resume, config.overwrite, to_yaml(config), free=("config", "jobs", "out")
+    )
+    device = training_device(config.trainer.accelerator)
+    labelled = open_labelled(config.data, config.manifest, config.layout, config.split, config.validation)
+    archive = labelled.archive
+    channels = PixelDataset(archive.select(labelled.pool.tolist()), 8).channels
+    encoders = {name: _encoder_facts(config, name, channels, labelled) for name in config.encoders}
+    fractions = sorted(set(config.fractions))
+    subsets = _subsets(config, labelled, fractions)
+    for (fraction, seed), rows in subsets.items():
+        if len(np.unique(archive.labels[rows])) < 2:
+            raise UserError(
+                f"`fractions` ({fraction:g}) must leave two classes; draw {seed} ({len(rows)} labels) has one; raise it"
+            )
+    columns = subgroups_of(config, labelled, labelled.test)
+    task = _task(config, labelled, encoders, fractions, columns, device)
+    if config.resume:
+        _check_archive(path / "task.json", task["fingerprint"], config.data)
+    else:
+        clear_run_folder(path)
+    (path / "cells").mkdir(parents=True, exist_ok=True)
+    (path / "config.yaml").write_text(to_yaml(config))
+    write_subsets(path / "subsets", labelled, subsets)
+    write_json(path / "task.json", task)
+    plan = Plan(
+        config.data,
+        config.manifest,
+        config.layout,
+        config.split,
+        config.validation,
+        dict(config.encoders),
+        config.views.size,
+        channels,
+        config.mode,
+        tuple(recipes_of(config, device, seed=0)),
+        subsets,
+        path / "cells",
+    )
+    _work(plan, config, device)
+    report = curve_report(path)
+    print(f"\n{summary(report)}\n\nreport: {path / 'report.html'}  table: {path / 'table.csv'}")
+    for cell, reason in report["failed"].items():
+        print(f"failed: {cell}: {reason}")
+    return 1 if report["failed"] else 0
+
+
+def _encoder_facts(config: CurveConfig, name: str, channels: int, labelled: Labelled) -> dict[str, Any]:
+    reference = config.encoders[name]
+    encoder, trained = resolve_encoder(reference, channels, config.views.size)
+    mode = check_encoder(config, reference, trained, encoder.spec)
+    judged = np.concatenate([labelled.validation, labelled.test])
+    return {
+        **provenance_of(reference, trained),
+        "mode": mode,
+        "backbone": encoder.spec.backbone,
+        "size": encoder.spec.size,
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "leak_guard": check_overlap(reference, trained, labelled.archive, judged, config.allow_overlap),
+    }
+
+
+def _subsets(
+    config: CurveConfig, labelled: Labelled, fractions: list[float]
+) -> dict[tuple[float, int], NDArray[np.int64]]:
+    keys = [(fraction, seed) for fraction in fractions for seed in range(config.seeds)]
+    if config.subsets is not None:
+        folder = Path(config.subsets)
+        return {key: read_subset(folder / subset_name(*key), labelled) for key in keys}
+    return {key: draw_subset(labelled, *key, config.budget == "groups") for key in keys}
+
+
+def _task(
+    config: CurveConfig,
+    labelled: Labelled,
+    encoders: Mapping[str, Any],
+    fractions: list[float],
+    subgroups: Mapping[str, NDArray[np.str_]],
+    device: torch.device,
+) -> dict[str, Any]:
+    """What the report needs to know of archive and encoders, so that it can be made anew without them."""
+    archive = labelled.archive
+    return {
+        "config": without_folders(config),
+        "data": data_facts(labelled),
+        "encoders": encoders,
+        "fractions": fractions,
+        "seeds": config.seeds,
+        "subgroups": subgroups,
+        "environment": environment(device),
+        "fingerprint": archive.fingerprint(),
+    }
+
+
+def _check_archive(file: Path, fingerprint: str, data: str) -> None:
+    """A curve may only go on with the images that it began with."""
+    before = json.loads(file.read_text())["fingerprint"] if file.is_file() else fingerprint
+    if before != fingerprint:
+        raise UserError(
+            f"`data` ({data}) must be the archive that the curve began with; files were added, removed or changed; "
+            "restore them, or choose another `out`"
+        )
+
+
+def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
+    cells = plan.cells()
+    costs = {cell: _cost(plan, cell) for cell in cells}
+    waiting = [cell for cell in cells if load_cell(plan.out / cell.name) is None]
+    finished = len(cells) - len(waiting)
+    jobs = min(config.jobs or _jobs(device), max(1, len(waiting)))
+    print(f"{len(cells)} cells, {finished} of them finished before; {jobs} at a time")
+    total = sum(costs.values())
+    done = sum(costs[cell] for cell in cells) - sum(costs[cell] for cell in waiting)
+    # Time left goes by work, as a large budget takes a hundred times as long as a small one.
+    shape = "{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]"
+    with tqdm(total=total, initial=done, desc="Curve", bar_format=shape, disable=not waiting) as bar:
+        bar.set_postfix_str(f"{finished} of {len(cells)} cells")
+        for outcome in run_curve(plan, waiting, jobs):
+            finished += outcome.error is None
+            error_file = plan.out / f"{outcome.cell.name}.error.txt"
+            if outcome.error is None:
+                error_file.unlink(missing_ok=True)
+            else:
+                write_bytes(error_file, f"{outcome.error}\n".encode())
+            bar.set_postfix_str(f"{finished} of {len(cells)} cells", refresh=False)
+            bar.update(costs[outcome.cell])
+
+
+def _cost(plan: Plan, cell: Cell) -> float:
+    """About how long a cell takes, in images that are trained on."""
+    mode = adaptation_mode(plan.mode, not plan.encoders[cell.encoder].startswith("random:"))
+    count = len(plan.subsets[cell.fraction, cell.seed])
+    passes = sum(planned_epochs(count, recipe) for recipe in plan.recipes) if mode not in ("linear", "knn") else 1
+    return 2000.0 + count * passes
+
+
+def _jobs(device: torch.device) -> int:
+    return min(MOST_JOBS, torch.cuda.device_count() if device.type == "cuda" else (os.cpu_count() or 1))

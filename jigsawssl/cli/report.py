@@ -1,0 +1,19 @@
+"""Make ``report.html`` of a run anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import ReportConfig
+from ..experiments.reporting import rebuild
+
+__all__ = ["run"]
+
+
+def run(config: ReportConfig) -> None:
+    """Rebuild the page from the files of a run or curve.
+
+    Raises:
+        UserError: where none of ours is there.
+    """
+    print(f"report: {rebuild(Path(config.run))}")

@@ -1,0 +1,110 @@
+"""What the commands on labelled images share: from keys of the configuration to what the parts take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..checkpoint import read_header
+from ..config import SupervisedConfig, without_folder
+from ..data.manifest import manifest_columns
+from ..experiments.curve import adaptation_mode
+from ..experiments.labelled import Labelled
+from ..functional import nearest_sizes
+from ..models import EncoderSpec
+from ..training.finetune import Recipe
+from ..training.optim import autocast_precision
+from ..types import UserError
+
+__all__ = ["check_encoder", "data_facts", "provenance_of", "recipes_of", "subgroups_of"]
+
+
+def recipes_of(config: SupervisedConfig, device: torch.device, seed: int) -> list[Recipe]:
+    """One recipe for each learning rate."""
+    return [
+        Recipe(
+            lr=lr,
+            max_epochs=config.trainer.max_epochs,
+            batch_size=config.batch.size,
+            optimizer=config.optimizer.name,
+            head_scale=config.optimizer.head_scale,
+            weight_decay=config.optimizer.weight_decay,
+            balanced=config.class_weights == "balanced",
+            dropout=config.dropout,
+            grids=tuple(config.views.grids),
+            preset=config.views.preset,
+            seed=seed,
+            accelerator=config.trainer.accelerator,
+            precision=autocast_precision(config.precision, device),
+        )
+        for lr in config.optimizer.lr
+    ]
+
+
+def check_encoder(config: SupervisedConfig, reference: str, trained: bool, spec: EncoderSpec) -> str:
+    """The mode in which an encoder is adapted.
+
+    Raises:
+        UserError: where its files would be overwritten, or its size does not go with the grids.
+    """
+    if Path(config.out).resolve() in Path(reference.removeprefix("random:")).resolve().parents:
+        raise UserError(
+            f"`out` ({config.out}) must not be the folder of `encoder` ({reference}), which would be lost; choose "
+            "another"
+        )
+    mode = adaptation_mode(config.mode, trained)
+    for grid in config.views.grids if mode == "progressive" else ():
+        if spec.size % grid:
+            raise UserError(
+                f"`views.size` ({spec.size}, the encoder's) must be divisible by `views.grids` ({grid}); "
+                f"nearest sizes: {nearest_sizes(spec.size, grid)}"
+            )
+    return mode
+
+
+def provenance_of(reference: str, trained: bool) -> dict[str, Any]:
+    """What is known of an encoder, for a report."""
+    file = Path(reference.removeprefix("random:"))
+    known = read_header(file)["provenance"] if file.is_file() else None
+    return {
+        "reference": without_folder(reference),
+        "trained_weights": trained,
+        "provenance": known if trained else None,
+    }
+
+
+def subgroups_of(config: SupervisedConfig, labelled: Labelled, rows: NDArray[np.int64]) -> dict[str, NDArray[np.str_]]:
+    """Value of each subgroup column for some rows, ``""`` where the manifest has none.
+
+    Raises:
+        UserError: where there is no such column.
+    """
+    if not config.subgroups:
+        return {}
+    found = manifest_columns(config.manifest, list(config.subgroups))
+    paths = [labelled.archive.samples[row].path for row in rows.tolist()]
+    return {column: np.array([found.get(path, {}).get(column, "") for path in paths]) for column in config.subgroups}
+
+
+def data_facts(labelled: Labelled) -> dict[str, Any]:
+    """The census of a labelled archive."""
+    archive = labelled.archive
+    parts = {"training": labelled.pool, "validation": labelled.validation, "test": labelled.test}
+    return {
+        "name": archive.name,
+        "classes": list(archive.classes),
+        "test_split": labelled.made_by,
+        **{
+            name: {
+                "images": len(rows),
+                "groups": None if archive.groups is None else len(np.unique(archive.groups[rows])),
+                **{label: int((archive.labels[rows] == number).sum()) for number, label in enumerate(archive.classes)},
+            }
+            for name, rows in parts.items()
+            if len(rows)
+        },
+    }

@@ -1,0 +1,256 @@
+"""Everything that is said about one set of test predictions: arrays in, JSON values out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from .decisions import at_threshold, net_benefit, threshold_for_sensitivity
+from .metrics import classification_metrics, log_loss
+from .resampling import draw_weights, resampled_metrics
+from .statistics import percentile_interval
+from .uncertainty import apply_temperature, conformal_sets, ensemble, fit_temperature, reliability, risk_coverage
+
+__all__ = ["Predictions", "judge"]
+
+DRAWS = 1000
+"""Bootstrap samples behind an interval."""
+
+POINTS = 200
+"""Points of a curve that a report keeps at most."""
+
+Numbers = NDArray[np.float64]
+
+
+class Predictions(NamedTuple):
+    """What a model said about cases it was not trained on.
+
+    Attributes:
+        probabilities: float ``(N, K)`` of the test cases.
+        labels: int64 ``(N,)`` in [0, K).
+        groups: int64 ``(N,)``, the same number for cases of one patient.
+        validation: float ``(M, K)``, by networks that were not trained on them; M may be 0.
+        validation_labels: int64 ``(M,)``.
+    """
+
+    probabilities: NDArray[Any]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    validation: NDArray[Any]
+    validation_labels: NDArray[np.int64]
+
+
+def judge(
+    predictions: Predictions,
+    classes: Sequence[str],
+    subgroups: Mapping[str, ArrayLike] | None = None,
+    ordered: bool = False,
+    sensitivity: float = 0.95,
+    coverage: float = 0.9,
+    passes: ArrayLike | None = None,
+) -> dict[str, Any]:
+    """Judge test predictions; whatever is chosen is chosen on the validation cases.
+
+    Args:
+        predictions: of one model, or the mean of several.
+        classes: K names; of two, the second is the one that is looked for.
+        subgroups: column → the value of each test case, ``""`` where unknown.
+        ordered: the classes are grades.
+        sensitivity: that the operating point has to reach on the validation cases.
+        coverage: of conformal sets.
+        passes: float ``(M, N, K)`` of several models or passes with dropout, for their disagreement.
+
+    Returns:
+        ``metrics`` and ``intervals`` (95 %, of patients drawn with replacement), ``curves``, ``calibration``,
+        ``risk_coverage``, and where they can be had ``operating_point``, ``net_benefit``, ``conformal``,
+        ``disagreement`` and ``subgroups``; ``notes`` says what could not and why.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> labels = rng.integers(2, size=80)
+        >>> positive = np.clip(0.3 + 0.4 * labels + rng.normal(0, 0.2, 80), 0.01, 0.99)
+        >>> scores = np.stack([1 - positive, positive], 1)
+        >>> found = judge(Predictions(scores, labels, np.arange(80), scores, labels), ["well", "ill"])
+        >>> found["intervals"]["auroc"][0] < found["metrics"]["auroc"] < found["intervals"]["auroc"][1]
+        True
+    """
+    scores, target = np.asarray(predictions.probabilities, np.float64), np.asarray(predictions.labels)
+    weights = draw_weights(predictions.groups, DRAWS, seed=0)
+    metrics = classification_metrics(scores, target, classes, ordered)
+    notes = []
+    for name in metrics["absent_classes"]:
+        notes.append(f"No test image shows {name}: it has no recall and no AUROC, and no mean counts it.")
+    result: dict[str, Any] = {
+        "metrics": metrics,
+        "intervals": _intervals(metrics, scores, target, classes, weights),
+        "patients": len(np.unique(predictions.groups)),
+        "curves": _curves(scores, target, classes),
+        "risk_coverage": _risk_coverage(scores, target),
+    }
+    temperature = 1.0
+    if len(predictions.validation_labels):
+        temperature = fit_temperature(predictions.validation, predictions.validation_labels)
+        result["conformal"] = _conformal(predictions, scores, target, coverage, weights)
+    else:
+        notes.append("There are no validation predictions: no temperature, no operating point, no conformal sets.")
+    calibrated = apply_temperature(scores, temperature)
+    result["calibration"] = {
+        "temperature": temperature,
+        "before": _calibration(scores, target, classes),
+        "after": _calibration(calibrated, target, classes),
+    }
+    if len(classes) == 2:
+        point = _operating_point(predictions, scores[:, 1], target == 1, sensitivity, weights)
+        if point is None and len(predictions.validation_labels):
+            notes.append("The validation cases show one class only: no operating point.")
+        result["operating_point"] = point
+        limits = np.linspace(0.01, 0.99, 99)
+        model, everybody = net_benefit(calibrated[:, 1], target == 1, limits)
+        result["net_benefit"] = {"threshold": limits, "model": model, "everybody": everybody}
+    if passes is not None:
+        result["disagreement"] = _disagreement(np.asarray(passes, np.float64), target)
+    if subgroups:
+        result["subgroups"] = {
+            column: _subgroups(np.asarray(values), predictions.groups, scores, target, classes, ordered)
+            for column, values in subgroups.items()
+        }
+    result["notes"] = notes
+    return result
+
+
+def _intervals(
+    metrics: Mapping[str, Any], scores: Numbers, target: NDArray[np.int64], classes: Sequence[str], weights: Numbers
+) -> dict[str, Any]:
+    """Low and high of each metric that has a value; those of a class under ``per_class``."""
+    draws = resampled_metrics(scores, target, classes, weights)
+    found: dict[str, Any] = {
+        name: percentile_interval(metrics[name], draws[name])[1:] for name in draws if metrics.get(name) is not None
+    }
+    found["per_class"] = {
+        name: {
+            metric: percentile_interval(metrics["per_class"][name][metric], draws[f"{metric} of {name}"])[1:]
+            for metric in ("recall", "specificity", "auroc")
+        }
+        for name in classes
+    }
+    return found
+
+
+def _thinned(*columns: Numbers) -> list[Numbers]:
+    """At most POINTS of the points, the ends among them."""
+    kept = np.unique(np.linspace(0, len(columns[0]) - 1, min(POINTS, len(columns[0]))).round().astype(int))
+    return [column[kept] for column in columns]
+
+
+def _curves(scores: Numbers, target: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for k, name in enumerate(classes):
+        positive = target == k
+        if (len(classes) == 2 and k == 0) or positive.all() or not positive.any():
+            continue
+        false_positive, true_positive, _ = roc_curve(positive, scores[:, k])
+        precision, recall, _ = precision_recall_curve(positive, scores[:, k], drop_intermediate=True)
+        roc, steps = _thinned(false_positive, true_positive), _thinned(recall[::-1], precision[::-1])
+        found[name] = {"roc": {"x": roc[0], "y": roc[1]}, "precision_recall": {"x": steps[0], "y": steps[1]}}
+    return found
+
+
+def _risk_coverage(scores: Numbers, target: NDArray[np.int64]) -> dict[str, Any]:
+    found = risk_coverage(scores, target)
+    coverage, risk = _thinned(found.coverage, found.risk)
+    most_sure = found.risk[int(np.argmin(np.abs(found.coverage - 0.8)))]
+    return {"coverage": coverage, "risk": risk, "area": found.area, "accuracy_of_surest_80_percent": 1 - most_sure}
+
+
+def _calibration(scores: Numbers, target: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
+    metrics = classification_metrics(scores, target, classes)
+    found = reliability(scores, target)
+    numbers = {name: metrics[name] for name in ("brier", "calibration_error")}
+    return {**numbers, "log_loss": log_loss(scores, target), "reliability": found._asdict()}
+
+
+def _conformal(
+    predictions: Predictions, scores: Numbers, target: NDArray[np.int64], coverage: float, weights: Numbers
+) -> dict[str, Any]:
+    members = conformal_sets(predictions.validation, predictions.validation_labels, scores, coverage).members
+    covered, size = members[np.arange(len(target)), target], members.sum(axis=1)
+    reached = float(covered.mean())
+    return {
+        "asked": coverage,
+        "reached": reached,
+        "interval": percentile_interval(reached, weights @ covered / weights.sum(1))[1:],
+        "mean_size": float(size.mean()),
+        "single": float((size == 1).mean()),
+        "empty": float((size == 0).mean()),
+        "calibration_cases": len(predictions.validation_labels),
+    }
+
+
+def _operating_point(
+    predictions: Predictions, scores: Numbers, positive: NDArray[np.bool_], sensitivity: float, weights: Numbers
+) -> dict[str, Any] | None:
+    if not len(predictions.validation_labels):
+        return None
+    known = np.asarray(predictions.validation, np.float64)[:, 1]
+    threshold = threshold_for_sensitivity(known, predictions.validation_labels == 1, sensitivity)
+    if threshold is None or not math.isfinite(threshold):
+        return None
+    test = at_threshold(scores, positive, threshold)._asdict()
+    called = scores >= threshold
+    parts = {
+        "sensitivity": (called, positive),
+        "specificity": (~called, ~positive),
+        "positive_predictive_value": (positive, called),
+        "negative_predictive_value": (~positive, ~called),
+    }
+    intervals = {}
+    for name, (part, whole) in parts.items():
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws = weights @ (part & whole) / (weights @ whole)
+        intervals[name] = percentile_interval(test[name], draws)[1:]
+    validation = at_threshold(known, predictions.validation_labels == 1, threshold)._asdict()
+    return {"required": sensitivity, "validation": validation, "test": test, "intervals": intervals}
+
+
+def _disagreement(passes: Numbers, target: NDArray[np.int64]) -> dict[str, Any]:
+    mean, disagreement = ensemble(passes)
+    wrong = mean.argmax(axis=1) != target
+    return {
+        "models": len(passes),
+        "mean": float(disagreement.mean()),
+        "where_right": float(disagreement[~wrong].mean()) if (~wrong).any() else None,
+        "where_wrong": float(disagreement[wrong].mean()) if wrong.any() else None,
+    }
+
+
+def _subgroups(
+    values: NDArray[Any],
+    groups: NDArray[np.int64],
+    scores: Numbers,
+    target: NDArray[np.int64],
+    classes: Sequence[str],
+    ordered: bool,
+) -> list[dict[str, Any]]:
+    rows = []
+    for value in np.unique(values).tolist():
+        inside = values == value
+        metrics = classification_metrics(scores[inside], target[inside], classes, ordered)
+        weights = draw_weights(groups[inside], DRAWS, seed=0)
+        intervals = _intervals(metrics, scores[inside], target[inside], classes, weights)
+        rows.append(
+            {
+                "value": str(value) or "unknown",
+                "images": int(inside.sum()),
+                "patients": len(np.unique(groups[inside])),
+                **{
+                    name: {"value": metrics[name], "interval": intervals.get(name)}
+                    for name in ("auroc", "balanced_accuracy", "accuracy", "calibration_error")
+                },
+            }
+        )
+    return rows

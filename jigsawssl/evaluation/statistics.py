@@ -1,0 +1,224 @@
+"""What a set of runs allows one to say: intervals, paired tests over seeds and patients, and labels saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from sklearn.isotonic import IsotonicRegression
+
+__all__ = ["Comparison", "Interval", "LabelSaving", "compare", "holm", "label_saving", "percentile_interval"]
+
+Numbers = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A value with its interval; ``None`` where nothing is defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def percentile_interval(value: float | None, draws: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Percentile bootstrap interval (Efron 1979); draws that are NaN are left out.
+
+    Args:
+        value: the metric of the cases as they are.
+        draws: ``(R,)`` or, for the mean over seeds, ``(J, R)`` with the same resamples for each seed.
+        confidence: in (0, 1).
+
+    Example:
+        >>> percentile_interval(50.0, np.arange(101), confidence=0.5)
+        Interval(value=50.0, low=25.0, high=75.0)
+    """
+    found = np.atleast_2d(np.asarray(draws, np.float64)).mean(axis=0)
+    found = found[~np.isnan(found)]
+    if value is None or not found.size:
+        return Interval(value, None, None)
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, float(low), float(high))
+
+
+class Comparison(NamedTuple):
+    """How much one encoder is ahead of another.
+
+    Attributes:
+        difference: mean over seeds of first minus second.
+        low: of the 95 % interval of the paired bootstrap over seeds and patients.
+        high: of the same.
+        p: two-sided, of the t-test corrected for the patients that all seeds share.
+        p_bootstrap: two-sided, of the paired bootstrap.
+        p_nadeau_bengio: two-sided, of the corrected resampled t-test, ``None`` for a single seed.
+        degrees: of freedom of ``p``.
+        effect: difference over its standard deviation between seeds (Cohen's d for pairs), ``None`` where that is 0.
+        ahead: number of seeds in which the first is ahead.
+        seeds: number of seeds.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_bootstrap: float
+    p_nadeau_bengio: float | None
+    degrees: float
+    effect: float | None
+    ahead: int
+    seeds: int
+
+
+def compare(
+    first: ArrayLike,
+    second: ArrayLike,
+    first_draws: ArrayLike,
+    second_draws: ArrayLike,
+    test_share: float,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two encoders that were adapted with the same label draws and judged on the same patients.
+
+    The variance of the mean difference is what seeds add, ``s² / J``, and what the choice of patients adds to all
+    seeds at once, the mean covariance of the seeds' differences over the bootstrap samples: the model of Obuchowski
+    and Rockette (1995) with seeds as readers, and Hillis' degrees of freedom (2007, equation 11). A bootstrap over
+    both is given beside it, which is too narrow for few seeds, and Nadeau and Bengio's corrected resampled t (2003,
+    section 3), which takes patients to be drawn anew with each training set and is too wide here.
+
+    Args:
+        first: metric of one encoder for each seed, ``(J,)``.
+        second: of the other, with the same seeds.
+        first_draws: the same in bootstrap samples of the patients, ``(J, R)``.
+        second_draws: in the same samples.
+        test_share: test cases for each label, for Nadeau and Bengio's correction.
+        seed: of the bootstrap over seeds.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> draws = np.random.default_rng(0).normal(0, 0.01, (2, 3, 500))
+        >>> found = compare([0.9, 0.91, 0.92], [0.8, 0.82, 0.81], draws[0] + 0.91, draws[1] + 0.81, test_share=1.0)
+        >>> round(found.difference, 3), found.p < 0.05, found.ahead
+        (0.1, True, 3)
+    """
+    differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    draws = np.asarray(first_draws, np.float64) - np.asarray(second_draws, np.float64)
+    count = len(differences)
+    if differences.shape != draws.shape[:1] or draws.ndim != 2:
+        raise ValueError(f"draws must be ({count}, R), one row per seed, got {draws.shape}")
+    draws = draws[:, ~np.isnan(draws).any(axis=0)]
+    mean = float(differences.mean())
+    between = float(differences.var(ddof=1)) if count > 1 else 0.0
+    covariance = np.atleast_2d(np.cov(draws))
+    shared = float((covariance.sum() - np.trace(covariance)) / (count * (count - 1))) if count > 1 else None
+    patients = max(0.0, shared) if shared is not None else float(covariance[0, 0])
+    variance = between / count + patients
+    degrees = math.inf
+    if between > 0:
+        degrees = (between + count * patients) ** 2 / (between**2 / (count - 1))
+    rng = np.random.default_rng(seed)
+    picked = rng.integers(count, size=(count, draws.shape[1]))
+    # Around the observed mean: bootstrap samples of an AUROC are a little off it themselves.
+    both = draws[picked, np.arange(draws.shape[1])].mean(axis=0)
+    low, high = np.quantile(both, [0.025, 0.975])
+    corrected = None
+    if count > 1:
+        corrected = _two_sided(mean, (1 / count + test_share) * between, count - 1)
+    return Comparison(
+        difference=mean,
+        low=float(low),
+        high=float(high),
+        p=_two_sided(mean, variance, degrees),
+        p_bootstrap=min(1.0, 2 * (1 + min(int((both <= 0).sum()), int((both >= 0).sum()))) / (1 + len(both))),
+        p_nadeau_bengio=corrected,
+        degrees=degrees,
+        effect=mean / math.sqrt(between) if between > 0 else None,
+        ahead=int((differences > 0).sum()),
+        seeds=count,
+    )
+
+
+def _two_sided(mean: float, variance: float, degrees: float) -> float:
+    if variance <= 0:
+        return 1.0 if mean == 0 else 0.0
+    statistic = abs(mean) / math.sqrt(variance)
+    return float(2 * (stats.norm.sf(statistic) if math.isinf(degrees) else stats.t.sf(statistic, degrees)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number by Holm's step-down rule (1979), in the order given.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(values, kind="stable")
+    steps = np.asarray(values, np.float64)[order] * np.arange(len(values), 0, -1)
+    corrected = np.minimum(np.maximum.accumulate(steps), 1.0)
+    result = np.empty(len(values))
+    result[order] = corrected
+    return [float(value) for value in result]
+
+
+class LabelSaving(NamedTuple):
+    """How many times the labels the other encoder needs to be as good.
+
+    ``times`` is ``None`` where it is not as good with all of its labels; ``at_least`` is then how many times more it
+    was given in vain. ``low`` and ``high`` are of the 95 % interval, ``None`` beyond the labels that there were.
+    """
+
+    times: float | None
+    low: float | None
+    high: float | None
+    at_least: float
+
+
+def label_saving(labels: ArrayLike, curve: ArrayLike, target: ArrayLike, at: float) -> LabelSaving:
+    """Read off a learning curve with how many labels it reaches a target.
+
+    The curve is made to rise (isotonic regression) and joined by straight lines over the logarithm of the labels.
+
+    Args:
+        labels: numbers of labels of the curve's points ``(F,)``, rising.
+        curve: the other encoder's metric, ``(F,)`` for the value alone or ``(1 + R, F)``, the observed one first and
+            bootstrap samples after it.
+        target: what is to be reached, ``()`` or ``(1 + R,)``.
+        at: the number of labels with which the target was reached.
+
+    Example:
+        >>> label_saving([10, 100, 1000], [0.7, 0.8, 0.9], 0.85, at=10).times
+        31.6...
+    """
+    points = np.log(np.asarray(labels, np.float64))
+    curves = np.atleast_2d(np.asarray(curve, np.float64))
+    targets = np.atleast_1d(np.asarray(target, np.float64))
+    found = np.array([_needed(points, line, value) for line, value in zip(curves, targets, strict=True)]) - math.log(at)
+    draws = found[1:][~np.isnan(found[1:])]
+    low = high = None
+    if draws.size:
+        # Whole draws and no interpolation: some of them are infinite.
+        low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
+    return LabelSaving(_times(found[0]), _times(low), _times(high), float(np.exp(points[-1])) / at)
+
+
+def _times(log: float | None) -> float | None:
+    return None if log is None or not math.isfinite(log) else math.exp(log)
+
+
+def _needed(points: Numbers, values: Numbers, target: float) -> float:
+    """Logarithm of the labels with which a curve reaches a target; infinite where it does not, NaN where unknown."""
+    known = ~np.isnan(values)
+    if not known.any() or math.isnan(target):
+        return math.nan
+    x, rising = points[known], IsotonicRegression().fit_transform(points[known], values[known])
+    if rising[-1] < target:
+        return math.inf
+    after = int(np.argmax(rising >= target))
+    if after == 0:
+        return float(x[0])
+    share = (target - rising[after - 1]) / (rising[after] - rising[after - 1])
+    return float(x[after - 1] + share * (x[after] - x[after - 1]))

@@ -1,0 +1,1 @@
+"""Many runs, one answer: labelled archives, budgets of labels, and the label-efficiency curve."""

@@ -1,0 +1,113 @@
+"""Run many independent cells in processes: each is written when it is finished, and a crash costs one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from typing import Any, NamedTuple
+
+import torch
+from threadpoolctl import threadpool_limits
+
+__all__ = ["Outcome", "run_cells"]
+
+ATTEMPTS = 2
+"""Times that a cell may take its process down with it."""
+
+
+class Outcome(NamedTuple):
+    """How a cell ended: ``error`` is ``None``, or what went wrong in one line."""
+
+    cell: Any
+    error: str | None
+
+
+_work: Callable[[Any], None] | None = None
+
+
+def _start(make_work: Callable[[], Callable[[Any], None]], threads: int, numbers: Any) -> None:
+    global _work
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # A killed parent says nothing; without this its children would wait for work for ever.
+    threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    number = numbers.get()
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(number % torch.cuda.device_count())
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)  # of NumPy and scikit-learn, which would take every core in every process
+    _work = make_work()
+
+
+def _run(cell: Any) -> str | None:
+    assert _work is not None
+    return _attempt(_work, cell)
+
+
+def _attempt(work: Callable[[Any], None], cell: Any) -> str | None:
+    try:
+        work(cell)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(last.filename)}:{last.lineno}"
+        return " ".join(f"{type(error).__name__}: {error} ({where})".split())
+    return None
+
+
+def run_cells(make_work: Callable[[], Callable[[Any], None]], cells: Sequence[Any], jobs: int) -> Iterator[Outcome]:
+    """Work on each cell once.
+
+    Args:
+        make_work: picklable; called once in each process, returns what works on a cell and keeps its result.
+        cells: picklable.
+        jobs: processes; 1 works in this one.
+
+    Yields:
+        An :class:`Outcome` for each cell, in the order in which they end.
+    """
+    if jobs == 1 or len(cells) == 1:
+        work = make_work()
+        for cell in cells:
+            yield Outcome(cell, _attempt(work, cell))
+        return
+    waiting, crashes = list(cells), dict.fromkeys(cells, 0)
+    while waiting:
+        running: dict[Future[str | None], Any] = {}
+        with _pool(make_work, min(jobs, len(waiting))) as pool:
+            try:
+                while waiting or running:
+                    # No more than are worked on, so that a crash takes few with it.
+                    while waiting and len(running) < jobs:
+                        cell = waiting.pop(0)
+                        running[pool.submit(_run, cell)] = cell
+                    for done in wait(running, return_when=FIRST_COMPLETED).done:
+                        error = done.result()
+                        yield Outcome(running.pop(done), error)
+            except BrokenProcessPool:
+                for cell in running.values():
+                    crashes[cell] += 1
+                    if crashes[cell] < ATTEMPTS:
+                        waiting.append(cell)
+                    else:
+                        yield Outcome(cell, "its process died, perhaps for want of memory; fewer jobs= need less")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+                raise
+
+
+def _pool(make_work: Callable[[], Callable[[Any], None]], jobs: int) -> ProcessPoolExecutor:
+    # Not forked: threads of PyTorch do not survive that.
+    context = multiprocessing.get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(jobs):
+        numbers.put(number)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(make_work, threads, numbers))

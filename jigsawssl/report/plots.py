@@ -1,0 +1,156 @@
+"""Figures for report.html: SVG that takes the page's text colour, so that they read well in light, dark and print."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from .figures import COLOURS, LINES, Place
+
+__all__ = ["curve_svg", "judgement_svgs"]
+
+_INK = "#010203"  # stands for the page's text colour
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "jigsawssl",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor", "savefig.facecolor"), "none"),
+    "legend.edgecolor": "none",
+    "grid.color": "#888888",
+    "grid.alpha": 0.3,
+}
+
+
+def _svg(figure: Figure, description: str) -> str:
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    # Its size follows the page; the view box keeps its shape.
+    return re.sub(r'width="[^"]*pt" height="[^"]*pt"|height="[^"]*pt" width="[^"]*pt"', "", text, count=1).replace(
+        "<svg ", f'<svg role="img" aria-label="{label}" ', 1
+    )
+
+
+def _figure(width: float = 4.6, height: float = 3.6) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    axis.grid(linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _style(index: int) -> dict[str, Any]:
+    # Black would vanish on a dark page.
+    colours = [_INK if colour == "#000000" else colour for colour in COLOURS]
+    return {"color": colours[index % len(colours)], "linestyle": LINES[index // len(colours) % len(LINES)]}
+
+
+def _label(text: str) -> str:
+    return text.replace("$", r"\$")
+
+
+def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> str:
+    """Mean over seeds of a metric by number of labels, one line per encoder with its interval."""
+    with mpl.rc_context(_STYLE):
+        figure, axis = _figure(7.0, 4.2)
+        encoders = list(dict.fromkeys(row["encoder"] for row in table))
+        for index, encoder in enumerate(encoders):
+            rows = [row for row in table if row["encoder"] == encoder and metric in row["metrics"]]
+            labels = [row["labels"] for row in rows]
+            values = [row["metrics"][metric] for row in rows]
+            style = _style(index)
+            axis.plot(labels, [value["mean"] for value in values], marker="o", markersize=4, label=encoder, **style)
+            known = [(x, value) for x, value in zip(labels, values, strict=True) if value["low"] is not None]
+            axis.fill_between(
+                [x for x, _ in known],
+                [value["low"] for _, value in known],
+                [value["high"] for _, value in known],
+                color=style["color"],
+                alpha=0.15,
+                linewidth=0,
+            )
+        places = sorted({(row["labels"], row["fraction"]) for row in table})
+        axis.set_xscale("log")
+        ticks: dict[float, str] = {}
+        for labels_, fraction in places:  # encoders may differ by a label or two
+            ticks.setdefault(fraction, f"{labels_:.0f}\n{100 * fraction:.3g} %")
+        at = [next(x for x, f in places if f == fraction) for fraction in ticks]
+        axis.set_xticks(at, list(ticks.values()))
+        axis.minorticks_off()
+        axis.set(xlabel="labels (share of those that there are)", ylabel=name)
+        axis.legend(loc="lower right")
+        return _svg(figure, f"{name} by number of labels for {', '.join(encoders)}")
+
+
+def judgement_svgs(judged: Mapping[str, Any]) -> dict[str, str]:
+    """ROC, precision and recall, reliability, risk and coverage, and the decision curve, by title."""
+    with mpl.rc_context(_STYLE):
+        found = {}
+        if judged["curves"]:
+            found["ROC"] = _class_curves(judged, "roc", "1 - specificity", "sensitivity", "auroc", "lower right")
+            found["Precision and recall"] = _class_curves(
+                judged, "precision_recall", "recall (sensitivity)", "precision", "average_precision", "lower left"
+            )
+        found["Reliability"] = _reliability(judged["calibration"])
+        found["Leaving the least sure to a person"] = _risk(judged["risk_coverage"])
+        if judged.get("net_benefit"):
+            found["Net benefit"] = _benefit(judged["net_benefit"])
+        return found
+
+
+def _class_curves(judged: Mapping[str, Any], kind: str, horizontal: str, vertical: str, area: str, place: Place) -> str:
+    figure, axis = _figure()
+    if kind == "roc":
+        axis.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
+    for index, (name, curves) in enumerate(judged["curves"].items()):
+        value = judged["metrics"]["per_class"][name][area]
+        style = {**_style(index), "drawstyle": "steps-post" if kind == "precision_recall" else "default"}
+        axis.plot(curves[kind]["x"], curves[kind]["y"], label=f"{_label(name)} ({value:.3f})", **style)
+    axis.set(xlabel=horizontal, ylabel=vertical, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axis.legend(loc=place, fontsize=8)
+    return _svg(figure, f"{vertical} by {horizontal}")
+
+
+def _reliability(calibration: Mapping[str, Any]) -> str:
+    figure, axis = _figure()
+    axis.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
+    for index, (key, name) in enumerate((("before", "as it is"), ("after", "temperature"))):
+        points = calibration[key]["reliability"]
+        label = f"{name} (error {calibration[key]['calibration_error']:.3f})"
+        axis.plot(points["confidence"], points["accuracy"], marker="o", markersize=4, label=label, **_style(index))
+    axis.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(-0.02, 1.02))
+    axis.legend(loc="upper left", fontsize=8)
+    return _svg(figure, "Share of right answers by confidence")
+
+
+def _risk(points: Mapping[str, Any]) -> str:
+    figure, axis = _figure()
+    axis.plot(points["coverage"], points["risk"], **_style(0))
+    axis.set(xlabel="share of cases answered, most sure first", ylabel="share of wrong answers", xlim=(0, 1.02))
+    axis.set_ylim(bottom=0)
+    return _svg(figure, "Share of wrong answers by share of cases answered")
+
+
+def _benefit(points: Mapping[str, Any]) -> str:
+    figure, axis = _figure()
+    axis.plot(points["threshold"], points["model"], label="model", **_style(0))
+    axis.plot(points["threshold"], points["everybody"], label="everybody positive", **_style(1))
+    axis.axhline(0, color="#888888", linewidth=1, linestyle="--", label="nobody positive")
+    top = max(0.05, *points["model"], *points["everybody"])
+    axis.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1), ylim=(-0.3 * top, 1.1 * top))
+    axis.legend(fontsize=8)
+    return _svg(figure, "Net benefit by threshold probability")

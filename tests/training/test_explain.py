@@ -1,0 +1,78 @@
+"""Grad-CAM against its formula, written out, and the warnings on maps with known answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jigsawssl.models import Classifier, HierarchicalClassifier, create_encoder
+from jigsawssl.training.explain import border_share, explain, gradcam
+
+
+def small(backbone: str = "resnet18") -> Classifier:
+    torch.manual_seed(0)
+    options = {"channels": [16, 16, 32, 32]} if backbone == "resnet18" else {}
+    return Classifier(create_encoder(backbone, 1, 64, options=options), 3).eval()
+
+
+@pytest.mark.parametrize("tap", ["layer2", "layer4"])
+def test_it_is_the_published_formula(tap: str) -> None:
+    model = small()
+    images, classes = torch.rand(4, 1, 64, 64), torch.tensor([0, 1, 2, 1])
+    taps = model.encoder.taps(images)
+    # The forward pass from the tap on, with the tap itself as the leaf.
+    leaf = taps[tap].features.detach().requires_grad_()
+    deeper, value = {tap: leaf}, leaf
+    for name in model.encoder.tap_names[model.encoder.tap_names.index(tap) + 1 :]:
+        value = model.encoder.tap_module(name)(value)
+        deeper[name] = value
+    features = [deeper.get(name, taps[name].features).mean(dim=(2, 3)) for name in model.encoder.tap_names]
+    logits = model.head(torch.cat(features, dim=1))
+    gradient = torch.autograd.grad(logits[range(4), classes].sum(), leaf)[0]
+    expected = (gradient.mean(dim=(2, 3), keepdim=True) * leaf).sum(dim=1).relu().detach()
+    expected = torch.nn.functional.interpolate(expected[:, None], (64, 64), mode="bilinear")[:, 0]
+    expected = expected / expected.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    torch.testing.assert_close(gradcam(model, images, classes, tap), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "densenet121", "efficientnet_b0", "convnext_atto"])
+def test_every_kind_of_network_has_a_layer_for_each_tap(backbone: str) -> None:
+    model = small(backbone)
+    images = torch.rand(2, 1, 64, 64)
+    for tap in model.encoder.tap_names:
+        maps = gradcam(model, images, torch.tensor([0, 1]), tap)
+        assert maps.shape == (2, 64, 64) and bool((maps >= 0).all()) and float(maps.max()) <= 1
+
+
+def test_a_hierarchical_classifier_is_explained_too() -> None:
+    torch.manual_seed(0)
+    encoder = create_encoder("resnet18", 1, 64, options={"channels": [16, 16, 32, 32]})
+    found = explain(HierarchicalClassifier(encoder, 2).eval(), torch.rand(3, 1, 64, 64))
+    assert found.maps.shape == (3, 64, 64) and found.tap == "layer4"
+
+
+def test_explaining_changes_nothing() -> None:
+    model = small()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    found = explain(model, torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(1)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state) and not model.training
+    assert -1 <= found.sanity <= 1 and 0 <= found.border <= 1
+
+
+def test_the_sanity_check_sees_a_map_that_no_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.rand(3, 1, 64, 64)
+    assert explain(small(), images).sanity < 0.9
+    # A method that shows the image and not the network, such as an edge detector.
+    monkeypatch.setattr("jigsawssl.training.explain.gradcam", lambda model, pixels, classes, tap: pixels[:, 0])
+    assert explain(small(), images).sanity == pytest.approx(1.0)
+
+
+def test_the_border_is_counted_by_its_share() -> None:
+    maps = torch.zeros(3, 20, 20)
+    maps[0, 10, 10] = 1.0
+    maps[1, 0, 5] = 1.0
+    assert border_share(maps) == pytest.approx(0.5)  # one inside, one on the border, an empty one not counted
+    assert border_share(torch.zeros(2, 20, 20)) == 0.0
