@@ -25,6 +25,7 @@ from ..data.cache_writer import build_cache
 from ..data.guard import SeenImages, seen_images
 from ..data.loading import PixelDataset, channel_statistics, training_loader
 from ..data.table import printable
+from ..experiments.reporting import rebuild
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..report import write_csv, write_json
@@ -301,8 +302,9 @@ def run(config: PretrainConfig) -> Path:
         "metrics": metrics,
         "environment": environment(device),
     }
-    write_json(path / "report.json", report)
     _curves(path, metrics_file.rows)
+    write_json(path / "report.json", report)
+    rebuild(path)
     _summary(path, encoder, dataset, metrics, metrics_file.seconds)
     return path / "encoder.safetensors"
 
@@ -350,4 +352,4 @@ def _summary(path: Path, encoder: Encoder, dataset: PixelDataset, metrics: dict[
         print(f"{bad} unreadable images were left out; quarantine.csv lists them with the reason")
     print(f"encoder:  {path / 'encoder.safetensors'}")
     print(f"pictures: {path / 'views.png'}, {path / 'curves.png'}")
-    print(f"report:   {path / 'report.json'}")
+    print(f"report:   {path / 'report.html'}")

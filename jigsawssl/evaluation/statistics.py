@@ -49,10 +49,10 @@ class Comparison(NamedTuple):
 
     Attributes:
         difference: mean over seeds of first minus second.
-        low: of the 95 % interval of the paired bootstrap over seeds and patients.
+        low: of the 95 % interval that goes with ``p``.
         high: of the same.
         p: two-sided, of the t-test corrected for the patients that all seeds share.
-        p_bootstrap: two-sided, of the paired bootstrap.
+        p_bootstrap: two-sided, of the paired bootstrap over seeds and patients.
         p_nadeau_bengio: two-sided, of the corrected resampled t-test, ``None`` for a single seed.
         degrees: of freedom of ``p``.
         effect: difference over its standard deviation between seeds (Cohen's d for pairs), ``None`` where that is 0.
@@ -84,9 +84,10 @@ def compare(
 
     The variance of the mean difference is what seeds add, ``s² / J``, and what the choice of patients adds to all
     seeds at once, the mean covariance of the seeds' differences over the bootstrap samples: the model of Obuchowski
-    and Rockette (1995) with seeds as readers, and Hillis' degrees of freedom (2007, equation 11). A bootstrap over
-    both is given beside it, which is too narrow for few seeds, and Nadeau and Bengio's corrected resampled t (2003,
-    section 3), which takes patients to be drawn anew with each training set and is too wide here.
+    and Rockette (1995) with seeds as readers, and Hillis' degrees of freedom (2007, equation 11). Beside it stand a
+    bootstrap over both, which is too sure where few seeds differ much, and Nadeau and Bengio's corrected resampled t
+    (2003, section 3), which takes patients to be drawn anew with each training set and is never sure here
+    (``benchmarks/simulations.py``).
 
     Args:
         first: metric of one encoder for each seed, ``(J,)``.
@@ -122,16 +123,15 @@ def compare(
         degrees = (between + count * patients) ** 2 / (between**2 / (count - 1))
     rng = np.random.default_rng(seed)
     picked = rng.integers(count, size=(count, draws.shape[1]))
-    # Around the observed mean: bootstrap samples of an AUROC are a little off it themselves.
     both = draws[picked, np.arange(draws.shape[1])].mean(axis=0)
-    low, high = np.quantile(both, [0.025, 0.975])
+    margin = math.sqrt(variance) * float(stats.t.ppf(0.975, degrees) if degrees < math.inf else stats.norm.ppf(0.975))
     corrected = None
     if count > 1:
         corrected = _two_sided(mean, (1 / count + test_share) * between, count - 1)
     return Comparison(
         difference=mean,
-        low=float(low),
-        high=float(high),
+        low=mean - margin,
+        high=mean + margin,
         p=_two_sided(mean, variance, degrees),
         p_bootstrap=min(1.0, 2 * (1 + min(int((both <= 0).sum()), int((both >= 0).sum()))) / (1 + len(both))),
         p_nadeau_bengio=corrected,

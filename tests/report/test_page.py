@@ -27,8 +27,16 @@ def report(classes: list[str], folder: Path) -> dict:  # type: ignore[type-arg]
     judged = judge(predictions(len(classes)), classes)
     found = {
         "command": "finetune",
-        "config": {"data": "scans", "mode": "auto"},
-        "data": {"classes": classes},
+        "config": {
+            "data": "scans",
+            "mode": "auto",
+            "budget": "images",
+            "validation": "budget",
+            "class_weights": "balanced",
+            "subgroups": [],
+        },
+        "data": {"classes": classes, "test": {"images": 60, "groups": 30}, "test_split": "manifest"},
+        "encoder": {"reference": "encoder.safetensors"},
         "environment": {"jigsawssl": "0", "torch": "0", "device": "cpu"},
         "budget": {"labels": 40, "validation": "cross-validation"},
         "chosen": {"method": "linear"},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -138,7 +140,7 @@ def test_the_average_wins_unless_another_is_clearly_ahead(
         monkeypatch.setattr("jigsawssl.training.adapt.paired_auroc_difference", lambda *_, a=ahead: (a, 0.03))
         result = adapt(tiny_encoder(), "auto", two_classes, labels, 2, folds, every, [recipe], CPU)
         assert (result.chosen["method"] == "average of probe and full") == wins
-        judged = {name.split(" strength")[0] for name in result.validation["scores"]}
+        judged = {re.split(" strength| lr", name)[0] for name in result.validation["scores"]}
         assert judged == {"linear", "average of probe and full", "full from the probe"}
 
 
