@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -311,9 +310,3 @@ def _range(low: float | None, high: float | None) -> str:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-def missing_cells(cells: Sequence[Done], encoders: Sequence[str], fractions: Sequence[float], seeds: int) -> int:
-    """How many cells of a curve are not there."""
-    there = {(cell.encoder, cell.fraction, cell.seed) for cell in cells}
-    return sum(key not in there for key in itertools.product(encoders, fractions, range(seeds)))

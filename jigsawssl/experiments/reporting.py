@@ -12,7 +12,7 @@ from ..report import format_table, write_csv, write_json
 from ..report.page import write_page
 from ..types import UserError
 from .analysis import Done, analyse
-from .curve import load_cell
+from .curve import Cell, load_cell
 
 __all__ = ["LIMITS", "curve_report", "rebuild"]
 
@@ -48,14 +48,14 @@ def curve_report(folder: Path) -> dict[str, Any]:
     """
     task = json.loads((folder / "task.json").read_text())
     done, failed = [], {}
-    keys = [(e, f, s) for f in task["fractions"] for s in range(task["seeds"]) for e in task["encoders"]]
-    for encoder, fraction, seed in keys:
-        name = f"{encoder}-{fraction:g}-{seed}"
-        found = load_cell(folder / "cells" / name)
+    keys = [Cell(e, f, s) for f in task["fractions"] for s in range(task["seeds"]) for e in task["encoders"]]
+    for cell in keys:
+        found = load_cell(folder / "cells" / cell.name)
+        error = folder / "cells" / f"{cell.name}.error.txt"
         if found is not None:
-            done.append(Done(encoder, fraction, seed, *found))
-        elif (folder / "cells" / f"{name}.error.txt").is_file():
-            failed[name] = (folder / "cells" / f"{name}.error.txt").read_text().strip()
+            done.append(Done(*cell, *found))
+        elif error.is_file():
+            failed[cell.name] = error.read_text().strip()
     # Unreadable test images are the same for every cell.
     left_out = done[0].facts["test_left_out"] if done else []
     subgroups = {column: np.delete(np.array(values), left_out) for column, values in task["subgroups"].items()}

@@ -1,4 +1,4 @@
-"""Configuration: typed schemas hold every default; a YAML file and then ``key=value`` arguments override them."""
+"""From a YAML file and ``key=value`` arguments to a checked configuration, and back to text."""
 
 from __future__ import annotations
 
@@ -7,253 +7,25 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .types import FITS, UserError
+from ..types import FITS, UserError
+from .schemas import (
+    BenchConfig,
+    CurveConfig,
+    DemoConfig,
+    DoctorConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    ReportConfig,
+    SupervisedConfig,
+)
 
-__all__ = [
-    "BenchConfig",
-    "CurveConfig",
-    "DemoConfig",
-    "DoctorConfig",
-    "FinetuneConfig",
-    "PretrainConfig",
-    "ReportConfig",
-    "SupervisedConfig",
-    "describe_keys",
-    "load_config",
-    "to_yaml",
-    "without_folder",
-    "without_folders",
-]
-
-
-def _key(default: Any, meaning: str) -> Any:
-    """A configuration key with its one line of meaning for ``--help``."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"meaning": meaning})
-    return field(default=default, metadata={"meaning": meaning})
-
-
-def _group(kind: type) -> Any:
-    return field(default_factory=kind)
-
-
-@dataclass
-class BatchConfig:
-    size: int = _key(256, "images in a batch")
-    workers: int | None = _key(None, "threads that decode images; null: one for each processor core")
-
-
-@dataclass
-class FinetuneBatchConfig:
-    size: int = _key(32, "labelled images in a batch; fewer where the budget is small")
-
-
-@dataclass
-class ReadingConfig:
-    fit: str = _key("pad", "how images become squares: pad (whole, on black), crop (central square) or squash")
-    window: str = _key(
-        "file",
-        "more than 8 bits: file (the DICOM's window, else percentiles), percentiles, or for CT lung, mediastinum, "
-        "abdomen, brain, bone",
-    )
-    frames: str = _key("all", "of files with several frames: all, middle or every_N, such as every_5")
-
-
-@dataclass
-class ViewsConfig:
-    size: int = _key(224, "side of the square views in pixels")
-    grids: list[int] = _key(
-        [16, 8, 4],
-        "tiles along each side for each tap, finest first; 1 leaves in order; [] is plain Barlow Twins",
-    )
-    share: float = _key(1.0, "share of each batch that is shuffled; 0.5 halves the cost of the jigsaw steps")
-    preset: str = _key("strong", "strong (crop, flip, jitter, blur) or paper (as published)")
-
-
-@dataclass
-class FinetuneViewsConfig:
-    size: int | None = _key(None, "side of the images in pixels; null: the encoder's")
-    grids: list[int] = _key([8, 4, 2], "tiles along each side of the three jigsaw steps, in mode progressive")
-    preset: str = _key("mild", "mild (crop .6-1, flip, jitter) or strong")
-
-
-@dataclass
-class BlockConfig:
-    variant: str = _key("light", "light (1x1 convolution, average pooling, projector) or paper (two convolutions, max)")
-    width: int = _key(256, "channels inside a branch")
-    projection: int = _key(512, "width of the projections")
-
-
-@dataclass
-class LossConfig:
-    weights: list[float] = _key([1.0, 1.0, 1.0, 2.0], "weights of the three taps and of their concatenation")
-    off_diagonal: float = _key(5e-3, "lambda of Barlow Twins' redundancy term")
-
-
-@dataclass
-class OptimizerConfig:
-    name: str = _key("adamw", "adamw, sgd or lars")
-    lr: float | None = _key(None, "learning rate at the top of the schedule; null: adamw 2e-3, sgd 2e-3, lars 0.2")
-    weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
-    encoder_scale: float = _key(1.0, "the encoder's learning rate as a multiple of lr (0.1 as published)")
-    warmup: float = _key(0.1, "share of the run in which the rate rises")
-
-
-@dataclass
-class FinetuneOptimizerConfig:
-    name: str = _key("adamw", "adamw, sgd or lars")
-    lr: list[float] = _key([5e-4], "encoder's rate, or several among which validation chooses")
-    weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
-    head_scale: float = _key(10.0, "the classifier's learning rate as a multiple of lr")
-
-
-@dataclass
-class CurveOptimizerConfig(FinetuneOptimizerConfig):
-    lr: list[float] = _key([2.5e-4, 1e-3], "encoder's rates among which validation chooses, the same for all encoders")
-
-
-@dataclass
-class TrainerConfig:
-    max_epochs: int = _key(100, "passes over the archive")
-    accelerator: str = _key("auto", "auto, cpu, gpu or mps")
-    devices: int = _key(1, "number of devices; more than one trains data-parallel with synchronised batch norm")
-
-
-@dataclass
-class FinetuneTrainerConfig:
-    max_epochs: int | None = _key(None, "most passes over the labelled images; null: 30, or more for 150 updates")
-    accelerator: str = _key("auto", "auto, cpu, gpu or mps")
-
-
-@dataclass
-class PretrainConfig:
-    """Keys of ``pretrain``."""
-
-    data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
-    out: str = _key("", "folder of this run (required)")
-    config: str | None = _key(None, "YAML file of keys; the command line wins over it")
-    manifest: str | None = _key(None, "CSV with path[,label,split,group], or folders; labels are not read here")
-    split: str | None = _key(
-        None, "rows to train on; null: train where the archive has splits, else all; all: all rows"
-    )
-    seed: int = _key(0, "seed of weights, views and order")
-    resume: bool = _key(False, "go on from checkpoints/last.ckpt in out")
-    overwrite: bool = _key(False, "replace an earlier run in out")
-    precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 or 32")
-    schedule: str = _key("joint", "joint (one update a batch) or progressive (four, as published)")
-    backbone: str = _key("resnet18", "name of a timm model with stages")
-    backbone_options: dict[str, Any] = _key({}, "numbers for the timm model, such as {channels: [32, 64, 128, 256]}")
-    stem_stride: int | None = _key(None, "1, 2 or 4; null: 1 up to 32 px, 2 up to 64 px, else 4")
-    encoder: str | None = _key(None, "start from weights: an encoder.safetensors, or timm:BACKBONE; null: fresh")
-    cache: str | None = _key(None, "folder for decoded images, shared by runs; null: OUT/cache; off: decode each time")
-    layout: str | None = _key(None, "public set that data is, as downloaded; see README")
-    max_bad_fraction: float = _key(0.1, "share of unreadable images above which the run stops")
-    reading: ReadingConfig = _group(ReadingConfig)
-    batch: BatchConfig = _group(BatchConfig)
-    views: ViewsConfig = _group(ViewsConfig)
-    block: BlockConfig = _group(BlockConfig)
-    loss: LossConfig = _group(LossConfig)
-    optimizer: OptimizerConfig = _group(OptimizerConfig)
-    trainer: TrainerConfig = _group(TrainerConfig)
-
-
-@dataclass
-class SupervisedConfig:
-    """What every command on labelled images shares."""
-
-    data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
-    manifest: str | None = _key(None, "CSV with path,label[,split,group], or folders; npz and demo bring their own")
-    out: str = _key("", "folder of this run (required)")
-    config: str | None = _key(None, "YAML file of keys; the command line wins over it")
-    mode: str = _key("auto", "auto (probe, full from it, or between), full, linear, knn or progressive")
-    budget: str = _key("images", "what a fraction counts: images, or groups where a group is copies of one specimen")
-    validation: str = _key(
-        "budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)"
-    )
-    split: str = _key("train", "rows that the fraction is taken from")
-    resume: bool = _key(False, "go on with what is in out; a finished run is left as it is")
-    overwrite: bool = _key(False, "replace an earlier run in out")
-    precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 or 32")
-    layout: str | None = _key(None, "public set that data is, as downloaded; see README")
-    allow_overlap: bool = _key(False, "go on where pretraining has seen images or groups of validation or test")
-    class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
-    dropout: float = _key(0.0, "share of the features left out in training; above 0 adds Monte-Carlo dropout")
-    ordered: bool = _key(False, "the classes are grades: quadratic kappa")
-    sensitivity: float = _key(0.95, "that the operating point of two classes must reach on validation")
-    coverage: float = _key(0.9, "that conformal sets promise")
-    subgroups: list[str] = _key([], "columns of the manifest by which the test result is broken down, such as [site]")
-    views: FinetuneViewsConfig = _group(FinetuneViewsConfig)
-    batch: FinetuneBatchConfig = _group(FinetuneBatchConfig)
-    optimizer: FinetuneOptimizerConfig = _group(FinetuneOptimizerConfig)
-    trainer: FinetuneTrainerConfig = _group(FinetuneTrainerConfig)
-
-
-@dataclass
-class FinetuneConfig(SupervisedConfig):
-    """Keys of ``finetune``."""
-
-    encoder: str = _key("", "encoder.safetensors, random:FILE, random:BACKBONE or timm:BACKBONE (required)")
-    fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
-    subset: str | None = _key(None, "CSV with the paths whose labels may be used, such as one of a curve's subsets/")
-    seed: int = _key(0, "seed of the label draw, weights and order")
-
-
-@dataclass
-class CurveConfig(SupervisedConfig):
-    """Keys of ``curve``."""
-
-    encoders: dict[str, str] = _key(
-        {}, "name: encoder for each, as finetune takes them; the first is compared (required)"
-    )
-    fractions: list[float] = _key([0.01, 0.03, 0.1, 0.3, 1.0], "shares of the training labels")
-    seeds: int = _key(5, "draws of the labels for each share")
-    subsets: str | None = _key(
-        None, "subsets/ of another curve, to use the same labels; null: drawn and written to out"
-    )
-    jobs: int | None = _key(None, "processes; null: one for each core or GPU, at most 8")
-    optimizer: CurveOptimizerConfig = _group(CurveOptimizerConfig)
-
-
-@dataclass
-class DoctorConfig:
-    """Keys of ``doctor``."""
-
-    data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
-    out: str | None = _key(None, "folder for doctor.json, table.parquet and contact sheets; null: text only")
-    manifest: str | None = _key(None, "CSV with path[,label,split,group], or folders")
-    layout: str | None = _key(None, "public set that data is, as downloaded; see README")
-    reading: ReadingConfig = _group(ReadingConfig)
-
-
-@dataclass
-class BenchConfig(PretrainConfig):
-    """Keys of ``bench``: those of the run that is judged."""
-
-    out: str = _key("-", "not used: nothing is written")
-    rounds: int = _key(5, "steps that are timed")
-
-
-@dataclass
-class ReportConfig:
-    """Keys of ``report``."""
-
-    run: str = _key("", "folder of a run or curve whose report.html is to be made anew (required)")
-
-
-@dataclass
-class DemoConfig:
-    """Keys of ``demo``."""
-
-    out: str = _key("runs/demo", "folder of the demo's runs")
-    seed: int = _key(0, "seed of everything")
-
+__all__ = ["describe_keys", "load_config", "to_yaml", "without_folder", "without_folders"]
 
 Config = TypeVar(
     "Config", PretrainConfig, FinetuneConfig, CurveConfig, DoctorConfig, DemoConfig, BenchConfig, ReportConfig
