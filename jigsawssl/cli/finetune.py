@@ -106,7 +106,7 @@ def run(config: FinetuneConfig) -> None:
     if adaptation.model is not None:
         save_classifier(path / "model.safetensors", adaptation.model, archive.classes, provenance)
         judgement["explanations"] = save_gallery(
-            path / "explanations.png",
+            path / "explanations.jpg",
             adaptation.model,
             test,
             predictions.probabilities,

@@ -141,7 +141,7 @@ class _Worker:
         }
         if cell.seed == 0 and adaptation.model is not None and cell.fraction in self.explained:
             facts["explanations"] = save_gallery(
-                plan.out / f"{cell.name}.png",
+                plan.out / f"{cell.name}.jpg",
                 adaptation.model,
                 dataset.subset(tested),
                 predictions.probabilities,

@@ -32,7 +32,7 @@ def save_gallery(
     """Draw Grad-CAM of some right and some wrong predictions, drawn by lot.
 
     Args:
-        path: PNG to write.
+        path: JPEG to write.
         model: that made them.
         dataset: the test images.
         probabilities: float ``(N, K)`` in their order.

@@ -107,12 +107,12 @@ def save_explanations(parts: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]],
 
     Args:
         parts: heading → images float ``(B, C, H, W)`` in [0, 1], maps float ``(B, H, W)`` in [0, 1] and B captions.
-        path: PNG to write, atomically.
+        path: JPEG to write, atomically.
 
     Example:
         >>> import tempfile
         >>> part = (torch.rand(2, 1, 8, 8), torch.rand(2, 8, 8), ["a → a", "b → b"])
-        >>> save_explanations({"right": part}, os.path.join(tempfile.mkdtemp(), "explanations.png"))
+        >>> save_explanations({"right": part}, os.path.join(tempfile.mkdtemp(), "explanations.jpg"))
     """
     columns = max(len(captions) for _, _, captions in parts.values())
     figure = _figure(max(1.3 * columns, 3.0), 3.0 * len(parts), space=0.02)
@@ -130,7 +130,7 @@ def save_explanations(parts: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]],
             mapped.imshow(maps[index].cpu().numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.5)
             plain.set_title(caption if len(caption) <= 22 else f"{caption[:21]}…", fontsize=6, parse_math=False)
         grid[2 * part, 0].set_ylabel(heading, fontsize=9)
-    _save(figure, path, dpi=90)  # it goes into a page, and a page may hold several
+    _save(figure, path, "jpeg")  # it goes into a page, and a page may hold several
 
 
 def save_confusion_matrix(
@@ -324,8 +324,8 @@ def _figure(width: float, height: float, title: str = "", space: float = 0.1) ->
     return figure
 
 
-def _save(figure: Figure, path: str | os.PathLike[str], dpi: int = 130) -> None:
+def _save(figure: Figure, path: str | os.PathLike[str], kind: Literal["png", "jpeg"] = "png") -> None:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    figure.savefig(buffer, format=kind, dpi=130)
     write_bytes(path, buffer.getvalue())

@@ -74,9 +74,10 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
 def _embedded(folder: Path, name: str) -> str:
     """A picture of the folder as an address that needs no file; names come from a file that others may have written."""
     file = (folder / name).resolve()
-    if file.suffix != ".png" or folder.resolve() not in file.parents or not file.is_file():
+    kind = {".png": "png", ".jpg": "jpeg"}.get(file.suffix)
+    if kind is None or folder.resolve() not in file.parents or not file.is_file():
         return ""
-    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _number(value: Any, digits: int = 3) -> str:

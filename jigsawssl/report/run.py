@@ -27,7 +27,7 @@ _WRITTEN_HERE = frozenset(
         "confusion.png",
         "curves.png",
         "encoder.safetensors",
-        "explanations.png",
+        "explanations.jpg",
         "metrics.csv",
         "model.safetensors",
         "predictions.csv",
