@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
         # Files of version 0.1.0 say nothing of how images became squares: they were squashed.
         values = {"fit": "squash", **header["encoder"]}
         values["mean"], values["std"] = tuple(map(float, values["mean"])), tuple(map(float, values["std"]))
+        values["attention_stages"] = tuple(map(int, values.get("attention_stages", (4,))))
         spec = EncoderSpec(**values)
         whole = all(type(number) is int and number > 0 for number in (spec.size, spec.stem_stride, spec.in_channels))
         lengths = {len(spec.mean), len(spec.std)}
@@ -277,7 +278,13 @@ def _timm_encoder(backbone: str, file: Path | None, in_channels: int, size: int)
     return encoder.eval()
 
 
-def resolve_encoder(reference: str, in_channels: int, size: int | None = None) -> tuple[Encoder, bool]:
+def resolve_encoder(
+    reference: str,
+    in_channels: int,
+    size: int | None = None,
+    attention: str | None = None,
+    attention_stages: Sequence[int] = (4,),
+) -> tuple[Encoder, bool]:
     """The encoder that a user names, and whether its weights were trained.
 
     Args:
@@ -285,6 +292,9 @@ def resolve_encoder(reference: str, in_channels: int, size: int | None = None) -
             ``random:BACKBONE``; ``timm:BACKBONE`` (from the local cache) or ``timm:BACKBONE:FILE``.
         in_channels: channels of the archive, for ``random:BACKBONE`` and ``timm:``.
         size: side of the images in pixels; default: that of a file of ours, else 224.
+        attention: what to add, see :class:`jigsawssl.models.EncoderSpec`; it begins as the identity. Default: what a
+            file of ours has.
+        attention_stages: where.
 
     Returns:
         ``(encoder, trained)``; fresh weights come from torch's global generator.
@@ -298,23 +308,39 @@ def resolve_encoder(reference: str, in_channels: int, size: int | None = None) -
         (1, False)
     """
     kind, _, rest = reference.partition(":")
+    attended = (attention, attention_stages)
     if kind == "random" and rest:
         if Path(rest).is_file():
-            return _for_size(Encoder(_spec(Path(rest), read_header(rest))), size), False
+            return _adjusted(Encoder(_spec(Path(rest), read_header(rest))), size, *attended), False
         if "/" in rest or rest.endswith(".safetensors"):
             raise UserError(f"`encoder` ({reference}) must name a file or a timm model; nothing is at {rest}")
-        return create_encoder(rest, in_channels, size or 224), False
+        return _adjusted(create_encoder(rest, in_channels, size or 224), None, *attended), False
     if kind == "timm" and rest:
         backbone, _, file = rest.partition(":")
-        return _timm_encoder(backbone, Path(file) if file else None, in_channels, size or 224), True
-    return _for_size(load_encoder(reference), size), True
+        encoder = _timm_encoder(backbone, Path(file) if file else None, in_channels, size or 224)
+        return _adjusted(encoder, None, *attended), True
+    return _adjusted(load_encoder(reference), size, *attended), True
 
 
-def _for_size(encoder: Encoder, size: int | None) -> Encoder:
-    """The same weights for another image size."""
-    if size is None or size == encoder.spec.size:
+def _adjusted(encoder: Encoder, size: int | None, attention: str | None, stages: Sequence[int]) -> Encoder:
+    """The same weights for another image size, or with attention that has still to learn."""
+    spec = encoder.spec
+    wanted = dataclasses.replace(spec, size=size or spec.size)
+    if attention is not None:
+        wanted = dataclasses.replace(wanted, attention=attention, attention_stages=tuple(stages))
+    if wanted == spec:
         return encoder
-    changed = Encoder(dataclasses.replace(encoder.spec, size=size))
-    changed.load_state_dict(encoder.state_dict())
+    changed = Encoder(wanted)
+    known = encoder.state_dict()
+    if spec.attention != wanted.attention or spec.attention_stages != wanted.attention_stages:
+        known = {name: value for name, value in known.items() if not name.startswith("attention.")}
+        known |= {name: value for name, value in changed.state_dict().items() if name.startswith("attention.")}
+    try:
+        changed.load_state_dict(known)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"`views.size` ({wanted.size}) must suit the encoder, built for {spec.size}; {reason}; leave it out"
+        ) from None
     try_size(changed)
-    return changed.train(encoder.training)
+    return changed.to(memory_format=torch.channels_last).train(encoder.training)  # type: ignore[call-overload, no-any-return]

@@ -152,6 +152,8 @@ def test_the_header_says_what_the_encoder_is_and_where_it_comes_from(file: Path)
             "mean": [0.3],
             "std": [0.2],
             "options": OPTIONS,
+            "attention": "none",
+            "attention_stages": [4],
         },
         "taps": [
             {"name": "layer2", "channels": 16, "reduction": 4},

@@ -74,6 +74,8 @@ def run(config: CurveConfig) -> int:
         config.validation,
         dict(config.encoders),
         config.views.size,
+        config.attention,
+        tuple(config.attention_stages),
         channels,
         config.mode,
         tuple(recipes_of(config, device, seed=0)),
@@ -90,7 +92,9 @@ def run(config: CurveConfig) -> int:
 
 def _encoder_facts(config: CurveConfig, name: str, channels: int, labelled: Labelled) -> dict[str, Any]:
     reference = config.encoders[name]
-    encoder, trained = resolve_encoder(reference, channels, config.views.size)
+    encoder, trained = resolve_encoder(
+        reference, channels, config.views.size, config.attention, config.attention_stages
+    )
     mode = check_encoder(config, reference, trained, encoder.spec)
     judged = np.concatenate([labelled.validation, labelled.test])
     return {

@@ -72,7 +72,8 @@ def _starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
     for key, value in fixed.items():
         if value != getattr(defaults, key):
             raise UserError(f"`{key}` ({value}) must be left out beside `encoder` ({config.encoder}), which decides it")
-    encoder = resolve_encoder(config.encoder, channels, config.views.size)[0]
+    attention = (config.attention, config.attention_stages)
+    encoder = resolve_encoder(config.encoder, channels, config.views.size, *attention)[0]
     encoder.spec = replace(encoder.spec, fit=config.reading.fit, window=config.reading.window)
     return encoder
 
@@ -89,6 +90,8 @@ def fresh_encoder(config: PretrainConfig, channels: int, mean: tuple[float, ...]
         config.backbone_options,
         config.reading.fit,
         config.reading.window,
+        config.attention or "none",
+        tuple(config.attention_stages),
     )
 
 
@@ -247,6 +250,11 @@ def run(config: PretrainConfig) -> Path:
         _write_seen(config, path, seen_images(archive, cache, progress=True), resumed)
     pl.seed_everything(config.seed, verbose=False)
     encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
+    if encoder.one_resolution and config.views.grids and first_process:
+        print(
+            f"warning: {encoder.spec.backbone} tells positions apart by embeddings, which shuffled tiles contradict, "
+            "and its stages have one resolution; choose a convolutional backbone, or views.grids=[]"
+        )
     module = build_module(config, encoder)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = training_loader(dataset, config.batch.size, drop_last=True, seed=config.seed)

@@ -40,6 +40,7 @@ _CHOICES = {
     "mode": ("auto", "full", "linear", "knn", "progressive"),
     "validation": ("budget", "split"),
     "budget": ("images", "groups"),
+    "attention": (None, "none", "se", "eca", "cbam", "ga", "la", "ela"),
     "class_weights": ("balanced", "none"),
     "reading.fit": FITS,
     "reading.window": ("file", "percentiles", "lung", "mediastinum", "abdomen", "brain", "bone"),
@@ -188,7 +189,7 @@ def _check(config: DictConfig, schema: type) -> None:
         if key in required and not value:
             raise UserError(f"`{key}` is required and was not given; add {key}=…, `--help` says what it takes")
         if key in _CHOICES and value not in _CHOICES[key]:
-            raise UserError(f"`{key}` ({value}) must be one of {', '.join(_CHOICES[key])}")
+            raise UserError(f"`{key}` ({value}) must be one of {', '.join(filter(None, _CHOICES[key]))}")
         if key == "seed" and value >= 2**32:
             raise UserError(f"`seed` ({value}) must be less than 2^32 (4294967296); choose a smaller one")
         if key in _LEAST and value is not None and not value >= _LEAST[key]:

@@ -135,6 +135,10 @@ class PretrainConfig:
     backbone: str = _key("resnet18", "name of a timm model with stages")
     backbone_options: dict[str, Any] = _key({}, "numbers for the timm model, such as {channels: [32, 64, 128, 256]}")
     stem_stride: int | None = _key(None, "1, 2 or 4; null: 1 up to 32 px, 2 up to 64 px, else 4")
+    attention: str | None = _key(
+        None, "se, eca, cbam, ga (global), la (local) or ela (embedded local); null: none, or what encoder has"
+    )
+    attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
     encoder: str | None = _key(None, "start from weights: an encoder.safetensors, or timm:BACKBONE; null: fresh")
     cache: str | None = _key(None, "folder for decoded images, shared by runs; null: OUT/cache; off: decode each time")
     layout: str | None = _key(None, "public set that data is, as downloaded; see README")
@@ -168,6 +172,8 @@ class SupervisedConfig:
     layout: str | None = _key(None, "public set that data is, as downloaded; see README")
     allow_overlap: bool = _key(False, "go on where pretraining has seen images or groups of validation or test")
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
+    attention: str | None = _key(None, "attention to add, as in pretrain; it begins as the identity; null: what it has")
+    attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
     dropout: float = _key(0.0, "share of the features left out in training; above 0 adds Monte-Carlo dropout")
     ordered: bool = _key(False, "the classes are grades: quadratic kappa")
     sensitivity: float = _key(0.95, "that the operating point of two classes must reach on validation")

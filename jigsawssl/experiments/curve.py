@@ -54,6 +54,7 @@ class Plan(NamedTuple):
             :func:`jigsawssl.experiments.labelled.open_labelled`.
         encoders: name → reference.
         size: side of the images, or ``None`` for each encoder's own.
+        attention: to add to every encoder, with ``attention_stages``.
         channels: of the archive.
         mode: as in :func:`jigsawssl.training.adapt.adapt`.
         recipes: the same for all encoders; each cell sets its seed.
@@ -68,6 +69,8 @@ class Plan(NamedTuple):
     validation: str
     encoders: dict[str, str]
     size: int | None
+    attention: str | None
+    attention_stages: tuple[int, ...]
     channels: int
     mode: str
     recipes: tuple[Recipe, ...]
@@ -157,7 +160,10 @@ class _Worker:
         seed = cell.seed if reference.startswith("random:") else -1
         key = (cell.encoder, seed)
         if key not in self._banks:
-            encoder, trained = resolve_encoder(reference, self.plan.channels, self.plan.size)
+            plan = self.plan
+            encoder, trained = resolve_encoder(
+                reference, plan.channels, plan.size, plan.attention, plan.attention_stages
+            )
             self._banks[key] = FeatureBank(encoder, self.device, self.autocast), trained
         return self._banks[key]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..functional import to_unit_range
 from ..types import FITS, Tap, Taps, UserError
+from .attention import ATTENTIONS, StageAttention
 
 __all__ = ["Encoder", "EncoderSpec", "create_encoder"]
 
@@ -37,6 +38,9 @@ class EncoderSpec:
         fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
         window: how files of more than 8 bits were mapped to display values, see
             :func:`jigsawssl.data.readers.read`.
+        attention: one of :data:`jigsawssl.models.attention.ATTENTIONS`.
+        attention_stages: where; stage k is the one whose features are 2^(k+1) times smaller than the image in the
+            network as published: 1 to 4 for most.
     """
 
     backbone: str
@@ -48,6 +52,8 @@ class EncoderSpec:
     options: dict[str, Any] = field(default_factory=dict)
     fit: str = "pad"
     window: str = "file"
+    attention: str = "none"
+    attention_stages: tuple[int, ...] = (4,)
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +90,8 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
     options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in spec.options.items()
     }
+    if _has_fixed_size(spec.backbone):
+        options = {"img_size": spec.size, **options}
     try:
         return timm.create_model(
             spec.backbone, pretrained=False, in_chans=spec.in_channels, num_classes=0, global_pool="", **options
@@ -91,6 +99,15 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
     except (TypeError, RuntimeError, AttributeError, ValueError, AssertionError) as error:
         given = f" with `backbone_options` {spec.options}" if spec.options else ""
         raise UserError(f"`backbone` ({spec.backbone}) cannot be built{given}; {error}") from None
+
+
+def _has_fixed_size(backbone: str) -> bool:
+    """Whether a network is built for one image size, as transformers with position embeddings are."""
+    try:
+        known = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    except RuntimeError:  # an unknown tag, which building it will name
+        return False
+    return known is not None and bool(known.fixed_input_size)
 
 
 def _shrink_stem(backbone: nn.Module, stem_stride: int, first_reduction: int) -> int:
@@ -151,13 +168,16 @@ class Encoder(nn.Module):
         stages = list(getattr(info, "info", info) or [])
         # The last module at each reduction is the end of a stage.
         ends = {stage["reduction"]: index for index, stage in enumerate(stages)}
+        self.one_resolution = len(ends) == 1 and len(stages) >= TAP_COUNT
+        if self.one_resolution:  # a plain transformer: a third, two thirds and all of its blocks
+            ends = {part: len(stages) * part // TAP_COUNT - 1 for part in range(1, TAP_COUNT + 1)}
         if len(ends) < TAP_COUNT or not hasattr(self.backbone, "forward_intermediates"):
             raise UserError(
                 f"`backbone` ({spec.backbone}) must have at least {TAP_COUNT} stages of falling resolution; "
                 "choose a convolutional network such as resnet50 or convnext_tiny"
             )
         indices = [index for _, index in sorted(ends.items())][-TAP_COUNT:]
-        divisor = _shrink_stem(self.backbone, spec.stem_stride, 4)
+        divisor = 1 if _has_fixed_size(spec.backbone) else _shrink_stem(self.backbone, spec.stem_stride, 4)
         names = [str(stages[index]["module"]).replace(".", "_") for index in indices]
         self._index = dict(zip(names, indices, strict=True))
         self._stage = {name: str(stages[index]["module"]) for name, index in self._index.items()}
@@ -169,6 +189,52 @@ class Encoder(nn.Module):
         self.backbone.prune_intermediate_layers(indices, prune_norm=behind, prune_head=True)  # type: ignore[operator]
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+        self.attention = nn.ModuleDict()
+        if spec.attention != "none":
+            places = {int(stage["reduction"]).bit_length() - 2: str(stage["module"]) for stage in stages}
+            self._add_attention({} if self.one_resolution else places)
+
+    def _add_attention(self, places: Mapping[int, str]) -> None:
+        spec = self.spec
+        if spec.attention not in ATTENTIONS:
+            raise UserError(f"`attention` ({spec.attention}) must be one of {', '.join(ATTENTIONS)}")
+        unknown = set(spec.attention_stages) - set(places)
+        if unknown or not spec.attention_stages:
+            raise UserError(
+                f"`attention_stages` ({list(spec.attention_stages)}) must be stages of {spec.backbone}; it has "
+                f"{', '.join(map(str, sorted(places))) or 'none that attention can be added to'}"
+            )
+        for stage in sorted(spec.attention_stages):
+            name = places[stage]
+            module = self.backbone.get_submodule(name if spec.attention != "ela" else self._last_convolution(name))
+            found = StageAttention(spec.attention, *self._output_shape(module))
+            self.attention[f"stage{stage}"] = found
+            # Weights keep the names that they have without attention, and published ones fit.
+            module.register_forward_hook(found.hook)
+
+    def _last_convolution(self, stage: str) -> str:
+        """The convolution that ends the last block of a stage, before its result joins the shortcut."""
+        last, inside = "", False
+        for name, module in self.backbone.named_modules():
+            if inside and not name.startswith(f"{stage}."):
+                break
+            inside = inside or name == stage
+            if isinstance(module, nn.Conv2d) and "downsample" not in name:
+                last = name
+        return last  # of the stage before, where a stage ends with a norm alone
+
+    @torch.no_grad()
+    def _output_shape(self, module: nn.Module) -> tuple[int, tuple[int, int]]:
+        shapes: list[torch.Size] = []
+        handle = module.register_forward_hook(lambda _, inputs, output: shapes.append(output.shape))
+        training = self.training
+        self.eval()
+        try:
+            self.taps(torch.zeros(1, self.spec.in_channels, self.spec.size, self.spec.size))
+        finally:
+            handle.remove()
+            self.train(training)
+        return shapes[0][1], (shapes[0][2], shapes[0][3])
 
     @property
     def tap_names(self) -> tuple[str, ...]:
@@ -264,6 +330,8 @@ def create_encoder(
     options: Mapping[str, Any] | None = None,
     fit: str = "pad",
     window: str = "file",
+    attention: str = "none",
+    attention_stages: tuple[int, ...] = (4,),
 ) -> Encoder:
     """Build an encoder with fresh weights.
 
@@ -277,6 +345,8 @@ def create_encoder(
         options: numbers or lists of numbers for the timm model.
         fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
         window: how files of more than 8 bits were mapped, for who reads such files later.
+        attention: ``none``, ``se``, ``eca``, ``cbam``, ``ga`` (global), ``la`` (local) or ``ela`` (embedded local).
+        attention_stages: where, see :class:`EncoderSpec`.
 
     Returns:
         :class:`Encoder` in training mode, weights from torch's global generator.
@@ -291,7 +361,19 @@ def create_encoder(
     """
     stride = automatic_stem_stride(size) if stem_stride is None else stem_stride
     encoder = Encoder(
-        EncoderSpec(backbone, in_channels, size, stride, tuple(mean), tuple(std), dict(options or {}), fit, window)
+        EncoderSpec(
+            backbone,
+            in_channels,
+            size,
+            stride,
+            tuple(mean),
+            tuple(std),
+            dict(options or {}),
+            fit,
+            window,
+            attention,
+            tuple(attention_stages),
+        )
     )
     try_size(encoder)
     return encoder

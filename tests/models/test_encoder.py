@@ -283,7 +283,10 @@ def test_images_of_another_type_or_shape_are_refused(images: Tensor) -> None:
     [
         ({"backbone": "resnet19"}, r"`backbone` \(resnet19\) must be the name of a timm model; near names: \w+"),
         ({"backbone": "zzz"}, r"`backbone` \(zzz\) must be the name of a timm model; try resnet18"),
-        ({"backbone": "vit_tiny_patch16_224"}, r"`backbone` \(vit_tiny_patch16_224\) must have at least 3 stages"),
+        (
+            {"backbone": "vit_tiny_patch16_224", "options": {"depth": 2}},
+            r"`backbone` \(vit_tiny_patch16_224\) must have at least 3 stages",
+        ),
         ({"in_channels": 2}, r"`in_channels` \(2\) must be 1 \(grey\) or 3 \(colour\)"),
         ({"stem_stride": 3}, r"`stem_stride` \(3\) must be 1, 2 or 4"),
         ({"options": {"pretrained": True}}, r"`backbone_options` \(pretrained=True\) must be numbers"),
