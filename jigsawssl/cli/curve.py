@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -57,9 +58,9 @@ def run(config: CurveConfig) -> int:
                 f"`fractions` ({fraction:g}) must leave two classes; draw {seed} ({len(rows)} labels) has one; raise it"
             )
     columns = subgroups_of(config, labelled, labelled.test)
-    task = _task(config, labelled, encoders, fractions, columns, device)
+    task = _task(config, labelled, encoders, fractions, subsets, columns, device)
     if config.resume:
-        _check_archive(path / "task.json", task["fingerprint"], config.data)
+        _check_unchanged(path / "task.json", task["fingerprints"])
     else:
         clear_run_folder(path)
     (path / "cells").mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def run(config: CurveConfig) -> int:
     print(f"\n{summary(report)}\n\nreport: {path / 'report.html'}  table: {path / 'table.csv'}")
     for cell, reason in report["failed"].items():
         print(f"failed: {cell}: {reason}")
-    return 1 if report["failed"] else 0
+    return 1 if report["missing"] else 0
 
 
 def _encoder_facts(config: CurveConfig, name: str, channels: int, labelled: Labelled) -> dict[str, Any]:
@@ -100,11 +101,20 @@ def _encoder_facts(config: CurveConfig, name: str, channels: int, labelled: Labe
     return {
         **provenance_of(reference, trained),
         "mode": mode,
+        "sha256": _digest(Path(reference.removeprefix("random:"))),
         "backbone": encoder.spec.backbone,
         "size": encoder.spec.size,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "leak_guard": check_overlap(reference, trained, labelled.archive, judged, config.allow_overlap),
+        # How many and not which: names of files may be those of patients.
+        "leak_guard": {
+            key: len(value) if isinstance(value, list) else value
+            for key, value in check_overlap(reference, trained, labelled.archive, judged, config.allow_overlap).items()
+        },
     }
+
+
+def _digest(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _subsets(
@@ -122,6 +132,7 @@ def _task(
     labelled: Labelled,
     encoders: Mapping[str, Any],
     fractions: list[float],
+    subsets: Mapping[tuple[float, int], NDArray[np.int64]],
     subgroups: Mapping[str, NDArray[np.str_]],
     device: torch.device,
 ) -> dict[str, Any]:
@@ -135,18 +146,35 @@ def _task(
         "seeds": config.seeds,
         "subgroups": subgroups,
         "environment": environment(device),
-        "fingerprint": archive.fingerprint(),
+        "fingerprints": {
+            "data": archive.fingerprint(),
+            "manifest": _fingerprint(sorted(map(repr, archive.samples))),
+            "subsets": _fingerprint([(*key, rows.tolist()) for key, rows in sorted(subsets.items())]),
+            "encoders": _fingerprint([(name, facts["sha256"]) for name, facts in sorted(encoders.items())]),
+        },
     }
 
 
-def _check_archive(file: Path, fingerprint: str, data: str) -> None:
-    """A curve may only go on with the images that it began with."""
-    before = json.loads(file.read_text())["fingerprint"] if file.is_file() else fingerprint
-    if before != fingerprint:
+def _fingerprint(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> None:
+    """A curve may only go on with the images, labels and weights that it began with."""
+    if not file.is_file():
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["fingerprints"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"`data` ({data}) must be the archive that the curve began with; files were added, removed or changed; "
-            "restore them, or choose another `out`"
-        )
+            f"`out` ({file.parent}) must hold a curve to resume; {file.name} is damaged; choose another"
+        ) from None
+    for name, value in fingerprints.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"`{name}` must be what the curve began with; files or rows were added, removed or changed; restore "
+                "them, or choose another `out`"
+            )
 
 
 def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
@@ -182,4 +210,6 @@ def _cost(plan: Plan, cell: Cell) -> float:
 
 
 def _jobs(device: torch.device) -> int:
-    return min(MOST_JOBS, torch.cuda.device_count() if device.type == "cuda" else (os.cpu_count() or 1))
+    if device.type == "cuda":
+        return min(MOST_JOBS, torch.cuda.device_count())
+    return min(MOST_JOBS, os.cpu_count() or 1) if device.type == "cpu" else 1

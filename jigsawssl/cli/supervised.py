@@ -20,6 +20,8 @@ from ..training.finetune import Recipe
 from ..training.optim import autocast_precision
 from ..types import UserError
 
+MOST_SUBGROUPS = 20
+
 __all__ = ["check_encoder", "data_facts", "provenance_of", "recipes_of", "subgroups_of"]
 
 
@@ -87,7 +89,16 @@ def subgroups_of(config: SupervisedConfig, labelled: Labelled, rows: NDArray[np.
         return {}
     found = manifest_columns(config.manifest, list(config.subgroups))
     paths = [labelled.archive.samples[row].path for row in rows.tolist()]
-    return {column: np.array([found.get(path, {}).get(column, "") for path in paths]) for column in config.subgroups}
+    result = {}
+    for column in config.subgroups:
+        values = np.array([found.get(path, {}).get(column, "") for path in paths])
+        if column in ("path", "group") or len(set(values.tolist())) > MOST_SUBGROUPS:
+            raise UserError(
+                f"`subgroups` ({column}) must have at most {MOST_SUBGROUPS} values, as age in bands, and name nobody; "
+                f"it has {len(set(values.tolist()))} in the test split; choose another column"
+            )
+        result[column] = values
+    return result
 
 
 def data_facts(labelled: Labelled) -> dict[str, Any]:

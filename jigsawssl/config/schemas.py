@@ -174,7 +174,7 @@ class SupervisedConfig:
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
     attention: str | None = _key(None, "attention to add, as in pretrain; it begins as the identity; null: what it has")
     attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
-    dropout: float = _key(0.0, "share of the features left out in training; above 0 adds Monte-Carlo dropout")
+    dropout: float = _key(0.0, "share of the features left out in training; above 0, finetune judges by it too")
     ordered: bool = _key(False, "the classes are grades: quadratic kappa")
     sensitivity: float = _key(0.95, "that the operating point of two classes must reach on validation")
     coverage: float = _key(0.9, "that conformal sets promise")

@@ -21,6 +21,11 @@ __all__ = ["Predictions", "judge"]
 DRAWS = 1000
 """Bootstrap samples behind an interval."""
 
+NO_GROUPS = (
+    "Each test image counts as a patient, as the manifest names none or one image of each; where that is wrong, the "
+    "intervals are too narrow."
+)
+
 POINTS = 200
 """Points of a curve that a report keeps at most."""
 
@@ -36,6 +41,7 @@ class Predictions(NamedTuple):
         groups: int64 ``(N,)``, the same number for cases of one patient.
         validation: float ``(M, K)``, by networks that were not trained on them; M may be 0.
         validation_labels: int64 ``(M,)``.
+        cases: int64 ``(N,)``, the number of each test case, the same for every model.
     """
 
     probabilities: NDArray[Any]
@@ -43,6 +49,14 @@ class Predictions(NamedTuple):
     groups: NDArray[np.int64]
     validation: NDArray[Any]
     validation_labels: NDArray[np.int64]
+    cases: NDArray[np.int64]
+
+    def only(self, cases: NDArray[np.int64]) -> Predictions:
+        """Those of some test cases, in the order of their numbers."""
+        at = np.flatnonzero(np.isin(self.cases, cases))
+        return self._replace(
+            probabilities=self.probabilities[at], labels=self.labels[at], groups=self.groups[at], cases=self.cases[at]
+        )
 
 
 def judge(
@@ -75,7 +89,8 @@ def judge(
         >>> labels = rng.integers(2, size=80)
         >>> positive = np.clip(0.3 + 0.4 * labels + rng.normal(0, 0.2, 80), 0.01, 0.99)
         >>> scores = np.stack([1 - positive, positive], 1)
-        >>> found = judge(Predictions(scores, labels, np.arange(80), scores, labels), ["well", "ill"])
+        >>> every = np.arange(80)
+        >>> found = judge(Predictions(scores, labels, every, scores, labels, every), ["well", "ill"])
         >>> found["intervals"]["auroc"][0] < found["metrics"]["auroc"] < found["intervals"]["auroc"][1]
         True
     """
@@ -83,14 +98,19 @@ def judge(
     weights = draw_weights(predictions.groups, DRAWS, seed=0)
     metrics = classification_metrics(scores, target, classes, ordered)
     notes = []
+    unit = "patients" if len(np.unique(predictions.groups)) < len(target) else "images"
+    if unit == "images":
+        notes.append(NO_GROUPS)
     for name in metrics["absent_classes"]:
         notes.append(f"No test image shows {name}: it has no recall and no AUROC, and no mean counts it.")
     result: dict[str, Any] = {
         "metrics": metrics,
         "intervals": _intervals(metrics, scores, target, classes, weights),
-        "patients": len(np.unique(predictions.groups)),
+        "unit": unit,
+        "units": len(np.unique(predictions.groups)),
         "curves": _curves(scores, target, classes),
         "risk_coverage": _risk_coverage(scores, target),
+        **dict.fromkeys(("conformal", "operating_point", "net_benefit", "disagreement")),
     }
     temperature = 1.0
     if len(predictions.validation_labels):
@@ -129,7 +149,10 @@ def _intervals(
     """Low and high of each metric that has a value; those of a class under ``per_class``."""
     draws = resampled_metrics(scores, target, classes, weights)
     found: dict[str, Any] = {
-        name: percentile_interval(metrics[name], draws[name])[1:] for name in draws if metrics.get(name) is not None
+        name: percentile_interval(metrics[name], draws[name])[1:]
+        for name in draws
+        # Samples with repeated cases look worse calibrated than the cases themselves: theirs would mislead.
+        if metrics.get(name) is not None and name != "calibration_error"
     }
     found["per_class"] = {
         name: {
@@ -246,7 +269,7 @@ def _subgroups(
             {
                 "value": str(value) or "unknown",
                 "images": int(inside.sum()),
-                "patients": len(np.unique(groups[inside])),
+                "units": len(np.unique(groups[inside])),
                 **{
                     name: {"value": metrics[name], "interval": intervals.get(name)}
                     for name in ("auroc", "balanced_accuracy", "accuracy", "calibration_error")

@@ -11,7 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
-__all__ = ["Comparison", "Interval", "LabelSaving", "compare", "holm", "label_saving", "percentile_interval"]
+__all__ = [
+    "Bound",
+    "Comparison",
+    "Interval",
+    "LabelSaving",
+    "compare",
+    "holm",
+    "joint_samples",
+    "label_saving",
+    "percentile_interval",
+]
 
 Numbers = NDArray[np.float64]
 
@@ -53,7 +63,7 @@ class Comparison(NamedTuple):
         high: of the same.
         p: two-sided, of the t-test corrected for the patients that all seeds share.
         p_bootstrap: two-sided, of the paired bootstrap over seeds and patients.
-        p_nadeau_bengio: two-sided, of the corrected resampled t-test, ``None`` for a single seed.
+        p_nadeau_bengio: two-sided, of the corrected resampled t-test, ``None`` where seeds do not differ.
         degrees: of freedom of ``p``.
         effect: difference over its standard deviation between seeds (Cohen's d for pairs), ``None`` where that is 0.
         ahead: number of seeds in which the first is ahead.
@@ -126,7 +136,7 @@ def compare(
     both = draws[picked, np.arange(draws.shape[1])].mean(axis=0)
     margin = math.sqrt(variance) * float(stats.t.ppf(0.975, degrees) if degrees < math.inf else stats.norm.ppf(0.975))
     corrected = None
-    if count > 1:
+    if between > 0:
         corrected = _two_sided(mean, (1 / count + test_share) * between, count - 1)
     return Comparison(
         difference=mean,
@@ -149,6 +159,36 @@ def _two_sided(mean: float, variance: float, degrees: float) -> float:
     return float(2 * (stats.norm.sf(statistic) if math.isinf(degrees) else stats.t.sf(statistic, degrees)))
 
 
+def joint_samples(values: ArrayLike, draws: ArrayLike, seed: int = 0) -> Numbers:
+    """Samples of several means over seeds at once, with what seeds and patients add to each and to all together.
+
+    The model of :func:`compare`: deviations between seeds by a t distribution with J - 1 degrees of freedom, and those
+    of the bootstrap samples of the patients around their own mean.
+
+    Args:
+        values: metric by seed, ``(J, M)``.
+        draws: the same in R bootstrap samples of the patients, ``(J, R, M)``.
+        seed: of the samples.
+
+    Returns:
+        float64 ``(1 + R, M)``, the observed means first.
+
+    Example:
+        >>> joint_samples([[0.8], [0.9]], np.full((2, 5, 1), 0.85)).shape
+        (6, 1)
+    """
+    known, resampled = np.asarray(values, np.float64), np.asarray(draws, np.float64)
+    (count, number), mean = resampled.shape[:2], known.mean(axis=0)
+    of_patients = resampled.mean(axis=0)
+    samples = mean + of_patients - np.nanmean(of_patients, axis=0)
+    if count > 1:
+        rng = np.random.default_rng(seed)
+        normal = rng.standard_normal((number, count)) / math.sqrt(count * (count - 1))
+        tails = np.sqrt((count - 1) / rng.chisquare(count - 1, (number, 1)))
+        samples = samples + (normal * tails) @ (known - mean)
+    return np.concatenate([mean[None], samples])
+
+
 def holm(values: Sequence[float]) -> list[float]:
     """P-values corrected for their number by Holm's step-down rule (1979), in the order given.
 
@@ -164,61 +204,66 @@ def holm(values: Sequence[float]) -> list[float]:
     return [float(value) for value in result]
 
 
+class Bound(NamedTuple):
+    """A ratio of labels; ``side`` is ``at most`` or ``more than`` where the curve ends before it could tell."""
+
+    value: float
+    side: str = ""
+
+
 class LabelSaving(NamedTuple):
-    """How many times the labels the other encoder needs to be as good.
+    """How many times the labels the other encoder needs to be as good, with its 95 % interval."""
 
-    ``times`` is ``None`` where it is not as good with all of its labels; ``at_least`` is then how many times more it
-    was given in vain. ``low`` and ``high`` are of the 95 % interval, ``None`` beyond the labels that there were.
-    """
-
-    times: float | None
-    low: float | None
-    high: float | None
-    at_least: float
+    times: Bound
+    low: Bound
+    high: Bound
 
 
-def label_saving(labels: ArrayLike, curve: ArrayLike, target: ArrayLike, at: float) -> LabelSaving:
+def label_saving(labels: ArrayLike, curve: ArrayLike, target: ArrayLike, at: float) -> LabelSaving | None:
     """Read off a learning curve with how many labels it reaches a target.
 
     The curve is made to rise (isotonic regression) and joined by straight lines over the logarithm of the labels.
 
     Args:
         labels: numbers of labels of the curve's points ``(F,)``, rising.
-        curve: the other encoder's metric, ``(F,)`` for the value alone or ``(1 + R, F)``, the observed one first and
-            bootstrap samples after it.
-        target: what is to be reached, ``()`` or ``(1 + R,)``.
+        curve: the other encoder's metric ``(1 + R, F)``, the observed one first and samples of it after that.
+        target: what is to be reached in each of them, ``(1 + R,)``.
         at: the number of labels with which the target was reached.
 
+    Returns:
+        :class:`LabelSaving`, or ``None`` where the curve or the target is not defined.
+
     Example:
-        >>> label_saving([10, 100, 1000], [0.7, 0.8, 0.9], 0.85, at=10).times
+        >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, [0.85, 0.85], at=10).times.value
         31.6...
+        >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, [0.6, 0.95], at=10).times.side
+        'at most'
     """
     points = np.log(np.asarray(labels, np.float64))
-    curves = np.atleast_2d(np.asarray(curve, np.float64))
-    targets = np.atleast_1d(np.asarray(target, np.float64))
-    found = np.array([_needed(points, line, value) for line, value in zip(curves, targets, strict=True)]) - math.log(at)
-    draws = found[1:][~np.isnan(found[1:])]
-    low = high = None
-    if draws.size:
-        # Whole draws and no interpolation: some of them are infinite.
-        low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
-    return LabelSaving(_times(found[0]), _times(low), _times(high), float(np.exp(points[-1])) / at)
+    curves, targets = np.asarray(curve, np.float64), np.asarray(target, np.float64)
+    known = ~(np.isnan(curves).any(axis=1) | np.isnan(targets))
+    if not known[0] or known.sum() < 2:
+        return None
+    found = np.array([_needed(points, line, value) for line, value in zip(curves[known], targets[known], strict=True)])
+    # Whole samples and no interpolation, as some are infinite.
+    low, high = np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")
 
+    def bound(log: float) -> Bound:
+        side = "at most" if log < points[0] else "more than" if log > points[-1] else ""
+        return Bound(float(np.exp(np.clip(log, points[0], points[-1]))) / at, side)
 
-def _times(log: float | None) -> float | None:
-    return None if log is None or not math.isfinite(log) else math.exp(log)
+    return LabelSaving(bound(found[0]), bound(low), bound(high))
 
 
 def _needed(points: Numbers, values: Numbers, target: float) -> float:
-    """Logarithm of the labels with which a curve reaches a target; infinite where it does not, NaN where unknown."""
-    known = ~np.isnan(values)
-    if not known.any() or math.isnan(target):
-        return math.nan
-    x, rising = points[known], IsotonicRegression().fit_transform(points[known], values[known])
+    """Logarithm of the labels with which a curve reaches a target; infinite beyond its ends."""
+    rising = IsotonicRegression().fit_transform(points, values)
+    if rising[0] > target:
+        return -math.inf
     if rising[-1] < target:
         return math.inf
     after = int(np.argmax(rising >= target))
     if after == 0:
-        return float(x[0])
+        return float(points[0])
     share = (target - rising[after - 1]) / (rising[after] - rising[after - 1])
-    return float(x[after - 1] + share * (x[after] - x[after - 1]))
+    return float(points[after - 1] + share * (points[after] - points[after - 1]))

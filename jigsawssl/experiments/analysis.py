@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..evaluation.judgement import DRAWS, Predictions, judge
+from ..evaluation.judgement import DRAWS, NO_GROUPS, Predictions, judge
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.resampling import draw_weights, resampled_metrics
-from ..evaluation.statistics import compare, holm, label_saving, percentile_interval
+from ..evaluation.statistics import Interval, compare, holm, joint_samples, label_saving, percentile_interval
 
 __all__ = ["METRICS", "Done", "analyse"]
 
@@ -52,6 +53,12 @@ class _Point(NamedTuple):
     cells: dict[int, Done]
     values: dict[int, dict[str, float | None]]
     draws: dict[int, dict[str, Numbers]]
+    count_groups: bool
+
+    def cost(self, seeds: Sequence[int]) -> float:
+        """What the labels cost, in the unit of the budget: labels, or groups."""
+        unit = "groups" if self.count_groups else "labels"
+        return float(np.mean([self.cells[seed].facts["budget"][unit] for seed in seeds]))
 
     def stacked(self, metric: str, seeds: Sequence[int]) -> tuple[Numbers, Numbers]:
         """Values ``(J,)`` and bootstrap samples ``(J, R)`` of some seeds, NaN where undefined."""
@@ -70,10 +77,12 @@ def analyse(
     sensitivity: float = 0.95,
     coverage: float = 0.9,
     subgroups: Mapping[str, ArrayLike] | None = None,
+    count_groups: bool = False,
 ) -> dict[str, Any]:
     """Say what a curve shows.
 
-    All intervals and tests draw the same patients, so that encoders and seeds are compared on equal cases.
+    All intervals and tests draw the same patients, so that encoders and seeds are compared on equal cases; test cases
+    that some cell could not read are left out of all.
 
     Args:
         cells: finished ones; some may be missing.
@@ -82,43 +91,62 @@ def analyse(
         ordered: the classes are grades.
         sensitivity: of the operating point, see :func:`jigsawssl.evaluation.judgement.judge`.
         coverage: of conformal sets.
-        subgroups: column → value of each test case.
+        subgroups: column → value of each test case, by its number.
+        count_groups: what labels cost is counted in groups.
 
     Returns:
-        JSON values: ``table``, ``comparisons``, ``savings``, ``sentences`` and ``details``.
+        JSON values: ``table``, ``comparisons``, ``savings``, ``sentences``, ``details`` and ``notes``.
     """
-    points = _points(cells, classes, ordered)
+    cells, notes = _on_common_cases(cells)
+    points = _points(cells, classes, ordered, count_groups)
     table = [_row(encoder, fraction, point) for (encoder, fraction), point in points.items()]
     comparisons, savings = [], []
     for other in encoders[1:]:
         comparisons += _comparisons(points, encoders[0], other)
         savings += _savings(points, encoders[0], other)
+    if cells and not any("auroc" in row["metrics"] for row in table):
+        notes.append("The AUROC is not defined on this test split, as it shows one class: nothing is compared by it.")
+    if cells and cells[0].predictions.groups.max(initial=0) + 1 == len(cells[0].predictions.groups):
+        notes.append(NO_GROUPS)
+    common: Any = cells[0].predictions.cases if cells else []
+    parts = {column: np.asarray(values)[common] for column, values in (subgroups or {}).items()}
     details = []
     for encoder in encoders:
         fractions = sorted({fraction for name, fraction in points if name == encoder})
         for fraction in sorted({*fractions[:1], *fractions[-1:]}):
-            details.append(
-                _detail(
-                    encoder, fraction, points[encoder, fraction], classes, ordered, sensitivity, coverage, subgroups
-                )
-            )
+            point = points[encoder, fraction]
+            details.append(_detail(encoder, fraction, point, classes, ordered, sensitivity, coverage, parts))
     return {
         "table": table,
         "comparisons": comparisons,
         "savings": savings,
         "sentences": _sentences(table, comparisons, savings, encoders),
         "details": details,
+        "notes": notes,
     }
 
 
-def _points(cells: Sequence[Done], classes: Sequence[str], ordered: bool) -> dict[tuple[str, float], _Point]:
+def _on_common_cases(cells: Sequence[Done]) -> tuple[list[Done], list[str]]:
+    """The same cells, judged on the test cases that all of them have."""
+    if not cells:
+        return [], []
+    common = functools.reduce(np.intersect1d, [cell.predictions.cases for cell in cells])
+    every = functools.reduce(np.union1d, [cell.predictions.cases for cell in cells])
+    left_out = len(every) - len(common)
+    notes = [f"{left_out} test images could not be read for every cell, and are left out of all."] if left_out else []
+    return [cell._replace(predictions=cell.predictions.only(common)) for cell in cells], notes
+
+
+def _points(
+    cells: Sequence[Done], classes: Sequence[str], ordered: bool, count_groups: bool
+) -> dict[tuple[str, float], _Point]:
     weights: Numbers | None = None
     points: dict[tuple[str, float], _Point] = {}
     for cell in sorted(cells, key=lambda cell: (cell.fraction, cell.seed)):
         predictions = cell.predictions
         if weights is None:
             weights = draw_weights(predictions.groups, DRAWS, seed=0)
-        point = points.setdefault((cell.encoder, cell.fraction), _Point({}, {}, {}))
+        point = points.setdefault((cell.encoder, cell.fraction), _Point({}, {}, {}, count_groups))
         point.cells[cell.seed] = cell
         metrics = classification_metrics(predictions.probabilities, predictions.labels, classes, ordered)
         point.values[cell.seed] = {name: metrics[name] for name in METRICS}
@@ -133,6 +161,9 @@ def _row(encoder: str, fraction: float, point: _Point) -> dict[str, Any]:
     row: dict[str, Any] = {
         "encoder": encoder,
         "fraction": fraction,
+        "mode": point.cells[seeds[0]].facts["mode"],
+        "cost": point.cost(seeds),
+        "unit": "groups" if point.count_groups else "labels",
         "labels": float(np.mean([budget["labels"] for budget in budgets])),
         "groups": float(np.mean(groups)) if groups else None,
         "seeds": len(seeds),
@@ -147,7 +178,8 @@ def _row(encoder: str, fraction: float, point: _Point) -> dict[str, Any]:
         mean = float(np.nanmean(values))
         with np.errstate(invalid="ignore"):
             spread = float(np.nanstd(values, ddof=1)) if (~np.isnan(values)).sum() > 1 else None
-        interval = percentile_interval(mean, draws)
+        # See judgement: an interval for that would mislead.
+        interval = percentile_interval(mean, draws) if name != "calibration_error" else Interval(mean, None, None)
         row["metrics"][name] = {"mean": mean, "sd": spread, "low": interval.low, "high": interval.high}
     return row
 
@@ -189,36 +221,17 @@ def _savings(points: Mapping[tuple[str, float], _Point], first: str, second: str
     seeds = sorted(set.intersection(*(set(found) for found in shared.values()))) if shared else []
     if not seeds or len(shared) < 2:
         return []
-    rng = np.random.default_rng(0)
-    # Seeds and patients are drawn together, as in the paired comparison.
-    picked = rng.integers(len(seeds), size=(len(seeds), DRAWS))
-
-    def curve(encoder: str) -> Numbers:
-        columns = []
-        for fraction in shared:
-            values, draws = points[encoder, fraction].stacked("auroc", seeds)
-            both = draws[picked, np.arange(DRAWS)].mean(axis=0)
-            columns.append(np.concatenate([[values.mean()], both]))
-        return np.stack(columns, axis=1)
-
-    labels = [
-        float(np.mean([points[second, fraction].cells[seed].facts["budget"]["labels"] for seed in seeds]))
-        for fraction in shared
-    ]
-    theirs, ours = curve(second), curve(first)
+    keys = [(encoder, fraction) for encoder in (first, second) for fraction in shared]
+    stacked = [points[key].stacked("auroc", seeds) for key in keys]
+    samples = joint_samples(np.stack([v for v, _ in stacked], axis=1), np.stack([d for _, d in stacked], axis=2))
+    ours, theirs = samples[:, : len(shared)], samples[:, len(shared) :]
+    costs = [points[second, fraction].cost(seeds) for fraction in shared]
     found = []
-    for column, (fraction, at) in enumerate(zip(shared, labels, strict=True)):
-        saving = label_saving(labels, theirs, ours[:, column], at)
-        found.append(
-            {
-                "first": first,
-                "second": second,
-                "fraction": fraction,
-                "labels": at,
-                "auroc": float(ours[0, column]),
-                **saving._asdict(),
-            }
-        )
+    for column, (fraction, at) in enumerate(zip(shared, costs, strict=True)):
+        saving = label_saving(costs, theirs, ours[:, column], at)
+        if saving is not None:
+            row = {"first": first, "second": second, "fraction": fraction, "cost": at, "auroc": float(ours[0, column])}
+            found.append({**row, **{name: bound._asdict() for name, bound in saving._asdict().items()}})
     return found
 
 
@@ -253,6 +266,7 @@ def _detail(
         "encoder": encoder,
         "fraction": fraction,
         "seed": first.seed,
+        "members": len(seeds),
         "budget": first.facts["budget"],
         "chosen": first.facts["chosen"],
         **judged,
@@ -274,39 +288,48 @@ def _sentences(
         if row["encoder"] == encoders[0] and "auroc" in row["metrics"]:
             auroc = row["metrics"]["auroc"]
             found.append(
-                f"With {100 * row['fraction']:.3g} % of the labels ({row['labels']:.0f}), {row['encoder']} reaches an "
-                f"AUROC of {auroc['mean']:.3f} (95 % interval over patients {_range(auroc['low'], auroc['high'])}; "
-                f"{_count(row['seeds'], 'draw')} of the labels)."
+                f"With {100 * row['fraction']:.3g} % of the labels ({_cost(row)}), {row['encoder']} reaches an AUROC "
+                f"of {auroc['mean']:.3f} (95 % interval {_range(auroc['low'], auroc['high'])}; {_repeats(row)})."
             )
     for row in comparisons:
         if row["metric"] != "auroc":
             continue
         ahead = "ahead of" if row["difference"] >= 0 else "behind"
-        clear = row["p_holm"] < 0.05
-        verdict = "chance alone hardly explains that" if clear else "chance alone may explain that"
-        labels = by_place[row["first"], row["fraction"]]["labels"]
+        verdict = "chance alone hardly explains that" if row["p_holm"] < 0.05 else "chance alone may explain that"
+        cost = _cost(by_place[row["first"], row["fraction"]])
         found.append(
-            f"With {labels:.0f} labels {row['first']} is {abs(row['difference']):.3f} AUROC {ahead} {row['second']} "
-            f"(95 % interval {row['low']:+.3f} to {row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']} "
-            f"draws): {verdict} (p = {row['p_holm']:.2g} after Holm's correction)."
+            f"With {cost} {row['first']} is {abs(row['difference']):.3f} AUROC {ahead} {row['second']} "
+            f"(95 % interval {row['low']:+.3f} to {row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']}): "
+            f"{verdict} (p = {row['p_holm']:.2g} after Holm's correction)."
         )
     for row in savings:
-        name, other = row["first"], row["second"]
-        begin = f"To be as good as {name} with {row['labels']:.0f} labels (AUROC {row['auroc']:.3f}), {other} needs"
-        if row["times"] is None and row["at_least"] < 1.01:
+        times, last = row["times"], max(row["fraction"] for row in savings)
+        if row["fraction"] == last and times["side"] == "more than":
             continue  # there are no more labels that could have told
-        if row["times"] is None:
-            found.append(f"{begin} more than {row['at_least']:.3g} times the labels, all that there are.")
-        else:
-            low = "?" if row["low"] is None else f"{row['low']:.2g}"
-            high = "more than there are" if row["high"] is None else f"{row['high']:.2g}"
-            found.append(f"{begin} {row['times']:.2g} times the labels (95 % interval {low} to {high}).")
+        cost = _cost(by_place[row["first"], row["fraction"]])
+        found.append(
+            f"To be as good as {row['first']} with {cost} (AUROC {row['auroc']:.3f}), {row['second']} needs "
+            f"{_bound(times)} times the labels (95 % interval {_bound(row['low'])} to {_bound(row['high'])})."
+        )
     return found
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    if row["unit"] == "groups":
+        return f"{row['cost']:.0f} groups, {row['labels']:.0f} images"
+    return f"{row['labels']:.0f} labels"
+
+
+def _repeats(row: Mapping[str, Any]) -> str:
+    number = row["seeds"]
+    if row["fraction"] == 1:
+        return f"{number} repetition{'' if number == 1 else 's'}"
+    return f"{number} draw{'' if number == 1 else 's'} of the labels"
+
+
+def _bound(bound: Mapping[str, Any]) -> str:
+    return f"{bound['side']} {bound['value']:.2g}".strip()
 
 
 def _range(low: float | None, high: float | None) -> str:
     return "not defined" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"

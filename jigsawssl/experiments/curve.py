@@ -6,6 +6,8 @@ import functools
 import io
 import json
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,15 +134,16 @@ class _Worker:
         tested = np.flatnonzero(np.isin(rows, labelled.test))
         probabilities = adaptation.probabilities(dataset.subset(tested))
         predictions = predictions_of(adaptation, probabilities, labelled, rows[tested])
+        budget.facts["unreadable"] = len(budget.facts["unreadable"])  # their names are not for reports
         facts = {
             "encoder": cell.encoder,
             "fraction": cell.fraction,
             "seed": cell.seed,
-            "budget": {key: value for key, value in budget.facts.items() if key != "unreadable"},
+            "mode": adaptation_mode(plan.mode, trained),
+            "budget": budget.facts,
             "chosen": adaptation.chosen,
             "validation": adaptation.validation,
             "candidates": len(adaptation.validation["scores"]),
-            "test_left_out": np.flatnonzero(~np.isin(labelled.test, rows)).tolist(),
         }
         if cell.seed == 0 and adaptation.model is not None and cell.fraction in self.explained:
             facts["explanations"] = save_gallery(
@@ -156,10 +159,12 @@ class _Worker:
 
     def _bank(self, cell: Cell) -> tuple[FeatureBank, bool]:
         reference = self.plan.encoders[cell.encoder]
-        # Fresh weights are drawn anew for each seed, trained ones are the same for all.
-        seed = cell.seed if reference.startswith("random:") else -1
+        # What is fresh is drawn anew for each seed, trained weights are the same for all.
+        fresh = reference.startswith("random:") or self.plan.attention is not None
+        seed = cell.seed if fresh else -1
         key = (cell.encoder, seed)
         if key not in self._banks:
+            torch.manual_seed(cell.seed)
             plan = self.plan
             encoder, trained = resolve_encoder(
                 reference, plan.channels, plan.size, plan.attention, plan.attention_stages
@@ -186,6 +191,7 @@ def predictions_of(adaptation: Adaptation, probabilities: torch.Tensor, labelled
         numbers.astype(np.int64),
         adaptation.judged.numpy(),
         adaptation.judged_labels,
+        np.flatnonzero(np.isin(labelled.test, rows)),
     )
 
 
@@ -205,10 +211,13 @@ def save_predictions(file: Path, predictions: Predictions) -> None:
 def load_cell(path: Path) -> tuple[Predictions, dict[str, Any]] | None:
     """Read what :func:`save_cell` wrote, or ``None`` where it is not finished or damaged."""
     try:
-        facts = json.loads(path.with_name(f"{path.name}.json").read_text())
-        with np.load(path.with_name(f"{path.name}.npz"), allow_pickle=False) as stored:
-            return Predictions(**{name: stored[name] for name in Predictions._fields}), facts
-    except (OSError, ValueError, KeyError):
+        facts = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+        # From memory, as numpy leaves a damaged file open.
+        with np.load(io.BytesIO(path.with_name(f"{path.name}.npz").read_bytes()), allow_pickle=False) as stored:
+            predictions = Predictions(**{name: stored[name] for name in Predictions._fields})
+        complete = isinstance(facts, dict) and facts.keys() >= {"mode", "budget", "chosen", "candidates", "seconds"}
+        return (predictions, facts) if complete else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..report import format_table, write_csv, write_json
 from ..report.page import write_page
 from ..types import UserError
@@ -46,7 +44,7 @@ def curve_report(folder: Path) -> dict[str, Any]:
     Returns:
         What ``report.json`` holds.
     """
-    task = json.loads((folder / "task.json").read_text())
+    task = _read(folder / "task.json")
     done, failed = [], {}
     keys = [Cell(e, f, s) for f in task["fractions"] for s in range(task["seeds"]) for e in task["encoders"]]
     for cell in keys:
@@ -55,10 +53,8 @@ def curve_report(folder: Path) -> dict[str, Any]:
         if found is not None:
             done.append(Done(*cell, *found))
         elif error.is_file():
-            failed[cell.name] = error.read_text().strip()
-    # Unreadable test images are the same for every cell.
-    left_out = done[0].facts["test_left_out"] if done else []
-    subgroups = {column: np.delete(np.array(values), left_out) for column, values in task["subgroups"].items()}
+            # The message may name files, which are not for a report.
+            failed[cell.name] = error.read_text(encoding="utf-8").partition(":")[0].strip()
     analysis = analyse(
         done,
         list(task["encoders"]),
@@ -66,7 +62,8 @@ def curve_report(folder: Path) -> dict[str, Any]:
         task["config"]["ordered"],
         task["config"]["sensitivity"],
         task["config"]["coverage"],
-        subgroups,
+        task["subgroups"],
+        task["config"]["budget"] == "groups",
     )
     for detail in analysis["details"]:
         if detail["explanations"]:
@@ -84,14 +81,15 @@ def curve_report(folder: Path) -> dict[str, Any]:
         **analysis,
     }
     write_json(folder / "report.json", report)
-    header = ["encoder", "fraction", "labels", "groups", "seeds", "candidates", "metric", "mean", "sd", "low", "high"]
+    of_row = ["encoder", "mode", "fraction", "labels", "groups", "seeds", "candidates"]
+    of_value = ["mean", "sd", "low", "high"]
     rows = [
-        [*(row[name] for name in header[:6]), metric, *(value[name] for name in header[7:])]
+        [*(row[name] for name in of_row), metric, *(value[name] for name in of_value)]
         for row in analysis["table"]
         for metric, value in row["metrics"].items()
     ]
-    write_csv(folder / "table.csv", header, rows)
-    write_page(folder, json.loads((folder / "report.json").read_text()))
+    write_csv(folder / "table.csv", [*of_row, "metric", *of_value], rows)
+    write_page(folder, _read(folder / "report.json"))
     return report
 
 
@@ -101,10 +99,17 @@ def summary(report: dict[str, Any]) -> str:
     for row in report["table"]:
         auroc, balanced = (row["metrics"].get(name) for name in ("auroc", "balanced_accuracy"))
         rows.append(
-            [row["encoder"], f"{100 * row['fraction']:.3g} %", round(row["labels"]), _spread(auroc), _spread(balanced)]
+            [
+                row["encoder"],
+                row["mode"],
+                f"{100 * row['fraction']:.3g} %",
+                round(row["labels"]),
+                _spread(auroc),
+                _spread(balanced),
+            ]
         )
-    table = format_table(["encoder", "share", "labels", "AUROC", "balanced accuracy"], rows)
-    return "\n".join([table, "", *report["sentences"]])
+    table = format_table(["encoder", "mode", "share", "labels", "AUROC", "balanced accuracy"], rows)
+    return "\n".join([table, "", *report["sentences"], *report["notes"]])
 
 
 def _spread(value: dict[str, Any] | None) -> str | None:
@@ -122,16 +127,23 @@ def rebuild(folder: Path) -> Path:
     if (folder / "task.json").is_file():
         curve_report(folder)
         return folder / "report.html"
-    try:
-        report = json.loads((folder / "report.json").read_text())
-        command = report["command"]
-        if command == "finetune":
-            report["judgement"]["metrics"] = report["test"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"`run` ({folder}) must be the folder of a finished run or a curve; its report.json cannot be used "
-            f"({type(error).__name__}: {error}); check the path"
-        ) from None
-    if command not in LIMITS:
-        raise UserError(f"`run` ({folder}) must be of pretrain, finetune or curve, not {command}; choose another")
+    report = _read(folder / "report.json")
+    command = report.get("command")
+    if command not in LIMITS or (command == "finetune" and "judgement" not in report):
+        raise UserError(f"`run` ({folder}) must be of pretrain, finetune or curve of this version; run it again")
+    if command == "finetune":
+        report["judgement"]["metrics"] = report["test"]
     return write_page(folder, {"limits": LIMITS[command], **report})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no keys")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"`run` ({file.parent}) must be the folder of a finished run or a curve; {file.name} cannot be used "
+            f"({type(error).__name__}); check the path"
+        ) from None
+    return found

@@ -17,12 +17,9 @@ from threadpoolctl import threadpool_limits
 
 __all__ = ["Outcome", "run_cells"]
 
-ATTEMPTS = 2
-"""Times that a cell may take its process down with it."""
-
 
 class Outcome(NamedTuple):
-    """How a cell ended: ``error`` is ``None``, or what went wrong in one line."""
+    """How a cell ended: ``error`` is ``None``, or what went wrong in one line, its kind and place before a colon."""
 
     cell: Any
     error: str | None
@@ -31,15 +28,15 @@ class Outcome(NamedTuple):
 _work: Callable[[Any], None] | None = None
 
 
-def _start(make_work: Callable[[], Callable[[Any], None]], threads: int, numbers: Any) -> None:
+def _start(make_work: Callable[[], Callable[[Any], None]], threads: int, cards: Any) -> None:
     global _work
     parent = multiprocessing.parent_process()
     assert parent is not None
     # A killed parent says nothing; without this its children would wait for work for ever.
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    number = numbers.get()
-    if torch.cuda.device_count() > 1:
-        torch.cuda.set_device(number % torch.cuda.device_count())
+    card = cards.get()
+    if card is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = card  # before anything here looks for a GPU
     torch.set_num_threads(threads)
     threadpool_limits(threads)  # of NumPy and scikit-learn, which would take every core in every process
     _work = make_work()
@@ -56,7 +53,7 @@ def _attempt(work: Callable[[Any], None], cell: Any) -> str | None:
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(last.filename)}:{last.lineno}"
-        return " ".join(f"{type(error).__name__}: {error} ({where})".split())
+        return " ".join(f"{type(error).__name__} in {where}: {error}".split())
     return None
 
 
@@ -76,38 +73,52 @@ def run_cells(make_work: Callable[[], Callable[[Any], None]], cells: Sequence[An
         for cell in cells:
             yield Outcome(cell, _attempt(work, cell))
         return
-    waiting, crashes = list(cells), dict.fromkeys(cells, 0)
+    waiting, suspects = list(cells), list[Any]()
     while waiting:
-        running: dict[Future[str | None], Any] = {}
-        with _pool(make_work, min(jobs, len(waiting))) as pool:
-            try:
-                while waiting or running:
-                    # No more than are worked on, so that a crash takes few with it.
-                    while waiting and len(running) < jobs:
-                        cell = waiting.pop(0)
-                        running[pool.submit(_run, cell)] = cell
-                    for done in wait(running, return_when=FIRST_COMPLETED).done:
-                        error = done.result()
-                        yield Outcome(running.pop(done), error)
-            except BrokenProcessPool:
-                for cell in running.values():
-                    crashes[cell] += 1
-                    if crashes[cell] < ATTEMPTS:
-                        waiting.append(cell)
-                    else:
-                        yield Outcome(cell, "its process died, perhaps for want of memory; fewer jobs= need less")
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in list((pool._processes or {}).values()):
-                    process.terminate()
-                raise
+        yield from _in_pool(make_work, waiting, suspects, jobs)
+    # Whoever was at work when a process died tries again, each alone, so that the guilty one is known.
+    while suspects:
+        alone = [suspects.pop(0)]
+        guilty: list[Any] = []
+        yield from _in_pool(make_work, alone, guilty, 1)
+        for cell in guilty:
+            yield Outcome(cell, "its process died, perhaps for want of memory; fewer jobs= need less")
+
+
+def _in_pool(
+    make_work: Callable[[], Callable[[Any], None]], waiting: list[Any], suspects: list[Any], jobs: int
+) -> Iterator[Outcome]:
+    """Empty ``waiting`` until a process dies; cells that were at work then go to ``suspects``."""
+    running: dict[Future[str | None], Any] = {}
+    pool = _pool(make_work, min(jobs, len(waiting)))
+    try:
+        while waiting or running:
+            # No more than are worked on, so that a crash takes few with it.
+            while waiting and len(running) < jobs:
+                running[pool.submit(_run, waiting[0])] = waiting[0]
+                waiting.pop(0)
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                error = done.result()
+                yield Outcome(running.pop(done), error)
+    except BrokenProcessPool:
+        suspects += running.values()
+    finally:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        if running:  # interrupted: nobody waits for what they would still do
+            for process in processes:
+                process.terminate()
+        for process in processes:
+            process.join()
 
 
 def _pool(make_work: Callable[[], Callable[[Any], None]], jobs: int) -> ProcessPoolExecutor:
     # Not forked: threads of PyTorch do not survive that.
     context = multiprocessing.get_context("spawn")
-    numbers = context.SimpleQueue()
+    cards = context.SimpleQueue()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    known = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
     for number in range(jobs):
-        numbers.put(number)
+        cards.put(known[number % len(known)] if len(known) > 1 else None)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    return ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(make_work, threads, numbers))
+    return ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(make_work, threads, cards))

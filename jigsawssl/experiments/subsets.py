@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import label_fraction
+from ..data.table import printable
 from ..report import write_csv
 from ..types import UserError
 from .labelled import Labelled
@@ -40,7 +41,7 @@ def write_subsets(folder: Path, labelled: Labelled, subsets: dict[tuple[float, i
     """Write paths and labels of each subset, one CSV each."""
     samples = labelled.archive.samples
     for (fraction, seed), rows in subsets.items():
-        lines = [(samples[row].path, samples[row].label) for row in rows.tolist()]
+        lines = [(printable(samples[row].path), samples[row].label) for row in rows.tolist()]
         write_csv(folder / subset_name(fraction, seed), ["path", "label"], lines)
 
 
@@ -57,7 +58,7 @@ def read_subset(file: Path, labelled: Labelled) -> Rows:
         raise UserError(
             f"subset ({file}) must be a CSV file with the column path; {type(error).__name__}; check the name"
         ) from None
-    row_of = {labelled.archive.samples[row].path: row for row in labelled.pool.tolist()}
+    row_of = {printable(labelled.archive.samples[row].path): row for row in labelled.pool.tolist()}
     unknown = [path for path in paths if path not in row_of]
     if unknown or not paths:
         what = f"{len(unknown)} of {len(paths)} are not, the first is {unknown[0]}" if unknown else "it names none"

@@ -177,9 +177,11 @@ class Encoder(nn.Module):
                 "choose a convolutional network such as resnet50 or convnext_tiny"
             )
         indices = [index for _, index in sorted(ends.items())][-TAP_COUNT:]
-        divisor = 1 if _has_fixed_size(spec.backbone) else _shrink_stem(self.backbone, spec.stem_stride, 4)
+        self._fixed_size = _has_fixed_size(spec.backbone)
+        divisor = 1 if self._fixed_size else _shrink_stem(self.backbone, spec.stem_stride, 4)
         names = [str(stages[index]["module"]).replace(".", "_") for index in indices]
         self._index = dict(zip(names, indices, strict=True))
+        self._points = nn.ModuleDict({name: nn.Identity() for name in names})
         self._stage = {name: str(stages[index]["module"]) for name, index in self._index.items()}
         self.channels = {name: int(stages[index]["num_chs"]) for name, index in self._index.items()}
         self.reductions = {name: int(stages[index]["reduction"]) // divisor for name, index in self._index.items()}
@@ -242,8 +244,12 @@ class Encoder(nn.Module):
         return tuple(self._index)
 
     def tap_module(self, name: str) -> nn.Module:
-        """The stage whose output a tap is, for methods that look at its gradient."""
-        return self.backbone.get_submodule(self._stage[name])
+        """A module whose output is the features of a tap, for methods that look at their gradient.
+
+        It is the stage itself in convolutional networks. Transformers shape the output of theirs differently, and have
+        a module that passes the features on to the pooling alone: the deepest tap's gradient is complete there.
+        """
+        return self._points[name] if self._fixed_size else self.backbone.get_submodule(self._stage[name])
 
     def taps(self, images: Tensor, names: tuple[str, ...] | None = None) -> Taps:
         """Features of the named stages; the network stops at the deepest of them.
@@ -267,7 +273,7 @@ class Encoder(nn.Module):
             images, indices=[self._index[name] for name in ordered], stop_early=True, intermediates_only=True
         )
         return {
-            name: Tap(feature, self.channels[name], self.reductions[name])
+            name: Tap(self._points[name](feature), self.channels[name], self.reductions[name])
             for name, feature in zip(ordered, features, strict=True)
         }
 

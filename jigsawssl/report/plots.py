@@ -70,7 +70,7 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> str
         encoders = list(dict.fromkeys(row["encoder"] for row in table))
         for index, encoder in enumerate(encoders):
             rows = [row for row in table if row["encoder"] == encoder and metric in row["metrics"]]
-            labels = [row["labels"] for row in rows]
+            labels = [row["cost"] for row in rows]
             values = [row["metrics"][metric] for row in rows]
             style = _style(index)
             axis.plot(labels, [value["mean"] for value in values], marker="o", markersize=4, label=encoder, **style)
@@ -83,7 +83,7 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> str
                 alpha=0.15,
                 linewidth=0,
             )
-        places = sorted({(row["labels"], row["fraction"]) for row in table})
+        places = sorted({(row["cost"], row["fraction"]) for row in table})
         axis.set_xscale("log")
         ticks: dict[float, str] = {}
         for labels_, fraction in places:  # encoders may differ by a label or two
@@ -91,7 +91,7 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> str
         at = [next(x for x, f in places if f == fraction) for fraction in ticks]
         axis.set_xticks(at, list(ticks.values()))
         axis.minorticks_off()
-        axis.set(xlabel="labels (share of those that there are)", ylabel=name)
+        axis.set(xlabel=f"{table[0]['unit']} (share of those that there are)", ylabel=name)
         axis.legend(loc="lower right")
         return _svg(figure, f"{name} by number of labels for {', '.join(encoders)}")
 

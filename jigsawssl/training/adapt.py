@@ -181,7 +181,7 @@ def adapt(
         best = max(networks, key=lambda candidate: candidate.score)
         return _finish(task, best._replace(scores=_merged(networks)))
     probe = _choose_probe(task, recipes[0].balanced)
-    linear = _linear(encoder, task, probe, recipes[0].balanced)
+    linear = _linear(encoder, task, probe, recipes[0])
     if mode == "linear":
         return _finish(task, linear)
     pairs = [_from_probe(encoder, task, recipe, probe) for recipe in recipes]
@@ -222,11 +222,11 @@ def _finish(task: _Task, winner: _Candidate, comparison: dict[str, Any] | None =
     return Adaptation(probabilities, model, winner.chosen, validation, winner.history, winner.judged, task.judged)
 
 
-def _linear(encoder: Encoder, task: _Task, probe: _Probe, balanced: bool) -> _Candidate:
+def _linear(encoder: Encoder, task: _Task, probe: _Probe, recipe: Recipe) -> _Candidate:
     return _Candidate(
         probe.judged,
         probe.scores[probe.strength],
-        lambda: _with_head(encoder, task.classes, probe.fit(task, task.refit_rows, balanced)),
+        lambda: _with_head(encoder, task.classes, probe.fit(task, task.refit_rows, recipe.balanced), recipe.dropout),
         {"method": "linear", "strength": probe.strength},
         {f"linear strength={strength:g}": score for strength, score in probe.scores.items()},
         {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -142,6 +143,8 @@ def test_a_curve_goes_on_and_ends_like_an_unbroken_one(finished: Path, encoder: 
     shutil.copytree(finished, broken)
     for name in ("ours-0.1-1.json", "scratch-0.02-0.npz"):
         (broken / "cells" / name).unlink()
+    damaged = broken / "cells" / "scratch-0.1-0.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
     (broken / "cells" / "ours-0.02-1.json").write_text("{")  # half written by another tool
     kept = (broken / "cells" / "ours-0.02-0.npz").stat().st_mtime_ns
     assert curve(encoder, broken, "resume=true") == 0
@@ -161,10 +164,12 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
 
     monkeypatch.setattr(curve_module, "take_budget", sometimes)
     assert curve(encoder, tmp_path / "curve") == 1
-    assert "failed: ours-0.02-1: RuntimeError: the disk is on fire" in capsys.readouterr().out
+    assert "failed: ours-0.02-1: RuntimeError in test_curve.py" in capsys.readouterr().out
     report = json.loads((tmp_path / "curve" / "report.json").read_text())
     assert (report["missing"], sorted(report["failed"])) == (2, ["ours-0.02-1", "scratch-0.02-1"])
-    assert "on fire" in (tmp_path / "curve" / "report.html").read_text()
+    # The message may name files and is kept from the report.
+    assert "on fire" not in (tmp_path / "curve" / "report.html").read_text()
+    assert "on fire" in (tmp_path / "curve" / "cells" / "ours-0.02-1.error.txt").read_text()
     monkeypatch.undo()
     assert curve(encoder, tmp_path / "curve", "resume=true") == 0
     assert json.loads((tmp_path / "curve" / "report.json").read_text())["failed"] == {}
@@ -211,6 +216,7 @@ def test_networks_are_tuned_alike_and_explained(encoder: Path, tmp_path: Path) -
         (["optimizer.lr=[]"], "`optimizer.lr` ([]) must be more than 0"),
         (["subgroups=[site]"], "`subgroups` (site) must be columns of a CSV manifest"),
         (["subsets=nowhere"], "must be a CSV file with the column path"),
+        (["attention_stages=[9]", "attention=se"], "`attention_stages` ([9]) must be stages of resnet18"),
         (["budget=patients"], "`budget` (patients) must be one of images, groups"),
     ],
 )
@@ -249,19 +255,51 @@ def _deadly() -> object:
 def _work_or_die(cell: tuple[str, str]) -> None:
     name, folder = cell
     if name == "deadly":
+        time.sleep(0.3)
         os._exit(1)
+    if name == "slow":
+        time.sleep(1.0)
     if name == "broken":
         raise ValueError("no")
     (Path(folder) / name).touch()
 
 
 def test_a_process_that_dies_costs_its_cell_alone(tmp_path: Path) -> None:
-    names = ["a", "deadly", "b", "broken", "c"]
+    names = ["slow", "deadly", "b", "broken", "c"]
     found = {o.cell[0]: o.error for o in run_cells(_deadly, [(name, str(tmp_path)) for name in names], jobs=2)}  # type: ignore[arg-type]
     assert found["deadly"] is not None and "process died" in found["deadly"]
-    assert found["broken"] is not None and found["broken"].startswith("ValueError: no")
-    assert [found[name] for name in "abc"] == [None] * 3
-    assert {entry.name for entry in tmp_path.iterdir()} == set("abc")
+    assert found["broken"] is not None and found["broken"].startswith("ValueError in ")
+    assert [found[name] for name in ("slow", "b", "c")] == [None] * 3
+    assert {entry.name for entry in tmp_path.iterdir()} == {"slow", "b", "c"}
+
+
+def _wait_for_ever() -> object:
+    return _sleep
+
+
+def _sleep(seconds: int) -> None:
+    time.sleep(seconds)
+
+
+def test_an_interrupted_run_leaves_no_process_behind() -> None:
+    outcomes = run_cells(_wait_for_ever, [0, 600, 601], jobs=2)  # type: ignore[arg-type]
+    assert next(outcomes).cell == 0
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    outcomes.close()  # type: ignore[attr-defined]
+    assert not any(child.is_alive() for child in children)
+
+
+def test_a_curve_goes_on_with_the_same_labels_alone(
+    finished: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "curve"
+    shutil.copytree(finished, other)
+    task = json.loads((other / "task.json").read_text())
+    task["fingerprints"]["manifest"] = "another"
+    (other / "task.json").write_text(json.dumps(task))
+    assert curve(encoder, other, "resume=true") == 2
+    assert "`manifest` must be what the curve began with" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -282,7 +320,6 @@ def test_a_killed_curve_goes_on_and_its_processes_end(finished: Path, encoder: P
             break
         time.sleep(0.05)
     assert not any(Path(f"/proc/{child}").exists() for child in spawned)
-    assert len(list((out / "cells").glob("*.json"))) < 8
     assert subprocess.run(command, capture_output=True).returncode == 0
     ours, theirs = (
         [(r["encoder"], r["fraction"], r["metric"], float(r["mean"])) for r in rows(folder / "table.csv")]

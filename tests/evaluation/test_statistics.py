@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jigsawssl.evaluation.resampling import draw_weights, resampled_auroc
-from jigsawssl.evaluation.statistics import compare, holm, label_saving, percentile_interval
+from jigsawssl.evaluation.statistics import compare, holm, joint_samples, label_saving, percentile_interval
 
 
 def model(rng: np.random.Generator, truth: np.ndarray, patient: np.ndarray, skill: float) -> np.ndarray:
@@ -123,13 +123,21 @@ def test_holm_by_its_definition(values: list[float]) -> None:
 
 
 def test_labels_saved_are_read_off_the_curve() -> None:
-    labels, curve = [10, 100, 1000], [0.6, 0.8, 0.9]
-    assert label_saving(labels, curve, 0.8, at=10).times == pytest.approx(10)
-    assert label_saving(labels, curve, 0.7, at=10).times == pytest.approx(math.sqrt(10))
-    never = label_saving(labels, curve, 0.95, at=10)
-    assert (never.times, never.at_least) == (None, pytest.approx(100))
+    def times(curve: list[float], target: float, at: float = 10) -> tuple[float, str]:
+        found = label_saving([10, 100, 1000], [curve, curve], [target, target], at)
+        assert found is not None and found.times == found.low == found.high
+        return found.times
+
+    curve = [0.6, 0.8, 0.9]
+    assert times(curve, 0.8) == (pytest.approx(10), "")
+    assert times(curve, 0.7) == (pytest.approx(math.sqrt(10)), "")
+    assert times(curve, 0.6) == (pytest.approx(1), "")
+    assert times(curve, 0.95) == (pytest.approx(100), "more than")
+    assert times(curve, 0.55) == (pytest.approx(1), "at most")
+    assert times(curve, 0.55, at=1000) == (pytest.approx(0.01), "at most")
     # A dip is smoothed away and cannot make the answer ambiguous: .8 and .7 both become .75.
-    assert label_saving(labels, [0.6, 0.8, 0.7], 0.75, at=10).times == pytest.approx(10)
+    assert times([0.6, 0.8, 0.7], 0.75) == (pytest.approx(10), "")
+    assert label_saving([10, 100], [[math.nan, 0.8]] * 2, [0.8, 0.8], at=10) is None
 
 
 def test_the_interval_of_labels_saved_comes_from_its_draws() -> None:
@@ -137,10 +145,38 @@ def test_the_interval_of_labels_saved_comes_from_its_draws() -> None:
     curves = np.array([0.6, 0.8, 0.9]) + np.vstack([np.zeros(3), rng.normal(0, 0.01, (400, 3))])
     targets = np.concatenate([[0.85], rng.normal(0.85, 0.01, 400)])
     found = label_saving([10, 100, 1000], curves, targets, at=10)
-    assert found.times is not None and found.low is not None and found.high is not None
-    assert found.low < found.times < found.high
+    assert found is not None and found.low.value < found.times.value < found.high.value
     unreachable = label_saving([10, 100, 1000], curves, targets + 0.05, at=10)
-    assert unreachable.high is None  # some draws never reach it
+    assert unreachable is not None and unreachable.high.side == "more than"  # some draws never reach it
+
+
+@pytest.mark.slow
+def test_the_interval_of_labels_saved_covers_the_truth() -> None:
+    rng = np.random.default_rng(5)
+    labels, truth = np.array([10, 30, 100, 300, 1000]), np.array([0.70, 0.75, 0.80, 0.85, 0.90])
+    covered = 0
+    for _ in range(600):
+        patients = rng.normal(0, 0.01, (301, 1, 2))  # of each encoder; the first is what was observed
+        between = rng.normal(0, 0.02, (5, 10))
+        quality = np.concatenate([truth + 0.10, truth]) + between
+        of_patients = np.repeat(patients, [5, 5], axis=2).reshape(301, 10)
+        values = quality + of_patients[0]
+        samples = joint_samples(values, values[:, None] + of_patients[None, 1:], seed=int(rng.integers(2**31)))
+        found = label_saving(labels, samples[:, 5:], samples[:, 0], at=10)
+        assert found is not None
+        covered += found.low.value <= 10 <= found.high.value
+    assert 0.92 <= covered / 600 <= 0.99
+
+
+def test_joint_samples_have_the_variance_of_seeds_and_patients() -> None:
+    rng = np.random.default_rng(6)
+    values = np.array([[0.80, 0.70], [0.84, 0.72], [0.79, 0.69], [0.88, 0.75], [0.83, 0.71]])
+    draws = values.mean(0) + rng.normal(0, 0.01, (1, 20_000, 1)) + np.zeros((5, 1, 2))
+    samples = joint_samples(values, draws)
+    assert samples[0].tolist() == pytest.approx(values.mean(0).tolist())
+    # The t distribution with 4 degrees of freedom has twice the variance of the normal one.
+    expected = 2 * np.cov(values.T) / 5 + 0.01**2
+    np.testing.assert_allclose(np.cov(samples[1:].T), expected, rtol=0.15)
 
 
 def test_an_undefined_draw_is_left_out_of_an_interval() -> None:

@@ -20,7 +20,7 @@ def predictions(size: int, count: int = 60) -> Predictions:
     labels = rng.integers(size, size=count)
     scores = rng.dirichlet(np.ones(size), size=count) + 0.6 * np.eye(size)[labels]
     scores /= scores.sum(1, keepdims=True)
-    return Predictions(scores, labels, np.arange(count) // 2, scores, labels)
+    return Predictions(scores, labels, np.arange(count) // 2, scores, labels, np.arange(count))
 
 
 def report(classes: list[str], folder: Path) -> dict:  # type: ignore[type-arg]
@@ -77,7 +77,13 @@ def test_figures_take_the_colour_of_the_page(size: int, tmp_path: Path) -> None:
 def test_a_curve_draws_what_is_defined() -> None:
     value = {"mean": 0.8, "sd": None, "low": None, "high": None}
     rows = [
-        {"encoder": name, "fraction": fraction, "labels": labels, "metrics": {"auroc": value} if labels > 9 else {}}
+        {
+            "encoder": name,
+            "fraction": fraction,
+            "cost": labels,
+            "unit": "labels",
+            "metrics": {"auroc": value} if labels > 9 else {},
+        }
         for name in ("a", "b")
         for fraction, labels in ((0.1, 5), (0.5, 25), (1.0, 50))
     ]

@@ -11,7 +11,7 @@ from jigsawssl.training.explain import border_share, explain, gradcam
 
 def small(backbone: str = "resnet18") -> Classifier:
     torch.manual_seed(0)
-    options = {"channels": [16, 16, 32, 32]} if backbone == "resnet18" else {}
+    options = {"resnet18": {"channels": [16, 16, 32, 32]}, "vit_tiny_patch16_224": {"patch_size": 8}}.get(backbone, {})
     return Classifier(create_encoder(backbone, 1, 64, options=options), 3).eval()
 
 
@@ -35,12 +35,27 @@ def test_it_is_the_published_formula(tap: str) -> None:
     torch.testing.assert_close(gradcam(model, images, classes, tap), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "densenet121", "efficientnet_b0", "convnext_atto"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "resnet18",
+        "densenet121",
+        "efficientnet_b0",
+        "convnext_atto",
+        "vit_tiny_patch16_224",
+        "swin_tiny_patch4_window7_224",
+    ],
+)
 def test_every_kind_of_network_has_a_layer_for_each_tap(backbone: str) -> None:
     model = small(backbone)
     images = torch.rand(2, 1, 64, 64)
     for tap in model.encoder.tap_names:
+        module, side = model.encoder.tap_module(tap), 64 // model.encoder.reductions[tap]
+        shapes: list[torch.Size] = []
+        handle = module.register_forward_hook(lambda _, given, output, found=shapes: found.append(output.shape))
         maps = gradcam(model, images, torch.tensor([0, 1]), tap)
+        handle.remove()
+        assert shapes[0][1:] == (model.encoder.channels[tap], side, side)
         assert maps.shape == (2, 64, 64) and bool((maps >= 0).all()) and float(maps.max()) <= 1
 
 
