@@ -223,6 +223,8 @@ def _savings(points: Mapping[tuple[str, float], _Point], first: str, second: str
         return []
     keys = [(encoder, fraction) for encoder in (first, second) for fraction in shared]
     stacked = [points[key].stacked("auroc", seeds) for key in keys]
+    if any(np.isnan(values).any() for values, _ in stacked):
+        return []
     samples = joint_samples(np.stack([v for v, _ in stacked], axis=1), np.stack([d for _, d in stacked], axis=2))
     ours, theirs = samples[:, : len(shared)], samples[:, len(shared) :]
     costs = [points[second, fraction].cost(seeds) for fraction in shared]
