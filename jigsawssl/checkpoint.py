@@ -94,6 +94,8 @@ def save_classifier(
     header.update(kind="hierarchical_classifier" if hierarchical else "classifier", classes=list(classes))
     if isinstance(model, HierarchicalClassifier):
         header["width"] = model.heads[model.branches[0]].in_features
+    else:
+        header["head"] = model.kind
     _save(Path(path), model, header)
 
 
@@ -218,7 +220,7 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[Classifier | Hierarch
     encoder, classes = Encoder(_spec(file, header)), tuple(header["classes"])
     model: Classifier | HierarchicalClassifier
     if header["kind"] == "classifier":
-        model = Classifier(encoder, len(classes))
+        model = Classifier(encoder, len(classes), head="dense" if header.get("head") == "dense" else "linear")
     else:
         model = HierarchicalClassifier(encoder, len(classes), header["width"])
     _load_strictly(file, model, tensors)

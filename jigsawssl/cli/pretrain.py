@@ -31,6 +31,7 @@ from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..report import write_csv, write_json
 from ..report.figures import save_curves
 from ..report.run import check_run_folder, clear_run_folder, environment
+from ..training.finetune import trained_stages
 from ..training.monitors import Checkpoint, Diagnostics, FiniteLoss, MetricsFile, Throughput, ViewsSheet
 from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
@@ -255,6 +256,7 @@ def run(config: PretrainConfig) -> Path:
             f"warning: {encoder.spec.backbone} tells positions apart by embeddings, which shuffled tiles contradict, "
             "and its stages have one resolution; choose a convolutional backbone, or views.grids=[]"
         )
+    encoder.train_only(trained_stages(config.train, list(encoder.by_stage())))
     module = build_module(config, encoder)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = training_loader(dataset, config.batch.size, drop_last=True, seed=config.seed)

@@ -37,6 +37,10 @@ def recipes_of(config: SupervisedConfig, device: torch.device, seed: int) -> lis
             weight_decay=config.optimizer.weight_decay,
             balanced=config.class_weights == "balanced",
             dropout=config.dropout,
+            head=config.head,
+            train=config.train,
+            layer_decay=config.optimizer.layer_decay,
+            unfreeze_every=config.unfreeze_every,
             grids=tuple(config.views.grids),
             preset=config.views.preset,
             seed=seed,
@@ -59,6 +63,8 @@ def check_encoder(config: SupervisedConfig, reference: str, trained: bool, spec:
             "another"
         )
     mode = adaptation_mode(config.mode, trained)
+    if config.head == "dense" and mode != "full":
+        raise UserError(f"`head` (dense) goes with mode=full, not `mode` ({config.mode}); give mode=full")
     for grid in config.views.grids if mode == "progressive" else ():
         if spec.size % grid:
             raise UserError(

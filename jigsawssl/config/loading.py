@@ -41,17 +41,19 @@ _CHOICES = {
     "validation": ("budget", "split"),
     "budget": ("images", "groups"),
     "attention": (None, "none", "se", "eca", "cbam", "ga", "la", "ela"),
+    "head": ("linear", "dense"),
     "class_weights": ("balanced", "none"),
     "reading.fit": FITS,
     "reading.window": ("file", "percentiles", "lung", "mediastinum", "abdomen", "brain", "bone"),
 }
-_POSITIVE = ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale")
+_POSITIVE = ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale", "optimizer.layer_decay")
 _LEAST = {
     "seed": 0,
     "batch.size": 2,
     "batch.workers": 1,
     "rounds": 1,
     "seeds": 1,
+    "unfreeze_every": 0,
     "jobs": 1,
     "views.size": 8,
     "block.width": 1,
@@ -240,6 +242,8 @@ def _check_supervised(config: DictConfig, schema: type) -> None:
             raise UserError(f"`{key}` ({config[key]}) must lie in (0, {most:g}]; leave it out for the default")
     if not 0 <= config.dropout < 1:
         raise UserError(f"`dropout` ({config.dropout}) must lie in [0, 1); 0.2 leaves out a fifth of the features")
+    if config.head == "dense" and config.mode not in ("full", "auto"):
+        raise UserError(f"`head` (dense) goes with mode=full, not `mode` ({config.mode}); leave one out")
     fractions = list(config.fractions) if schema is CurveConfig else [config.fraction]
     name = "fractions" if schema is CurveConfig else "fraction"
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):

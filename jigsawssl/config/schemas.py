@@ -96,6 +96,7 @@ class FinetuneOptimizerConfig:
     lr: list[float] = _key([5e-4], "encoder's rate, or several among which validation chooses")
     weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
     head_scale: float = _key(10.0, "the classifier's learning rate as a multiple of lr")
+    layer_decay: float = _key(1.0, "a stage's learning rate as a multiple of that of the next deeper one")
 
 
 @dataclass
@@ -139,6 +140,7 @@ class PretrainConfig:
         None, "se, eca, cbam, ga (global), la (local) or ela (embedded local); null: none, or what encoder has"
     )
     attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
+    train: str = _key("all", "what of the encoder learns: all, from:stage3 (deeper ones too) or to:stage2 (shallower)")
     encoder: str | None = _key(None, "start from weights: an encoder.safetensors, or timm:BACKBONE; null: fresh")
     cache: str | None = _key(None, "folder for decoded images, shared by runs; null: OUT/cache; off: decode each time")
     layout: str | None = _key(None, "public set that data is, as downloaded; see README")
@@ -174,6 +176,9 @@ class SupervisedConfig:
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
     attention: str | None = _key(None, "attention to add, as in pretrain; it begins as the identity; null: what it has")
     attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
+    head: str = _key("linear", "linear, or dense (four layers with dropout) in mode full")
+    train: str = _key("all", "what learns: all, head, from:stage3 (deeper ones too) or to:stage2 (shallower ones too)")
+    unfreeze_every: int = _key(0, "epochs after which a further stage begins to learn, deepest first; 0: all at once")
     dropout: float = _key(0.0, "share of the features left out in training; above 0, finetune judges by it too")
     ordered: bool = _key(False, "the classes are grades: quadratic kappa")
     sensitivity: float = _key(0.95, "that the operating point of two classes must reach on validation")

@@ -11,6 +11,9 @@ from .hierarchical import HierarchicalBlock
 
 __all__ = ["Classifier", "HierarchicalClassifier"]
 
+DENSE_WIDTHS = (256, 128, 64)
+"""Of the three layers before the last of a dense head."""
+
 
 class Classifier(nn.Module):
     """A linear head on the encoder's pooled features.
@@ -19,6 +22,7 @@ class Classifier(nn.Module):
         encoder: the encoder, trained along with the head.
         classes: number of classes.
         dropout: share of the features that training leaves out.
+        head: ``linear``, or ``dense``: four layers with ReLU and dropout between them.
 
     Example:
         >>> import torch
@@ -28,11 +32,20 @@ class Classifier(nn.Module):
         torch.Size([2, 3])
     """
 
-    def __init__(self, encoder: Encoder, classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, encoder: Encoder, classes: int, dropout: float = 0.0, head: str = "linear") -> None:
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(encoder.features, classes)
+        self.kind = head
+        self.head = nn.Linear(encoder.features, classes) if head == "linear" else self._dense(classes, dropout)
+
+    def _dense(self, classes: int, dropout: float) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        before = self.encoder.features
+        for width in DENSE_WIDTHS:
+            layers += [nn.Linear(before, width), nn.ReLU(), nn.Dropout(dropout)]
+            before = width
+        return nn.Sequential(*layers, nn.Linear(before, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed float ``(B, C, H, W)`` → logits ``(B, classes)``."""

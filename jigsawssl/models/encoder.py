@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..functional import to_unit_range
 from ..types import FITS, Tap, Taps, UserError
+from . import compact as compact  # registers its network with timm
 from .attention import ATTENTIONS, StageAttention
 
 __all__ = ["Encoder", "EncoderSpec", "create_encoder"]
@@ -192,9 +193,11 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
         self.attention = nn.ModuleDict()
+        places = {int(stage["reduction"]).bit_length() - 2: str(stage["module"]) for stage in stages}
+        self._ends = {0: str(stages[-1]["module"])} if self.one_resolution else dict(sorted(places.items()))
+        self._frozen: tuple[nn.Module, ...] = ()
         if spec.attention != "none":
-            places = {int(stage["reduction"]).bit_length() - 2: str(stage["module"]) for stage in stages}
-            self._add_attention({} if self.one_resolution else places)
+            self._add_attention({} if self.one_resolution else self._ends)
 
     def _add_attention(self, places: Mapping[int, str]) -> None:
         spec = self.spec
@@ -237,6 +240,56 @@ class Encoder(nn.Module):
             handle.remove()
             self.train(training)
         return shapes[0][1], (shapes[0][2], shapes[0][3])
+
+    def by_stage(self) -> dict[int, list[nn.Module]]:
+        """Modules that themselves hold weights or statistics, by the stage that they belong to, shallow to deep.
+
+        Stages are numbered as in :class:`EncoderSpec`; what lies before a stage's end and behind the one before is part
+        of it. A plain transformer is one stage, 0.
+        """
+        ends = list(self._ends.items())
+        found: dict[int, list[nn.Module]] = {stage: [] for stage, _ in ends}
+        at, reached = 0, False
+        for name, module in self.backbone.named_modules():
+            end = ends[at][1]
+            inside = name == end or name.startswith(f"{end}.")
+            if reached and not inside and at + 1 < len(ends):
+                at, reached = at + 1, False
+                inside = name == ends[at][1] or name.startswith(f"{ends[at][1]}.")
+            reached = reached or inside
+            if any(True for held in (module.parameters, module.buffers) for _ in held(recurse=False)):
+                found[ends[at][0]].append(module)
+        for name, attention in self.attention.items():
+            found[int(name.removeprefix("stage"))] += attention.modules()
+        return found
+
+    def train_only(self, stages: Collection[int]) -> None:
+        """Freeze all other stages: their weights take no gradient, and their batch norms keep their statistics.
+
+        Raises:
+            UserError: for a stage that the network has not.
+        """
+        modules = self.by_stage()
+        unknown = set(stages) - set(modules)
+        if unknown:
+            raise UserError(
+                f"`train` (stage{min(unknown)}) must be a stage of {self.spec.backbone}; it has "
+                f"{', '.join(f'stage{stage}' for stage in modules)}"
+            )
+        for stage, members in modules.items():
+            for module in members:
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(stage in stages)
+        frozen = [module for stage, members in modules.items() if stage not in stages for module in members]
+        self._frozen = tuple(frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Training mode for all but what is frozen."""
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False  # this one alone, as its children may belong to another stage
+        return self
 
     @property
     def tap_names(self) -> tuple[str, ...]:

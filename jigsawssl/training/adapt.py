@@ -126,8 +126,10 @@ def _choose_probe(task: _Task, balanced: bool) -> _Probe:
     return _Probe(features, strength, scores, judged)
 
 
-def _with_head(encoder: Encoder, classes: int, head: torch.nn.Linear | None, dropout: float = 0.0) -> Classifier:
-    model = Classifier(copy.deepcopy(encoder), classes, dropout)
+def _with_head(
+    encoder: Encoder, classes: int, head: torch.nn.Linear | None, dropout: float = 0.0, kind: str = "linear"
+) -> Classifier:
+    model = Classifier(copy.deepcopy(encoder), classes, dropout, kind)
     if head is not None:
         model.head.load_state_dict(head.state_dict())
     return model
@@ -215,7 +217,7 @@ def _finish(task: _Task, winner: _Candidate, comparison: dict[str, Any] | None =
     @torch.no_grad()
     def probabilities(dataset: PixelDataset) -> Tensor:
         if winner.chosen["method"] == "linear" and isinstance(model, Classifier):
-            return model.head.cpu()(task.features(dataset)).softmax(dim=1)  # type: ignore[no-any-return]
+            return model.head.cpu()(task.features(dataset)).softmax(dim=1)
         return predict(model, dataset, task.batch_size, task.device, task.autocast)
 
     validation = {"scores": winner.scores, **({"comparison": comparison} if comparison else {})}
@@ -294,7 +296,7 @@ def _train_network(encoder: Encoder, method: str, task: _Task, recipe: Recipe) -
         torch.manual_seed(recipe.seed)
         if method == "progressive":
             return HierarchicalClassifier(copy.deepcopy(encoder), task.classes)
-        return _with_head(encoder, task.classes, None, recipe.dropout)
+        return _with_head(encoder, task.classes, None, recipe.dropout, recipe.head)
 
     # One schedule for folds of any size and for the final fit, or the chosen epoch would mean different things.
     recipe = recipe._replace(max_epochs=planned_epochs(min(len(train) for train, _ in task.folds), recipe))

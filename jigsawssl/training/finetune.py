@@ -19,10 +19,20 @@ from ..data.loading import PixelDataset, evaluation_loader, training_loader
 from ..evaluation import log_loss, macro_auroc
 from ..functional import permute_tiles, sample_permutations
 from ..models import Classifier, HierarchicalClassifier
-from ..types import Batch
+from ..types import Batch, UserError
 from .optim import create_optimizer, create_scheduler
 
-__all__ = ["Finetuning", "Fold", "Model", "Recipe", "Trained", "planned_epochs", "selection_score", "train_classifier"]
+__all__ = [
+    "Finetuning",
+    "Fold",
+    "Model",
+    "Recipe",
+    "Trained",
+    "planned_epochs",
+    "selection_score",
+    "train_classifier",
+    "trained_stages",
+]
 
 CHECKS = 10
 """How often a run is judged: validation chooses among that many lengths of training."""
@@ -45,7 +55,10 @@ class Recipe(NamedTuple):
     """Settings of supervised training.
 
     ``lr`` is the encoder's rate and ``head_scale`` times it that of everything new; ``max_epochs`` is ``None`` for as
-    many as the budget needs; ``grids`` are those of the progressive steps; ``precision`` is Lightning's.
+    many as the budget needs; ``grids`` are those of the progressive steps; ``precision`` is Lightning's. ``train`` is
+    ``all``, ``head``, ``from:stageK`` (deeper ones too) or ``to:stageK`` (shallower ones too); each stage learns at
+    ``layer_decay`` times the rate of the next deeper one; with ``unfreeze_every`` above 0 the head learns first, and a
+    further stage from that many epochs to the next, deepest first (Howard and Ruder 2018, section 3.3).
     """
 
     lr: float
@@ -56,6 +69,10 @@ class Recipe(NamedTuple):
     weight_decay: float | None = None
     balanced: bool = True
     dropout: float = 0.0
+    head: str = "linear"
+    train: str = "all"
+    layer_decay: float = 1.0
+    unfreeze_every: int = 0
     grids: tuple[int, ...] = (8, 4, 2)
     preset: str = "mild"
     seed: int = 0
@@ -69,6 +86,29 @@ class Trained(NamedTuple):
     model: Model
     checked: dict[int, Tensor]
     losses: list[tuple[int, float]]
+
+
+def trained_stages(train: str, stages: Sequence[int]) -> list[int]:
+    """The stages that learn.
+
+    Args:
+        train: ``all``, ``head``, ``from:stageK`` or ``to:stageK``.
+        stages: of the encoder.
+
+    Raises:
+        UserError: for anything else, or a stage that is not there.
+
+    Example:
+        >>> trained_stages("from:stage3", [0, 1, 2, 3, 4]), trained_stages("to:stage1", [0, 1, 2, 3, 4])
+        ([3, 4], [0, 1])
+    """
+    if train in ("all", "head"):
+        return list(stages) if train == "all" else []
+    way, _, stage = train.partition(":stage")
+    if way not in ("from", "to") or not stage.isdigit() or int(stage) not in stages:
+        known = ", ".join(f"stage{number}" for number in stages)
+        raise UserError(f"`train` ({train}) must be all, head, from:STAGE or to:STAGE with a stage among {known}")
+    return [number for number in stages if (number >= int(stage) if way == "from" else number <= int(stage))]
 
 
 def selection_score(probabilities: Tensor, labels: NDArray[np.int64]) -> float:
@@ -109,6 +149,14 @@ class Finetuning(pl.LightningModule):
         self.automatic_optimization = isinstance(model, Classifier)
         self.checked: dict[int, Tensor] = {}
         self._seen: list[Tensor] = []
+
+    def on_train_epoch_start(self) -> None:
+        """Let one more stage learn, where they begin to one after another."""
+        if self.recipe.unfreeze_every:
+            encoder = self.model.encoder
+            wanted = trained_stages(self.recipe.train, list(encoder.by_stage()))
+            count = self.current_epoch // self.recipe.unfreeze_every
+            encoder.train_only(sorted(wanted)[max(0, len(wanted) - count) :])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Augment on the device, then one update, or one per branch."""
@@ -152,10 +200,12 @@ class Finetuning(pl.LightningModule):
         """A low rate for the encoder, ``head_scale`` times it for what is new."""
         model, lr = self.model, self.recipe.lr
         new = model.head if isinstance(model, Classifier) else nn.ModuleList([model.block, model.heads])
-        parts: dict[str, tuple[nn.Module, float]] = {
-            "encoder": (model.encoder, lr),
-            "head": (new, lr * self.recipe.head_scale),
-        }
+        model.encoder.train_only(trained_stages(self.recipe.train, list(model.encoder.by_stage())))
+        parts: dict[str, tuple[nn.Module | Sequence[nn.Module], float]] = {}
+        for stage, modules in model.encoder.by_stage().items():
+            depth = max(model.encoder.by_stage()) - stage
+            parts[f"stage{stage}"] = (modules, lr * self.recipe.layer_decay**depth)
+        parts["head"] = (new, lr * self.recipe.head_scale)
         optimizer = create_optimizer(self.recipe.optimizer, parts, self.recipe.weight_decay)
         scheduler = create_scheduler(optimizer, int(self.trainer.estimated_stepping_batches), warmup=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

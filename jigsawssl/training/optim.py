@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,11 +31,16 @@ DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1.5e-6}
 """Weight decay where none is given; SGD from FG-SSL (section 4), LARS from Barlow Twins (section 2.2)."""
 
 
-def _parameter_groups(parts: Mapping[str, tuple[nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
+def _parameter_groups(
+    parts: Mapping[str, tuple[nn.Module | Sequence[nn.Module], float]], weight_decay: float
+) -> list[dict[str, Any]]:
     """Two groups per part, named ``part/decay`` and ``part/no_decay``: norms and biases are not decayed."""
     groups = []
-    for name, (module, rate) in parts.items():
-        trainable = [p for p in module.parameters() if p.requires_grad]
+    for name, (part, rate) in parts.items():
+        if isinstance(part, nn.Module):
+            trainable = [p for p in part.parameters() if p.requires_grad]
+        else:
+            trainable = [p for module in part for p in module.parameters(recurse=False) if p.requires_grad]
         for suffix, decay, chosen in (
             ("decay", weight_decay, [p for p in trainable if p.ndim > 1]),
             ("no_decay", 0.0, [p for p in trainable if p.ndim <= 1]),
@@ -46,13 +51,15 @@ def _parameter_groups(parts: Mapping[str, tuple[nn.Module, float]], weight_decay
 
 
 def create_optimizer(
-    name: str, parts: Mapping[str, tuple[nn.Module, float]], weight_decay: float | None = None
+    name: str,
+    parts: Mapping[str, tuple[nn.Module | Sequence[nn.Module], float]],
+    weight_decay: float | None = None,
 ) -> Optimizer:
     """An optimizer over named parts, each with its own learning rate.
 
     Args:
         name: ``adamw``, ``sgd`` (momentum .9) or ``lars`` (momentum .9).
-        parts: name → (module, learning rate).
+        parts: name → (module, learning rate); of several modules what they themselves hold, without their children.
         weight_decay: for weights of two and more dimensions; default by name.
 
     Raises:

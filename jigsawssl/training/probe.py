@@ -116,8 +116,11 @@ def dropout_probabilities(
 ) -> Tensor:
     """Monte-Carlo dropout (Gal and Ghahramani 2016) in front of the head: float32 ``(passes, N, K)`` on the CPU."""
     features = _forward(model.encoder, model.encoder, dataset, batch_size, device, autocast)
-    head, rate = model.head.cpu(), model.dropout.p
-    return torch.stack([head(nn.functional.dropout(features, rate)).softmax(dim=1) for _ in range(passes)])
+    # Dropout alone is in training mode: heads have nothing else that would behave differently.
+    noisy = nn.Sequential(model.dropout, model.head).cpu().train()
+    found = torch.stack([noisy(features).softmax(dim=1) for _ in range(passes)])
+    noisy.eval()
+    return found
 
 
 def fit_probe(features: Tensor, labels: NDArray[np.int64], classes: int, strength: float, balanced: bool) -> nn.Linear:
