@@ -1,4 +1,4 @@
-"""The command line: ``jigsawssl pretrain | finetune | curve | report | doctor | bench | demo key=value …``."""
+"""The command line: ``jigsawssl COMMAND key=value …``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..config import (
     FinetuneConfig,
     PretrainConfig,
     ReportConfig,
+    TransferConfig,
     describe_keys,
     load_config,
 )
@@ -37,6 +38,11 @@ _COMMANDS = {
         "say how many labels an encoder saves: adapt several to growing shares of the labels, and compare",
         "data=ARCHIVE manifest=labels.csv encoders='{jigsaw: RUN/encoder.safetensors, scratch: "
         '"random:RUN/encoder.safetensors"}\' out=CURVE',
+    ),
+    "transfer": (
+        TransferConfig,
+        "learn in stages, each from what the one before learned",
+        "config=configs/transfer/breast_histology.yaml out=CHAIN",
     ),
     "report": (ReportConfig, "make report.html of a run or curve anew from its files", "RUN"),
     "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "data=ARCHIVE [out=DIR]"),
@@ -77,6 +83,7 @@ def _quiet() -> None:
         ".*treespec.*",
         ".*exists and is not empty.*",
         ".*dirpath has changed.*",
+        ".*in eval mode at the start of training.*",
         ".*exceeds limit of.*decompression bomb.*",
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -122,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt during training into an exit of its own.
-        again = "go on with resume=true" if command in ("pretrain", "finetune", "curve") else "run it again"
+        again = "go on with resume=true" if command in ("pretrain", "finetune", "curve", "transfer") else "run it again"
         print(f"jigsawssl: interrupted; {again}", file=sys.stderr)
         return 130
     except Exception:

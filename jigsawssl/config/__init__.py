@@ -1,6 +1,6 @@
 """Configuration: typed schemas hold every default; a YAML file and then ``key=value`` arguments override them."""
 
-from .loading import describe_keys, load_config, to_yaml, without_folder, without_folders
+from .loading import config_of, describe_keys, load_config, to_yaml, without_folder, without_folders
 from .schemas import (
     BenchConfig,
     CurveConfig,
@@ -10,6 +10,7 @@ from .schemas import (
     PretrainConfig,
     ReportConfig,
     SupervisedConfig,
+    TransferConfig,
 )
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "PretrainConfig",
     "ReportConfig",
     "SupervisedConfig",
+    "TransferConfig",
+    "config_of",
     "describe_keys",
     "load_config",
     "to_yaml",

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -23,12 +23,21 @@ from .schemas import (
     PretrainConfig,
     ReportConfig,
     SupervisedConfig,
+    TransferConfig,
 )
 
-__all__ = ["describe_keys", "load_config", "to_yaml", "without_folder", "without_folders"]
+__all__ = ["config_of", "describe_keys", "load_config", "to_yaml", "without_folder", "without_folders"]
 
 Config = TypeVar(
-    "Config", PretrainConfig, FinetuneConfig, CurveConfig, DoctorConfig, DemoConfig, BenchConfig, ReportConfig
+    "Config",
+    PretrainConfig,
+    FinetuneConfig,
+    CurveConfig,
+    TransferConfig,
+    DoctorConfig,
+    DemoConfig,
+    BenchConfig,
+    ReportConfig,
 )
 
 _CHOICES = {
@@ -121,8 +130,7 @@ def _from_arguments(arguments: Sequence[str], schema: type) -> dict[str, Any]:
                 parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
             except Exception as error:
                 raise UserError(f"`{key}` ({text}) must be a YAML value; {_reason(error)}") from None
-            value = parsed["value"]  # type: ignore[index, call-overload]
-            values[key] = [value] if kind == list[float] and isinstance(value, (int, float)) else value
+            values[key] = parsed["value"]  # type: ignore[index, call-overload]
     return values
 
 
@@ -137,10 +145,15 @@ def _from_file(path: str, schema: type) -> dict[str, Any]:
         raise UserError(f"`config` ({path}) must be valid YAML; {_reason(error)}") from None
     if not isinstance(loaded, dict):
         raise UserError(f"`config` ({path}) must hold keys and values; see configs/ for examples")
+    return _flat(loaded, schema)
+
+
+def _flat(nested: Mapping[Any, Any], schema: type) -> dict[str, Any]:
+    """Values by key, groups of the schema joined with dots."""
     groups = {key.rpartition(".")[0] for key in _leaves(schema)} - {""}
     values: dict[str, Any] = {}
 
-    def flatten(node: dict[Any, Any], prefix: str) -> None:
+    def flatten(node: Mapping[Any, Any], prefix: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
             if key in groups and isinstance(value, dict):
@@ -148,7 +161,7 @@ def _from_file(path: str, schema: type) -> dict[str, Any]:
             else:
                 values[key] = value
 
-    flatten(loaded, "")
+    flatten(nested, "")
     return values
 
 
@@ -173,6 +186,8 @@ def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else "`--help` lists the keys"
         raise UserError(f"`{key}` is not a key of this command; {hint}")
+    if known[key][1] == list[float] and isinstance(value, (int, float)):
+        value = [value]  # one of what may be several
     if "${" in str(value) or "???" in str(value):
         raise UserError(f"`{key}` ({value}) must be a plain value; references to other keys are not supported")
     if any(isinstance(number, float) and not math.isfinite(number) for number in _single_values(value)):
@@ -203,8 +218,12 @@ def _check(config: DictConfig, schema: type) -> None:
         raise UserError(f"`reading.frames` ({frames}) must be all, middle or every_N, such as every_5")
     if schema in (DemoConfig, DoctorConfig, ReportConfig):
         return
+    if schema is TransferConfig:
+        return _check_transfer(config)
     if config.resume and config.overwrite:
         raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
+    if not re.fullmatch(r"all|head|(from|to):stage\d+", config.train):
+        raise UserError(f"`train` ({config.train}) must be all, head, from:STAGE or to:STAGE, such as from:stage3")
     grids, size = list(config.views.grids), config.views.size
     if len(grids) not in (0, 3) or (issubclass(schema, SupervisedConfig) and not grids):
         raise UserError(f"`views.grids` ({grids}) must have three entries, one per tap; such as [8,4,2]")
@@ -256,6 +275,23 @@ def _check_supervised(config: DictConfig, schema: type) -> None:
             )
 
 
+def _check_transfer(config: DictConfig) -> None:
+    if config.resume and config.overwrite:
+        raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
+    names = []
+    for number, stage in enumerate(config.stages, start=1):
+        name, objective = stage.get("name"), stage.get("objective", "supervised")
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in names:
+            raise UserError(f"`stages` ({number}) must each have a name of their own, of letters, digits, _ and -")
+        names.append(name)
+        if objective not in ("supervised", "jigsaw"):
+            raise UserError(f"`stages` ({name}) must have the objective supervised or jigsaw, not {objective}")
+        if "out" in stage:
+            raise UserError(f"`stages` ({name}) must not name `out`; each gets a folder in that of the chain")
+        if number == 1 and stage.get("encoder") == "previous":
+            raise UserError(f"`stages` ({name}) must name its encoder, as no stage is before it")
+
+
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
@@ -265,7 +301,7 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
 
     Args:
         schema: one of :class:`PretrainConfig`, :class:`FinetuneConfig`, :class:`CurveConfig`, :class:`DoctorConfig`,
-            :class:`BenchConfig`, :class:`ReportConfig` and :class:`DemoConfig`.
+            :class:`TransferConfig`, :class:`BenchConfig`, :class:`ReportConfig` and :class:`DemoConfig`.
         arguments: such as ``["data=scans", "out=runs/1", "batch.size=64"]``.
 
     Returns:
@@ -279,9 +315,30 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
         64
     """
     given = _from_arguments(arguments, schema)
-    config = OmegaConf.structured(schema)
     path = given.get("config")
-    for source in (_from_file(path, schema) if path is not None else {}, given):
+    return _build(schema, _from_file(path, schema) if path is not None else {}, given)
+
+
+def config_of(schema: type[Config], values: Mapping[str, Any]) -> Config:
+    """Defaults, then values by key, in groups or with dots.
+
+    Args:
+        schema: as in :func:`load_config`.
+        values: such as ``{"data": "scans", "views": {"size": 64}}``.
+
+    Raises:
+        UserError: as :func:`load_config`.
+
+    Example:
+        >>> config_of(DemoConfig, {"seed": 3}).seed
+        3
+    """
+    return _build(schema, _flat(values, schema))
+
+
+def _build(schema: type[Config], *sources: Mapping[str, Any]) -> Config:
+    config = OmegaConf.structured(schema)
+    for source in sources:
         for key, value in source.items():
             _set(config, key, value, schema)
     try:
@@ -293,7 +350,7 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     return result
 
 
-def to_yaml(config: PretrainConfig | SupervisedConfig) -> str:
+def to_yaml(config: PretrainConfig | SupervisedConfig | TransferConfig) -> str:
     """The resolved configuration as YAML, every key written out."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 

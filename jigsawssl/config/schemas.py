@@ -14,6 +14,7 @@ __all__ = [
     "PretrainConfig",
     "ReportConfig",
     "SupervisedConfig",
+    "TransferConfig",
 ]
 
 
@@ -233,6 +234,19 @@ class BenchConfig(PretrainConfig):
 
     out: str = _key("-", "not used: nothing is written")
     rounds: int = _key(5, "steps that are timed")
+
+
+@dataclass
+class TransferConfig:
+    """Keys of ``transfer``."""
+
+    config: str = _key("", "YAML file with the stages (required)")
+    out: str = _key("", "folder of the chain, with one for each stage in it (required)")
+    stages: list[dict[str, Any]] = _key(
+        [], "name, objective (supervised or jigsaw), encoder (previous: of the stage before) and keys of that command"
+    )
+    resume: bool = _key(False, "go on with what is in out; finished stages are left as they are")
+    overwrite: bool = _key(False, "replace an earlier chain in out")
 
 
 @dataclass

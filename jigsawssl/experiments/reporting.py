@@ -24,6 +24,11 @@ LIMITS = {
         "The more often a test split is looked at, the less it says.",
         "This is research software and no medical device; nobody has validated it for care.",
     ],
+    "transfer": [
+        "What one stage brought is not shown by the chain alone: compare it with a chain that leaves the stage out.",
+        "The intervals tell of other patients like these, not of another clinic, device or year.",
+        "This is research software and no medical device; nobody has validated it for care.",
+    ],
     "curve": [
         "Every point was tested on the same split: choosing among encoders by this report makes its numbers flatter.",
         "The intervals tell of other patients like these, not of another clinic, device or year.",
@@ -130,7 +135,7 @@ def rebuild(folder: Path) -> Path:
     report = _read(folder / "report.json")
     command = report.get("command")
     if command not in LIMITS or (command == "finetune" and "judgement" not in report):
-        raise UserError(f"`run` ({folder}) must be of pretrain, finetune or curve of this version; run it again")
+        raise UserError(f"`run` ({folder}) must be of pretrain, finetune, transfer or curve; run it again")
     if command == "finetune":
         report["judgement"]["metrics"] = report["test"]
     return write_page(folder, {"limits": LIMITS[command], **report})

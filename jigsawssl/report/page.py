@@ -26,6 +26,7 @@ _TITLES = {
     "pretrain": "Pretraining",
     "finetune": "Fine-tuning",
     "curve": "Label efficiency",
+    "transfer": "Staged transfer",
 }
 
 _NAMES = {
@@ -55,6 +56,7 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
     environment = Environment(
         loader=PackageLoader("jigsawssl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["zip_with"] = lambda first, second: list(zip(first, second, strict=True))
     environment.filters |= {"number": _number, "percent": _percent, "metric": _metric, "words": _words}
     # As it is read back from disk, so that a page made anew is the same.
     plain = json.loads(json.dumps(report))

@@ -50,7 +50,9 @@ def is_leftover(name: str) -> bool:
     return name.startswith(".") and name.endswith((".partial", ".tmp"))
 
 
-def check_run_folder(out: str, resume: bool, overwrite: bool, config: str, free: Sequence[str] = ()) -> Path:
+def check_run_folder(
+    out: str, resume: bool, overwrite: bool, config: str, free: Sequence[str] = (), also: Sequence[str] = ()
+) -> Path:
     """Say whether a run may write to ``out``; touches nothing.
 
     Args:
@@ -59,6 +61,7 @@ def check_run_folder(out: str, resume: bool, overwrite: bool, config: str, free:
         overwrite: the run replaces an earlier run.
         config: the run's configuration as YAML.
         free: keys that may differ from those of the run to resume.
+        also: further names that an earlier run may have left.
 
     Returns:
         The folder.
@@ -79,7 +82,7 @@ def check_run_folder(out: str, resume: bool, overwrite: bool, config: str, free:
             "add resume=true to go on, overwrite=true to replace an earlier run, or choose another folder"
         )
     # Decoded images are kept when a run is replaced: their names follow from options and archive.
-    foreign = [name for name in entries if name not in {*_WRITTEN_HERE, "cache"} and not is_leftover(name)]
+    foreign = [name for name in entries if name not in {*_WRITTEN_HERE, *also, "cache"} and not is_leftover(name)]
     if foreign:
         raise UserError(
             f"`out` ({out}) must hold nothing but an earlier run; it holds {foreign[0]}; "

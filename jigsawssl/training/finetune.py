@@ -310,6 +310,8 @@ def train_classifier(
     with warnings.catch_warnings():
         # The final fit has nothing left to validate on, on purpose.
         warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
+        # What is frozen keeps its statistics, on purpose.
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")
         trainer.fit(
             module,
             training_loader(dataset.subset(rows), batch_size, drop_last=True, seed=recipe.seed),
