@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, create_encoder
 from .models.encoder import automatic_stem_stride, try_size
+from .stain import STAINS
 from .types import FITS, UserError
 
 __all__ = [
@@ -144,12 +145,15 @@ def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
         values = {"fit": "squash", **header["encoder"]}
         values["mean"], values["std"] = tuple(map(float, values["mean"])), tuple(map(float, values["std"]))
         values["attention_stages"] = tuple(map(int, values.get("attention_stages", (4,))))
+        values["stain_target"] = tuple(map(float, values.get("stain_target", ())))
         spec = EncoderSpec(**values)
         whole = all(type(number) is int and number > 0 for number in (spec.size, spec.stem_stride, spec.in_channels))
         lengths = {len(spec.mean), len(spec.std)}
         finite = all(map(math.isfinite, (*spec.mean, *spec.std))) and all(value > 0 for value in spec.std)
         if not whole or not finite or not lengths <= {1, spec.in_channels} or not isinstance(spec.options, dict):
             raise ValueError("numbers out of range")
+        if spec.stain not in STAINS or len(spec.stain_target) not in (0, 6, 8):
+            raise ValueError("an unknown stain or target")
         if not isinstance(spec.backbone, str) or not isinstance(spec.window, str) or spec.fit not in FITS:
             raise TypeError("backbone, fit or window is no name")
         return spec

@@ -154,6 +154,8 @@ def test_the_header_says_what_the_encoder_is_and_where_it_comes_from(file: Path)
             "options": OPTIONS,
             "attention": "none",
             "attention_stages": [4],
+            "stain": "none",
+            "stain_target": [],
         },
         "taps": [
             {"name": "layer2", "channels": 16, "reduction": 4},

@@ -48,6 +48,7 @@ class ReadingConfig:
         "more than 8 bits: file (the DICOM's window, else percentiles), percentiles, or for CT lung, mediastinum, "
         "abdomen, brain, bone",
     )
+    stain: str = _key("none", "stained tissue: none, macenko, or reinhard (to the archive's own average colours)")
     frames: str = _key("all", "of files with several frames: all, middle or every_N, such as every_5")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import to_unit_range
+from ..stain import normalize_stain
 from ..types import FITS, Tap, Taps, UserError
 from . import compact as compact  # registers its network with timm
 from .attention import ATTENTIONS, StageAttention
@@ -42,6 +43,8 @@ class EncoderSpec:
         attention: one of :data:`jigsawssl.models.attention.ATTENTIONS`.
         attention_stages: where; stage k is the one whose features are 2^(k+1) times smaller than the image in the
             network as published: 1 to 4 for most.
+        stain: how tissue is brought to a reference, one of :data:`jigsawssl.stain.STAINS`.
+        stain_target: the reference, see :func:`jigsawssl.stain.normalize_stain`.
     """
 
     backbone: str
@@ -55,6 +58,8 @@ class EncoderSpec:
     window: str = "file"
     attention: str = "none"
     attention_stages: tuple[int, ...] = (4,)
+    stain: str = "none"
+    stain_target: tuple[float, ...] = ()
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,13 +359,19 @@ class Encoder(nn.Module):
                 "`images` must be uint8 or uint16 (B, C, H, W) with C 1 or 3, "
                 f"got {images.dtype} {tuple(images.shape)}; convert them first"
             )
-        pixels = to_unit_range(images)
+        pixels = to_unit_range(self.normalize_stain(images))
         if images.shape[1] == 3 and self.spec.in_channels == 1:
             # Luma of ITU-R BT.601, as Pillow's mode "L".
             weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
             pixels = (pixels * weights).sum(dim=1, keepdim=True)
         pixels = self._fitted(pixels)
         return (pixels.expand(-1, self.spec.in_channels, -1, -1) - self.mean) / self.std
+
+    def normalize_stain(self, images: Tensor) -> Tensor:
+        """Stained tissue in the colours that the encoder knows; uint8 ``(B, 3, H, W)``, others as they are."""
+        if self.spec.stain == "none" or images.shape[1] != 3 or images.dtype != torch.uint8:
+            return images
+        return normalize_stain(images, self.spec.stain, self.spec.stain_target)
 
     def _fitted(self, pixels: Tensor) -> Tensor:
         size, (height, width) = self.spec.size, pixels.shape[-2:]

@@ -163,7 +163,8 @@ class Finetuning(pl.LightningModule):
         if batch_idx == 0:
             torch.manual_seed(self.recipe.seed * 1_000_003 + self.current_epoch)
         encoder = self.model.encoder
-        images = self.chain(batch.images, self.chain.draw(batch.images.shape), encoder.mean, encoder.std)
+        pixels = encoder.normalize_stain(batch.images)
+        images = self.chain(pixels, self.chain.draw(pixels.shape), encoder.mean, encoder.std)
         if isinstance(self.model, HierarchicalClassifier):
             loss = self._progressive_step(self.model, images, batch.labels)
         else:

@@ -139,7 +139,7 @@ class JigsawPretraining(pl.LightningModule):
         """One batch: build the views on the device, then one update (joint) or one per branch (progressive)."""
         if batch_idx == 0:
             torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
-        views = self.views(batch.images)
+        views = self.views(self.encoder.normalize_stain(batch.images))
         if batch_idx == 0:
             few = [view[:8].clone() for view in (views.original, views.distorted, *views.jigsaw)]
             self.sample_views = Views(few[0], few[1], tuple(few[2:]))
