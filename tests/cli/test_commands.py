@@ -337,6 +337,17 @@ def test_pretraining_goes_on_from_an_encoder(pretrained: Path, tmp_path: Path) -
     assert all(not torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in statistics)
 
 
+def test_a_plain_transformer_gets_a_warning_that_says_what_to_choose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["pretrain", "data=demo", "split=val", f"config={SMOKE / 'pretrain.yaml'}", "trainer.max_epochs=1"]
+    transformer = ["backbone=vit_tiny_patch16_224", "backbone_options={patch_size: 8, depth: 3}"]
+    assert main([*common, f"out={tmp_path / 'jigsaw'}", *transformer]) == 0
+    assert "which shuffled tiles contradict" in capsys.readouterr().out
+    assert main([*common, f"out={tmp_path / 'plain'}", *transformer, "views.grids=[]"]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_stained_tissue_is_normalised_wherever_the_encoder_goes(tmp_path: Path) -> None:
     from tests.test_stain import tissue
 

@@ -206,6 +206,15 @@ def test_networks_are_tuned_alike_and_explained(encoder: Path, tmp_path: Path) -
     assert "Where the network looks" in (tmp_path / "curve" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(("mode", "found"), [("knn", ["knn", "knn"]), ("auto", ["auto", "full"])])
+def test_every_mode_has_a_curve(mode: str, found: list[str], encoder: Path, tmp_path: Path) -> None:
+    arguments = ["fractions=[0.05]", "seeds=1", f"mode={mode}", "trainer.max_epochs=1", "optimizer.lr=1e-3"]
+    assert curve(encoder, tmp_path / "curve", *arguments) == 0
+    report = json.loads((tmp_path / "curve" / "report.json").read_text())
+    assert [row["mode"] for row in report["table"]] == found and report["missing"] == 0
+    assert len(report["comparisons"]) == 2 and report["savings"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
