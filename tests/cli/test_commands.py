@@ -19,7 +19,7 @@ from PIL import Image
 
 import jigsawssl
 from jigsawssl.cli import main
-from jigsawssl.config import FinetuneConfig, PretrainConfig, describe_keys, load_config
+from jigsawssl.config import FinetuneConfig, PretrainConfig, TransferConfig, config_of, describe_keys, load_config
 from tests.data.test_dicom import dicom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -476,7 +476,12 @@ def test_scripts_run(tmp_path: Path) -> None:
 def test_every_shipped_configuration_loads(path: Path) -> None:
     finetuning = "finetune" in path.stem or path.parent.name == "finetune"
     required = ["data=demo", "out=run", f"config={path}"]
-    if finetuning:
+    if "transfer" in (path.stem, path.parent.name):
+        for stage in load_config(TransferConfig, required[1:]).stages:
+            values = {key: value for key, value in stage.items() if key not in ("name", "objective")}
+            schema = PretrainConfig if stage.get("objective") == "jigsaw" else FinetuneConfig
+            assert config_of(schema, {**values, "out": "run"}).data
+    elif finetuning:
         assert load_config(FinetuneConfig, [*required, "encoder=random:resnet18"]).fraction > 0
     else:
         assert load_config(PretrainConfig, required).trainer.max_epochs > 0
