@@ -8,12 +8,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from captum.attr import LayerAttribution, LayerGradCam
+from kornia.filters import gaussian_blur2d
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from ..models import Classifier, HierarchicalClassifier
 
-__all__ = ["Explanation", "border_share", "explain", "gradcam"]
+__all__ = [
+    "Explanation",
+    "attention_maps",
+    "border_share",
+    "deletion_and_insertion",
+    "explain",
+    "gradcam",
+    "rank_agreement",
+]
 
 Model = Classifier | HierarchicalClassifier
 
@@ -103,6 +112,88 @@ def explain(model: Model, images: Tensor, tap: str | None = None, seed: int = 0)
     with torch.no_grad():
         untrained.train()(images)
     others = gradcam(untrained.eval(), images, predicted, name)
-    pairs = zip(maps.flatten(1).numpy(), others.flatten(1).numpy(), strict=True)
-    agreement = [spearmanr(one, other).statistic for one, other in pairs if np.ptp(one) > 0 and np.ptp(other) > 0]
-    return Explanation(maps, float(np.mean(agreement)) if agreement else 0.0, border_share(maps), name)
+    return Explanation(maps, rank_agreement(maps, others), border_share(maps), name)
+
+
+def rank_agreement(first: Tensor, second: Tensor) -> float:
+    """Mean rank correlation of two sets of maps ``(N, H, W)``; images whose map is flat are left out, 0 where all are.
+
+    Example:
+        >>> maps = torch.rand(2, 8, 8)
+        >>> round(rank_agreement(maps, maps), 6), round(rank_agreement(maps, 1 - maps), 6)
+        (1.0, -1.0)
+    """
+    pairs = zip(first.flatten(1).numpy(), second.flatten(1).numpy(), strict=True)
+    found = [spearmanr(one, other).statistic for one, other in pairs if np.ptp(one) > 0 and np.ptp(other) > 0]
+    return float(np.mean(found)) if found else 0.0
+
+
+def attention_maps(model: Model, images: Tensor) -> Tensor | None:
+    """Where the deepest attention of an encoder that has a place attends.
+
+    Args:
+        model: in eval mode.
+        images: float ``(N, C, H, W)``, as ``model.encoder.preprocess`` returns them.
+
+    Returns:
+        float32 ``(N, H, W)`` in [0, 1], each map divided by its maximum, or ``None`` where there is no such attention.
+
+    Example:
+        >>> from jigsawssl.models import create_encoder
+        >>> model = Classifier(create_encoder("resnet18", 1, size=64, attention="ga"), classes=2).eval()
+        >>> attention_maps(model, torch.rand(3, 1, 64, 64)).shape
+        torch.Size([3, 64, 64])
+    """
+    found: list[Tensor | None] = []
+    handles = [
+        module.register_forward_pre_hook(lambda attention, given: found.append(attention.map(given[0])))
+        for module in model.encoder.attention.values()
+    ]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    placed = [maps for maps in found if maps is not None]
+    if not placed:
+        return None
+    maps = nn.functional.interpolate(placed[-1][:, None].float(), images.shape[-2:], mode="bilinear")[:, 0]
+    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+
+
+@torch.no_grad()
+def deletion_and_insertion(
+    model: Model, images: Tensor, maps: Tensor, classes: Tensor, steps: int = 16
+) -> tuple[float, float]:
+    """Whether what a map points at matters to the network (Petsiuk et al. 2018, RISE, section 3.3).
+
+    Pixels are replaced by the image's blurred self, most important first (deletion: a low value is good), or put back
+    into it (insertion: a high value is good); each value is the mean probability of the class along the way.
+
+    Args:
+        model: in eval mode.
+        images: float ``(N, C, H, W)``, as ``model.encoder.preprocess`` returns them.
+        maps: float ``(N, H, W)``.
+        classes: int64 ``(N,)``.
+        steps: equal shares of the pixels.
+
+    Example:
+        >>> from jigsawssl.models import create_encoder
+        >>> model = Classifier(create_encoder("resnet18", 1, size=64), classes=2).eval()
+        >>> found = deletion_and_insertion(model, torch.rand(2, 1, 64, 64), torch.rand(2, 64, 64), torch.tensor([0, 1]))
+        >>> all(0 <= value <= 1 for value in found)
+        True
+    """
+    kernel = max(3, images.shape[-1] // 4 // 2 * 2 + 1)
+    blurred = gaussian_blur2d(images, (kernel, kernel), (kernel / 4, kernel / 4))
+    # Rank of each pixel, most important first.
+    rank = maps.flatten(1).argsort(dim=1, descending=True).argsort(dim=1).view(len(maps), 1, *maps.shape[1:])
+    count = maps[0].numel()
+    values: list[list[Tensor]] = [[], []]
+    for step in range(steps + 1):
+        changed = rank < count * step / steps
+        for way, mixed in enumerate((torch.where(changed, blurred, images), torch.where(changed, images, blurred))):
+            values[way].append(model(mixed).softmax(dim=1).gather(1, classes[:, None]))
+    deletion, insertion = (float(torch.trapezoid(torch.cat(way, dim=1), dx=1 / steps).mean()) for way in values)
+    return deletion, insertion

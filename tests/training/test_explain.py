@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from jigsawssl.models import Classifier, HierarchicalClassifier, create_encoder
-from jigsawssl.training.explain import border_share, explain, gradcam
+from jigsawssl.training.explain import (
+    attention_maps,
+    border_share,
+    deletion_and_insertion,
+    explain,
+    gradcam,
+    rank_agreement,
+)
 
 
 def small(backbone: str = "resnet18") -> Classifier:
@@ -91,3 +98,46 @@ def test_the_border_is_counted_by_its_share() -> None:
     maps[1, 0, 5] = 1.0
     assert border_share(maps) == pytest.approx(0.5)  # one inside, one on the border, an empty one not counted
     assert border_share(torch.zeros(2, 20, 20)) == 0.0
+
+
+class Bright(torch.nn.Module):
+    """Says the second class as surely as the upper left quarter is bright."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bright = images[:, 0, :16, :16].mean(dim=(1, 2)) * 8
+        return torch.stack([-bright, bright], dim=1)
+
+
+def test_deleting_what_matters_costs_more_than_deleting_the_rest() -> None:
+    images = torch.zeros(2, 1, 32, 32)
+    images[:, :, :16, :16] = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) + 0.5
+    right = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(1))  # no two pixels alike
+    right[:, :16, :16] += 1.0
+    classes = torch.tensor([1, 1])
+    good = deletion_and_insertion(Bright(), images, right, classes)  # type: ignore[arg-type]
+    bad = deletion_and_insertion(Bright(), images, 1 - right, classes)  # type: ignore[arg-type]
+    assert good[0] < bad[0] and good[1] > bad[1]
+    # Both go from one image to the other, so together they are the same for a map and its reverse.
+    assert good[0] == pytest.approx(bad[1], abs=1e-5) and good[1] == pytest.approx(bad[0], abs=1e-5)
+
+
+def test_attention_maps_are_those_of_the_deepest_attention_that_has_a_place() -> None:
+    images = torch.rand(2, 1, 64, 64)
+    for attention, has in (("none", False), ("se", False), ("cbam", True), ("ga", True), ("la", True), ("ela", True)):
+        torch.manual_seed(0)
+        options = {"channels": [16, 16, 32, 32]}
+        encoder = create_encoder("resnet18", 1, 64, options=options, attention=attention, attention_stages=(3, 4))
+        model = Classifier(encoder, 2).eval()
+        maps = attention_maps(model, images)
+        assert (maps is not None) == has
+        if maps is not None:
+            assert maps.shape == (2, 64, 64) and maps.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1])
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_agreement_is_of_ranks_and_leaves_flat_maps_out() -> None:
+    maps = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert rank_agreement(maps, maps**3) == pytest.approx(1.0)
+    maps[0] = 0.5
+    assert rank_agreement(maps, -maps) == pytest.approx(-1.0)
+    assert rank_agreement(torch.ones(2, 4, 4), torch.ones(2, 4, 4)) == 0.0
