@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..data.loading import PixelDataset
 from ..models import Classifier, HierarchicalClassifier
 from ..report.figures import save_explanations
-from ..training.explain import BORDER, explain
+from ..training.explain import BORDER, attention_maps, border_share, explain, rank_agreement
 
 __all__ = ["save_gallery"]
 
@@ -29,7 +29,7 @@ def save_gallery(
     labels: NDArray[np.int64],
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    """Draw Grad-CAM of some right and some wrong predictions, drawn by lot.
+    """Draw Grad-CAM, and attention where the encoder has it, for some right and wrong predictions, drawn by lot.
 
     Args:
         path: JPEG to write.
@@ -55,8 +55,17 @@ def save_gallery(
     captions = [f"{classes[labels[row]]} → {classes[predicted[row]]}" for row in chosen]
     parts = torch.tensor([len(right), len(wrong)]).cumsum(0).tolist()
     rows = {"right": slice(0, parts[0]), "wrong": slice(parts[0], parts[1])}
+    maps = {f"Grad-CAM, {found.tap}": found.maps}
+    attended = attention_maps(model, images)
+    if attended is not None:
+        maps["attention"] = attended
     save_explanations(
-        {name: (shown[part], found.maps[part], captions[part]) for name, part in rows.items() if captions[part]}, path
+        {
+            name: (shown[part], {kind: each[part] for kind, each in maps.items()}, captions[part])
+            for name, part in rows.items()
+            if captions[part]
+        },
+        path,
     )
     return {
         "file": path.name,
@@ -64,4 +73,6 @@ def save_gallery(
         "border_share": found.border,
         "border_area": 1 - (1 - 2 * BORDER) ** 2,
         "sanity_correlation": found.sanity,
+        "attention_agreement": None if attended is None else rank_agreement(found.maps, attended),
+        "attention_border_share": None if attended is None else border_share(attended),
     }

@@ -102,34 +102,41 @@ def save_contact_sheet(images: Tensor, captions: Sequence[str], path: str | os.P
     _save(figure, path)
 
 
-def save_explanations(parts: Mapping[str, tuple[Tensor, Tensor, Sequence[str]]], path: str | os.PathLike[str]) -> None:
-    """Draw images and, below each, the same with a map of where the network looks.
+def save_explanations(
+    parts: Mapping[str, tuple[Tensor, Mapping[str, Tensor], Sequence[str]]], path: str | os.PathLike[str]
+) -> None:
+    """Draw images and, below each, the same with maps of where the network looks.
 
     Args:
-        parts: heading → images float ``(B, C, H, W)`` in [0, 1], maps float ``(B, H, W)`` in [0, 1] and B captions.
+        parts: heading → images float ``(B, C, H, W)`` in [0, 1], kind of map → float ``(B, H, W)`` in [0, 1], and B
+            captions. All have the same kinds.
         path: JPEG to write, atomically.
 
     Example:
         >>> import tempfile
-        >>> part = (torch.rand(2, 1, 8, 8), torch.rand(2, 8, 8), ["a → a", "b → b"])
+        >>> part = (torch.rand(2, 1, 8, 8), {"Grad-CAM": torch.rand(2, 8, 8)}, ["a → a", "b → b"])
         >>> save_explanations({"right": part}, os.path.join(tempfile.mkdtemp(), "explanations.jpg"))
     """
     columns = max(len(captions) for _, _, captions in parts.values())
-    figure = _figure(max(1.3 * columns, 3.0), 3.0 * len(parts), space=0.02)
-    grid = figure.subplots(2 * len(parts), columns, squeeze=False)
+    lines = 1 + max(len(maps) for _, maps, _ in parts.values())
+    figure = _figure(max(1.3 * columns, 3.0), 1.5 * lines * len(parts), space=0.02)
+    grid = figure.subplots(lines * len(parts), columns, squeeze=False)
     for axis in grid.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for part, (heading, (images, maps, captions)) in enumerate(parts.items()):
         pictures = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        rows = grid[lines * part : lines * (part + 1)]
+        for label, row in zip((heading, *maps), rows, strict=True):
+            row[0].set_ylabel(label, fontsize=9)
         for index, caption in enumerate(captions):
             shown = pictures[index][..., 0] if pictures.shape[-1] == 1 else pictures[index]
-            plain, mapped = grid[2 * part, index], grid[2 * part + 1, index]
-            for axis in (plain, mapped):
-                axis.imshow(shown, cmap="gray", vmin=0, vmax=1)
-            mapped.imshow(maps[index].cpu().numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.5)
-            plain.set_title(caption if len(caption) <= 22 else f"{caption[:21]}…", fontsize=6, parse_math=False)
-        grid[2 * part, 0].set_ylabel(heading, fontsize=9)
+            for row in rows:
+                row[index].imshow(shown, cmap="gray", vmin=0, vmax=1)
+            for row, found in zip(rows[1:], maps.values(), strict=True):
+                row[index].imshow(found[index].cpu().numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.5)
+            title = caption if len(caption) <= 22 else f"{caption[:21]}…"
+            rows[0][index].set_title(title, fontsize=6, parse_math=False)
     _save(figure, path, "jpeg")  # it goes into a page, and a page may hold several
 
 

@@ -195,13 +195,14 @@ def test_other_people_use_the_same_labels(finished: Path, encoder: Path, tmp_pat
 
 def test_networks_are_tuned_alike_and_explained(encoder: Path, tmp_path: Path) -> None:
     arguments = ["fractions=[0.02]", "seeds=2", "mode=full", "trainer.max_epochs=2", "optimizer.lr=[1e-4,1e-3]"]
-    assert curve(encoder, tmp_path / "curve", *arguments, "dropout=0.1", "budget=groups") == 0
+    assert curve(encoder, tmp_path / "curve", *arguments, "dropout=0.1", "budget=groups", "attention=ga") == 0
     report = json.loads((tmp_path / "curve" / "report.json").read_text())
     assert {row["candidates"] for row in report["table"]} == {4}  # two rates, two lengths
     for detail in report["details"]:
         seen = detail["explanations"]
         assert (tmp_path / "curve" / seen["file"]).is_file()
         assert 0 <= seen["border_share"] <= 1 and -1 <= seen["sanity_correlation"] <= 1
+        assert -1 <= seen["attention_agreement"] <= 1
         assert detail["disagreement"]["models"] == 2
     assert "Where the network looks" in (tmp_path / "curve" / "report.html").read_text()
 
