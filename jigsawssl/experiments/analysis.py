@@ -330,7 +330,8 @@ def _repeats(row: Mapping[str, Any]) -> str:
 
 
 def _bound(bound: Mapping[str, Any]) -> str:
-    return f"{bound['side']} {bound['value']:.2g}".strip()
+    value = float(f"{bound['value']:.2g}")  # two digits, and no exponent
+    return f"{bound['side']} {value:g}".strip()
 
 
 def _range(low: float | None, high: float | None) -> str:
