@@ -103,6 +103,8 @@ def run(config: FinetuneConfig) -> None:
         passes,
     )
     metrics = judgement["metrics"]
+    if test.unreadable:
+        judgement["notes"].append(f"{len(test.unreadable)} test images could not be read, and are left out.")
     source = {"encoder": without_folder(config.encoder), "labels": budget.facts["labels"], "seed": config.seed}
     provenance = {**source, **adaptation.chosen}
     if adaptation.model is not None:
@@ -126,7 +128,7 @@ def run(config: FinetuneConfig) -> None:
         "chosen": adaptation.chosen,
         "validation": adaptation.validation,
         "test": metrics,
-        "test_unreadable": test.unreadable,
+        "test_unreadable": {printable(name): reason for name, reason in test.unreadable.items()},
         "model_file": None if adaptation.model is None else "model.safetensors",
         "seconds": seconds,
         "precision": str(recipes[0].precision),
