@@ -120,7 +120,7 @@ def test_the_network_stops_at_the_deepest_tap_that_is_asked_for(backbone: str, d
     images = torch.rand(2, 3, 64, 64)
     expected = encoder.taps(images)
     ran: list[str] = []
-    for name, module in leaves(encoder).items():
+    for name, module in leaves(encoder.backbone).items():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
     asked = encoder.tap_names[depth]
     taps = encoder.taps(images, (asked,))
@@ -128,7 +128,7 @@ def test_the_network_stops_at_the_deepest_tap_that_is_asked_for(backbone: str, d
     assert torch.equal(taps[asked].features, expected[asked].features)
     needed = list(ran)
     # Whatever did not run cannot matter: not even when it is broken.
-    for name, module in leaves(encoder).items():
+    for name, module in leaves(encoder.backbone).items():
         if name not in needed:
             for value in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
                 value.data.fill_(math.nan if value.is_floating_point() else 0)
