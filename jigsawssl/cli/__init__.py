@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 
 from .. import __version__
@@ -22,6 +20,7 @@ from ..config import (
     describe_keys,
     load_config,
 )
+from ..quiet import quiet
 from ..types import UserError
 
 __all__ = ["main"]
@@ -73,25 +72,6 @@ def _help(command: str | None) -> str:
     return "\n".join(lines + [f"  {f'{key}={default}':<{width}}{text}" for key, default, text in rows])
 
 
-def _quiet() -> None:
-    """Keep Lightning's notes about devices and workers out of the way of the user's own output."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*The number of training batches.*",
-        ".*treespec.*",
-        ".*exists and is not empty.*",
-        ".*dirpath has changed.*",
-        ".*in eval mode at the start of training.*",
-        ".*exceeds limit of.*decompression bomb.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    # It warns of each odd element of a file; the table says what could not be read.
-    warnings.filterwarnings("ignore", module="pydicom")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -122,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "report" and rest and "=" not in rest[0]:
             rest = [f"run={rest[0]}", *rest[1:]]
         config = load_config(_COMMANDS[command][0], rest)
-        _quiet()
+        quiet()
         code = importlib.import_module(f".{command}", __package__).run(config)
     except UserError as error:
         print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)

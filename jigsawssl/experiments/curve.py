@@ -21,6 +21,7 @@ from ..checkpoint import resolve_encoder
 from ..data.loading import PixelDataset
 from ..evaluation.judgement import Predictions
 from ..models import EncoderSpec
+from ..quiet import quiet
 from ..report import write_bytes, write_json
 from ..training.adapt import Adaptation, adapt
 from ..training.finetune import Recipe
@@ -222,6 +223,7 @@ def load_cell(path: Path) -> tuple[Predictions, dict[str, Any]] | None:
 
 
 def _make_worker(plan: Plan) -> Callable[[Cell], None]:
+    quiet()  # a new process knows nothing of what the first one silenced
     return _Worker(plan)
 
 
