@@ -38,7 +38,7 @@ from jigsawssl.functional import permute_tiles, sample_permutations
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock, PlainProjector
 from jigsawssl.report import format_table
-from jigsawssl.training.optim import autocast_precision, create_optimizer
+from jigsawssl.training.optim import autocast_dtype, autocast_precision, create_optimizer
 from jigsawssl.training.pretrain import JigsawPretraining
 
 
@@ -188,7 +188,7 @@ def our_step(setting: Setting, images: Tensor, backbone: str, size: int, stem: i
     module = _pretraining(backbone, size, stem, grids, 2048 if not grids else 512).to(setting.device)
     module.to(memory_format=torch.channels_last)
     optimizer = create_optimizer("adamw", {"all": (nn.ModuleList([module.encoder, module.block]), 1e-3)})
-    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(autocast_precision("auto", setting.device))
+    kind = autocast_dtype(autocast_precision("auto", setting.device))
     positions = torch.arange(len(images))
 
     def step() -> None:
@@ -308,7 +308,7 @@ def plain_step(setting: Setting) -> list[Row]:
 def features(setting: Setting) -> list[Row]:
     """Features of images with an exported encoder."""
     rows = []
-    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(autocast_precision("auto", setting.device))
+    kind = autocast_dtype(autocast_precision("auto", setting.device))
     for backbone, count in (("resnet18", 32), ("resnet50", 16)):
         images = pictures(count, 3, 224)
         plain = timm.create_model(backbone, num_classes=0).eval().to(setting.device)

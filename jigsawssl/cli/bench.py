@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import BenchConfig
 from ..data.loading import PixelDataset, channel_statistics
 from ..report import format_table
-from ..training.optim import autocast_precision, create_optimizer, training_device
+from ..training.optim import autocast_dtype, autocast_precision, create_optimizer, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import Batch, UserError, Views
 from .pretrain import build_dataset, build_module, fresh_encoder, unlabeled_archive
@@ -61,8 +61,7 @@ class _Bench:
         parts: dict[str, tuple[nn.Module, float]] = {"encoder": (encoder, rates[0])}
         parts["block"] = (self.module.block, rates[1])
         self.optimizer = create_optimizer(config.optimizer.name, parts, config.optimizer.weight_decay)
-        kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-        self.kind = kinds.get(autocast_precision(config.precision, device))
+        self.kind = autocast_dtype(autocast_precision(config.precision, device))
         self.device, self.dataset, self.joint = device, dataset, config.schedule == "joint"
         self.batch = min(config.batch.size, len(dataset))
         self.branches = [name for name in self.module.block.branches if self.module.loss.weights[name] > 0]

@@ -25,7 +25,7 @@ from ..models import Classifier
 from ..report import format_table, write_csv, write_json
 from ..report.run import check_run_folder, clear_run_folder, environment
 from ..training.adapt import Adaptation, adapt
-from ..training.optim import training_device
+from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
 from ..types import Prediction
 from .supervised import check_encoder, data_facts, provenance_of, recipes_of, subgroups_of
@@ -65,7 +65,7 @@ def run(config: FinetuneConfig) -> None:
     subgroups_of(config, labelled, labelled.test)  # mistakes should show before anything is trained
     budget = take_budget(labelled, dataset, rows, chosen, fraction, config.seed)
     recipes = recipes_of(config, device, config.seed)
-    autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipes[0].precision)
+    autocast = autocast_dtype(recipes[0].precision)
     clear_run_folder(path)
     (path / "config.yaml").write_text(to_yaml(config))
     print(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["BINS", "draw_weights", "resampled_auroc", "resampled_metrics"]
+__all__ = ["BINS", "confidence_bin", "draw_weights", "resampled_auroc", "resampled_metrics"]
 
 BINS = 15
 """Equal bins of confidence for the expected calibration error (Guo et al. 2017, section 2)."""
@@ -19,6 +19,16 @@ BINS = 15
 _VALUES = 1 << 19  # numbers in a part of the work: larger ones leave the caches
 
 Numbers = NDArray[np.float64]
+
+
+def confidence_bin(confidence: Numbers) -> NDArray[np.int64]:
+    """The number of the bin of each confidence in [0, 1]; edges belong to the upper one, and 1 to the last.
+
+    Example:
+        >>> confidence_bin(np.array([0.0, 0.5, 1.0])).tolist()
+        [0, 7, 14]
+    """
+    return np.clip(np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1, 0, BINS - 1)
 
 
 def draw_weights(groups: ArrayLike, draws: int, seed: int) -> Numbers:
@@ -209,6 +219,6 @@ def _brier(scores: Numbers, target: NDArray[np.int64]) -> Numbers:
 
 
 def _calibration_error(confidence: Numbers, right: NDArray[np.bool_], weights: Numbers) -> Numbers:
-    inside = np.clip(np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1, 0, BINS - 1)
+    inside = confidence_bin(confidence)
     gaps = weights @ (np.eye(BINS)[inside] * (right - confidence)[:, None])
     return np.abs(gaps).sum(1) / weights.sum(1)

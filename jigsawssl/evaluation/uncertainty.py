@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
-from .resampling import BINS
+from .resampling import BINS, confidence_bin
 
 __all__ = [
     "ConformalSets",
@@ -85,7 +85,7 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike) -> Reliability:
     """
     scores = np.asarray(probabilities, np.float64)
     confidence, right = scores.max(axis=1), scores.argmax(axis=1) == np.asarray(labels)
-    inside = np.clip(np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1, 0, BINS - 1)
+    inside = confidence_bin(confidence)
     count = np.bincount(inside, minlength=BINS)
     used = count > 0
     means = [np.bincount(inside, weights=values, minlength=BINS)[used] / count[used] for values in (confidence, right)]

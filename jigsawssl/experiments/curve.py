@@ -25,7 +25,7 @@ from ..quiet import quiet
 from ..report import write_bytes, write_json
 from ..training.adapt import Adaptation, adapt
 from ..training.finetune import Recipe
-from ..training.optim import training_device
+from ..training.optim import autocast_dtype, training_device
 from ..training.probe import FeatureBank
 from .gallery import save_gallery
 from .labelled import Labelled, open_labelled, read_images, take_budget
@@ -103,7 +103,7 @@ class _Worker:
         self.plan = plan
         self.labelled = open_labelled(plan.data, plan.manifest, plan.layout, plan.split, plan.validation)
         self.device = training_device(plan.recipes[0].accelerator)
-        self.autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(plan.recipes[0].precision)
+        self.autocast = autocast_dtype(plan.recipes[0].precision)
         fractions = {fraction for fraction, _ in plan.subsets}
         self.explained = {min(fractions), max(fractions)}
         self._images: dict[tuple[Any, ...], tuple[PixelDataset, Rows]] = {}

@@ -201,11 +201,12 @@ class Finetuning(pl.LightningModule):
         """A low rate for the encoder, ``head_scale`` times it for what is new."""
         model, lr = self.model, self.recipe.lr
         new = model.head if isinstance(model, Classifier) else nn.ModuleList([model.block, model.heads])
-        model.encoder.train_only(trained_stages(self.recipe.train, list(model.encoder.by_stage())))
-        parts: dict[str, tuple[nn.Module | Sequence[nn.Module], float]] = {}
-        for stage, modules in model.encoder.by_stage().items():
-            depth = max(model.encoder.by_stage()) - stage
-            parts[f"stage{stage}"] = (modules, lr * self.recipe.layer_decay**depth)
+        stages = model.encoder.by_stage()
+        model.encoder.train_only(trained_stages(self.recipe.train, list(stages)))
+        parts: dict[str, tuple[nn.Module | Sequence[nn.Module], float]] = {
+            f"stage{stage}": (modules, lr * self.recipe.layer_decay ** (max(stages) - stage))
+            for stage, modules in stages.items()
+        }
         parts["head"] = (new, lr * self.recipe.head_scale)
         optimizer = create_optimizer(self.recipe.optimizer, parts, self.recipe.weight_decay)
         scheduler = create_scheduler(optimizer, int(self.trainer.estimated_stepping_batches), warmup=0.1)

@@ -18,6 +18,7 @@ from ..types import UserError
 __all__ = [
     "DEFAULT_RATES",
     "DEFAULT_WEIGHT_DECAY",
+    "autocast_dtype",
     "autocast_precision",
     "create_optimizer",
     "create_scheduler",
@@ -120,3 +121,13 @@ def autocast_precision(precision: str, device: torch.device) -> Any:
     if device.type == "cpu" and _computes_bfloat16():
         return "bf16-mixed"
     return "32-true"
+
+
+def autocast_dtype(precision: Any) -> torch.dtype | None:
+    """The type that autocast computes in under one of Lightning's precisions, ``None`` where it does not.
+
+    Example:
+        >>> autocast_dtype("bf16-mixed"), autocast_dtype("32-true")
+        (torch.bfloat16, None)
+    """
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
