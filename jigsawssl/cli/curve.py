@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..checkpoint import resolve_encoder
 from ..config import CurveConfig, to_yaml, without_folders
 from ..data.loading import PixelDataset
-from ..experiments.curve import Cell, Plan, adaptation_mode, load_cell, run_curve
+from ..experiments.cells import Cell, EncoderChoice, Source, adaptation_mode, load_cell
+from ..experiments.curve import Plan, run_curve
 from ..experiments.labelled import Labelled, check_overlap, open_labelled
 from ..experiments.reporting import curve_report, summary
 from ..experiments.subsets import draw_subset, read_subset, subset_name, write_subsets
@@ -68,15 +68,8 @@ def run(config: CurveConfig) -> int:
     write_subsets(path / "subsets", labelled, subsets)
     write_json(path / "task.json", task)
     plan = Plan(
-        config.data,
-        config.manifest,
-        config.layout,
-        config.split,
-        config.validation,
-        dict(config.encoders),
-        config.views.size,
-        config.attention,
-        tuple(config.attention_stages),
+        Source(config.data, config.manifest, config.layout, config.split, config.validation),
+        {name: _choice(config, reference) for name, reference in config.encoders.items()},
         channels,
         config.mode,
         tuple(recipes_of(config, device, seed=0)),
@@ -91,11 +84,13 @@ def run(config: CurveConfig) -> int:
     return 1 if report["missing"] else 0
 
 
+def _choice(config: CurveConfig, reference: str) -> EncoderChoice:
+    return EncoderChoice(reference, config.views.size, config.attention, tuple(config.attention_stages))
+
+
 def _encoder_facts(config: CurveConfig, name: str, channels: int, labelled: Labelled) -> dict[str, Any]:
     reference = config.encoders[name]
-    encoder, trained = resolve_encoder(
-        reference, channels, config.views.size, config.attention, config.attention_stages
-    )
+    encoder, trained = _choice(config, reference).resolve(channels)
     mode = check_encoder(config, reference, trained, encoder.spec)
     judged = np.concatenate([labelled.validation, labelled.test])
     return {
@@ -203,7 +198,7 @@ def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
 
 def _cost(plan: Plan, cell: Cell) -> float:
     """About how long a cell takes, in images that are trained on."""
-    mode = adaptation_mode(plan.mode, not plan.encoders[cell.encoder].startswith("random:"))
+    mode = adaptation_mode(plan.mode, not plan.encoders[cell.encoder].reference.startswith("random:"))
     count = len(plan.subsets[cell.fraction, cell.seed])
     passes = sum(planned_epochs(count, recipe) for recipe in plan.recipes) if mode not in ("linear", "knn") else 1
     return 2000.0 + count * passes

@@ -16,7 +16,7 @@ from ..data import Archive
 from ..data.loading import PixelDataset
 from ..data.table import printable
 from ..evaluation.judgement import judge
-from ..experiments.curve import predictions_of, save_predictions
+from ..experiments.cells import predictions_of, save_predictions
 from ..experiments.gallery import save_gallery
 from ..experiments.labelled import check_overlap, open_labelled, read_images, take_budget
 from ..experiments.reporting import LIMITS, rebuild

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..checkpoint import read_header
 from ..config import SupervisedConfig, without_folder
 from ..data.manifest import manifest_columns
-from ..experiments.curve import adaptation_mode
+from ..experiments.cells import adaptation_mode
 from ..experiments.labelled import Labelled
 from ..functional import nearest_sizes
 from ..models import EncoderSpec

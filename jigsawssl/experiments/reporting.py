@@ -10,7 +10,7 @@ from ..report import format_table, write_csv, write_json
 from ..report.page import write_page
 from ..types import UserError
 from .analysis import Done, analyse
-from .curve import Cell, load_cell
+from .cells import Cell, load_cell
 
 __all__ = ["LIMITS", "curve_report", "rebuild"]
 

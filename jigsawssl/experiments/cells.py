@@ -1,0 +1,230 @@
+"""One adapted and tested model: what its encoder is, where its images come from, and the files that it leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+
+from ..checkpoint import resolve_encoder
+from ..data.loading import PixelDataset
+from ..evaluation.judgement import Predictions
+from ..models import Encoder, EncoderSpec
+from ..report import write_bytes, write_json
+from ..training.adapt import Adaptation, adapt
+from ..training.finetune import Recipe
+from ..training.optim import autocast_dtype, training_device
+from ..training.probe import FeatureBank
+from .labelled import Budget, Labelled, open_labelled, read_images, take_budget
+
+__all__ = [
+    "Cell",
+    "EncoderChoice",
+    "Source",
+    "Tested",
+    "Workplace",
+    "adaptation_mode",
+    "load_cell",
+    "load_predictions",
+    "predictions_of",
+    "save_cell",
+    "save_predictions",
+]
+
+Rows = NDArray[np.int64]
+
+
+class Cell(NamedTuple):
+    """One encoder, share of the labels and draw of them."""
+
+    encoder: str
+    fraction: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.encoder}-{self.fraction:g}-{self.seed}"
+
+
+class Source(NamedTuple):
+    """Where labelled images come from, as in :func:`jigsawssl.experiments.labelled.open_labelled`."""
+
+    data: str
+    manifest: str | None
+    layout: str | None
+    split: str
+    validation: str
+
+
+class EncoderChoice(NamedTuple):
+    """An encoder as a user names it, as :func:`jigsawssl.checkpoint.resolve_encoder` takes it."""
+
+    reference: str
+    size: int | None = None
+    attention: str | None = None
+    attention_stages: tuple[int, ...] = (4,)
+
+    def resolve(self, channels: int) -> tuple[Encoder, bool]:
+        """The encoder, and whether its weights were trained."""
+        return resolve_encoder(self.reference, channels, self.size, self.attention, self.attention_stages)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether something of it comes from the random generator."""
+        return self.reference.startswith("random:") or self.attention is not None
+
+
+def adaptation_mode(mode: str, trained: bool) -> str:
+    """What ``auto`` means: a network from fresh weights learned less when it began with a probe on them.
+
+    Example:
+        >>> adaptation_mode("auto", trained=False), adaptation_mode("linear", trained=False)
+        ('full', 'linear')
+    """
+    return "full" if mode == "auto" and not trained else mode
+
+
+class Tested(NamedTuple):
+    """An adapted model, what it says of the test images, those images, and facts for a report."""
+
+    adaptation: Adaptation
+    predictions: Predictions
+    images: PixelDataset
+    facts: dict[str, Any]
+
+
+class Workplace:
+    """What a process keeps between its cells: the labelled archive, and decoded images."""
+
+    def __init__(self, source: Source, accelerator: str, precision: Any) -> None:
+        self.labelled = open_labelled(source.data, source.manifest, source.layout, source.split, source.validation)
+        self.device = training_device(accelerator)
+        self.autocast = autocast_dtype(precision)
+        self._images: dict[tuple[Any, ...], tuple[PixelDataset, Rows]] = {}
+
+    def decoded(self, spec: EncoderSpec) -> tuple[PixelDataset, Rows]:
+        """Every labelled image as an encoder reads it, and the row of each."""
+        key = (spec.size, spec.in_channels, spec.fit, spec.window)
+        if key not in self._images:
+            labelled = self.labelled
+            rows = np.concatenate([labelled.pool, labelled.validation, labelled.test])
+            self._images[key] = read_images(labelled.archive, rows, spec, "labelled", progress=False)
+        return self._images[key]
+
+    def budget(self, spec: EncoderSpec, chosen: Rows, fraction: float, seed: int) -> Budget:
+        """The labels that may be used; see :func:`jigsawssl.experiments.labelled.take_budget`."""
+        found = take_budget(self.labelled, *self.decoded(spec), chosen, fraction, seed)
+        found.facts["unreadable"] = len(found.facts["unreadable"])  # their names are not for reports
+        return found
+
+    def test(
+        self,
+        encoder: Encoder,
+        mode: str,
+        recipes: list[Recipe],
+        chosen: Rows,
+        fraction: float,
+        seed: int,
+        features: FeatureBank | None = None,
+    ) -> Tested:
+        """Adapt to the chosen labels, with ``seed`` in every recipe, and test once."""
+        pl.seed_everything(seed, verbose=False)
+        labelled = self.labelled
+        budget = self.budget(encoder.spec, chosen, fraction, seed)
+        adaptation = adapt(
+            encoder,
+            mode,
+            budget.dataset,
+            budget.labels,
+            len(labelled.archive.classes),
+            budget.folds,
+            budget.refit_rows,
+            [recipe._replace(seed=seed) for recipe in recipes],
+            self.device,
+            self.autocast,
+            features=features,
+        )
+        dataset, rows = self.decoded(encoder.spec)
+        tested = np.flatnonzero(np.isin(rows, labelled.test))
+        images, rows = dataset.subset(tested), rows[tested]
+        predictions = predictions_of(adaptation, adaptation.probabilities(images), labelled, rows)
+        facts = {
+            "mode": mode,
+            "budget": budget.facts,
+            "chosen": adaptation.chosen,
+            "validation": adaptation.validation,
+            "candidates": len(adaptation.validation["scores"]),
+        }
+        return Tested(adaptation, predictions, images, facts)
+
+
+def predictions_of(
+    adaptation: Adaptation,
+    probabilities: torch.Tensor,
+    labelled: Labelled,
+    rows: Rows,
+    labels: NDArray[np.int64] | None = None,
+) -> Predictions:
+    """Predictions of an adapted model, with numbers in place of patients.
+
+    Args:
+        adaptation: that made them.
+        probabilities: float ``(N, K)``.
+        labelled: the archive that holds the test images.
+        rows: ``(N,)``, of that archive.
+        labels: int64 ``(N,)``; default: those of the archive, where its classes are those of the model.
+    """
+    groups = labelled.groups(rows)
+    numbers = np.arange(len(rows)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    return Predictions(
+        probabilities.numpy(),
+        labelled.archive.labels[rows] if labels is None else labels,
+        numbers.astype(np.int64),
+        adaptation.judged.numpy(),
+        adaptation.judged_labels,
+        np.flatnonzero(np.isin(labelled.test, rows)),
+    )
+
+
+def save_cell(path: Path, predictions: Predictions, facts: Mapping[str, Any]) -> None:
+    """Write ``PATH.npz`` and then ``PATH.json``, whose presence says that a cell is finished."""
+    save_predictions(path.with_name(f"{path.name}.npz"), predictions)
+    write_json(path.with_name(f"{path.name}.json"), facts)
+
+
+def save_predictions(file: Path, predictions: Predictions) -> None:
+    """Write arrays by the names that :class:`Predictions` gives them; no pickle."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **predictions._asdict())
+    write_bytes(file, buffer.getvalue())
+
+
+def load_predictions(file: Path) -> Predictions | None:
+    """Read what :func:`save_predictions` wrote, or ``None`` where it is missing or damaged."""
+    try:
+        # From memory, as numpy leaves a damaged file open.
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
+            return Predictions(**{name: stored[name] for name in Predictions._fields})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def load_cell(path: Path) -> tuple[Predictions, dict[str, Any]] | None:
+    """Read what :func:`save_cell` wrote, or ``None`` where it is not finished or damaged."""
+    try:
+        facts = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    predictions = load_predictions(path.with_name(f"{path.name}.npz"))
+    complete = isinstance(facts, dict) and facts.keys() >= {"mode", "budget", "chosen", "candidates", "seconds"}
+    return (predictions, facts) if complete and predictions is not None else None
