@@ -290,6 +290,7 @@ def resolve_encoder(
     size: int | None = None,
     attention: str | None = None,
     attention_stages: Sequence[int] = (4,),
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[Encoder, bool]:
     """The encoder that a user names, and whether its weights were trained.
 
@@ -301,6 +302,7 @@ def resolve_encoder(
         attention: what to add, see :class:`jigsawssl.models.EncoderSpec`; it begins as the identity. Default: what a
             file of ours has.
         attention_stages: where.
+        options: of the timm model, for ``random:BACKBONE`` alone.
 
     Returns:
         ``(encoder, trained)``; fresh weights come from torch's global generator.
@@ -315,12 +317,14 @@ def resolve_encoder(
     """
     kind, _, rest = reference.partition(":")
     attended = (attention, attention_stages)
+    if options and (kind != "random" or Path(rest).is_file()):
+        raise UserError(f"`backbone_options` go with random:BACKBONE, not with `encoder` ({reference}); leave them out")
     if kind == "random" and rest:
         if Path(rest).is_file():
             return _adjusted(Encoder(_spec(Path(rest), read_header(rest))), size, *attended), False
         if "/" in rest or rest.endswith(".safetensors"):
             raise UserError(f"`encoder` ({reference}) must name a file or a timm model; nothing is at {rest}")
-        return _adjusted(create_encoder(rest, in_channels, size or 224), None, *attended), False
+        return _adjusted(create_encoder(rest, in_channels, size or 224, options=options), None, *attended), False
     if kind == "timm" and rest:
         backbone, _, file = rest.partition(":")
         encoder = _timm_encoder(backbone, Path(file) if file else None, in_channels, size or 224)

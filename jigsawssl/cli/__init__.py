@@ -16,6 +16,7 @@ from ..config import (
     FinetuneConfig,
     PretrainConfig,
     ReportConfig,
+    StudyConfig,
     TransferConfig,
     describe_keys,
     load_config,
@@ -38,12 +39,17 @@ _COMMANDS = {
         "data=ARCHIVE manifest=labels.csv encoders='{jigsaw: RUN/encoder.safetensors, scratch: "
         '"random:RUN/encoder.safetensors"}\' out=CURVE',
     ),
+    "study": (
+        StudyConfig,
+        "compare kinds of encoders: a search of equal size for each, repetitions, tests in and out of the domain",
+        "configs/study/attention.yaml data=ARCHIVE manifest=labels.csv out=STUDY",
+    ),
     "transfer": (
         TransferConfig,
         "learn in stages, each from what the one before learned",
         "config=configs/transfer/breast_histology.yaml out=CHAIN",
     ),
-    "report": (ReportConfig, "make report.html of a run or curve anew from its files", "RUN"),
+    "report": (ReportConfig, "make report.html of a run, curve or study anew from its files", "RUN"),
     "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "data=ARCHIVE [out=DIR]"),
     "bench": (
         BenchConfig,
@@ -52,6 +58,9 @@ _COMMANDS = {
     ),
     "demo": (DemoConfig, "pretrain on embedded synthetic images, probe with few labels", "[out=runs/demo]"),
 }
+
+_BARE = {"report": "run", "study": "config"}
+"""Key of the first argument, where it may stand alone."""
 
 
 def _help(command: str | None) -> str:
@@ -79,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default: those of the process.
 
     Returns:
-        0 for success, 1 where the doctor found defects or cells of a curve failed, 2 for a mistake of the user (one
-        line on standard error), 70 for one of ours, 130 for an interrupt.
+        0 for success, 1 where the doctor found defects or cells of a curve or study failed, 2 for a mistake of the user
+        (one line on standard error), 70 for one of ours, 130 for an interrupt.
 
     Example:
         >>> main(["--version"])
@@ -99,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command is None:
             raise UserError(f"command ({arguments[0]}) must be one of {', '.join(_COMMANDS)}; see jigsawssl --help")
         rest = arguments[1:]
-        if command == "report" and rest and "=" not in rest[0]:
-            rest = [f"run={rest[0]}", *rest[1:]]
+        if command in _BARE and rest and "=" not in rest[0]:
+            rest = [f"{_BARE[command]}={rest[0]}", *rest[1:]]
         config = load_config(_COMMANDS[command][0], rest)
         quiet()
         code = importlib.import_module(f".{command}", __package__).run(config)
@@ -109,7 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt during training into an exit of its own.
-        again = "go on with resume=true" if command in ("pretrain", "finetune", "curve", "transfer") else "run it again"
+        again = (
+            "go on with resume=true"
+            if command in ("pretrain", "finetune", "curve", "study", "transfer")
+            else "run it again"
+        )
         print(f"jigsawssl: interrupted; {again}", file=sys.stderr)
         return 130
     except Exception:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from tqdm import tqdm
 
 from ..config import CurveConfig, to_yaml, without_folders
 from ..data.loading import PixelDataset
-from ..experiments.cells import Cell, EncoderChoice, Source, adaptation_mode, load_cell
+from ..experiments.cells import Cell, Source, adaptation_mode, load_cell
 from ..experiments.curve import Plan, run_curve
 from ..experiments.labelled import Labelled, check_overlap, open_labelled
 from ..experiments.reporting import curve_report, summary
@@ -26,11 +23,20 @@ from ..report.run import check_run_folder, clear_run_folder, environment
 from ..training.finetune import planned_epochs
 from ..training.optim import training_device
 from ..types import UserError
-from .supervised import check_encoder, data_facts, provenance_of, recipes_of, subgroups_of
+from .supervised import (
+    check_encoder,
+    check_unchanged,
+    choice_of,
+    data_facts,
+    default_jobs,
+    digest,
+    fingerprint,
+    provenance_of,
+    recipes_of,
+    subgroups_of,
+)
 
 __all__ = ["run"]
-
-MOST_JOBS = 8
 
 
 def run(config: CurveConfig) -> int:
@@ -60,7 +66,7 @@ def run(config: CurveConfig) -> int:
     columns = subgroups_of(config, labelled, labelled.test)
     task = _task(config, labelled, encoders, fractions, subsets, columns, device)
     if config.resume:
-        _check_unchanged(path / "task.json", task["fingerprints"])
+        check_unchanged(path / "task.json", task["fingerprints"])
     else:
         clear_run_folder(path)
     (path / "cells").mkdir(parents=True, exist_ok=True)
@@ -69,7 +75,7 @@ def run(config: CurveConfig) -> int:
     write_json(path / "task.json", task)
     plan = Plan(
         Source(config.data, config.manifest, config.layout, config.split, config.validation),
-        {name: _choice(config, reference) for name, reference in config.encoders.items()},
+        {name: choice_of(config, reference) for name, reference in config.encoders.items()},
         channels,
         config.mode,
         tuple(recipes_of(config, device, seed=0)),
@@ -84,19 +90,15 @@ def run(config: CurveConfig) -> int:
     return 1 if report["missing"] else 0
 
 
-def _choice(config: CurveConfig, reference: str) -> EncoderChoice:
-    return EncoderChoice(reference, config.views.size, config.attention, tuple(config.attention_stages))
-
-
 def _encoder_facts(config: CurveConfig, name: str, channels: int, labelled: Labelled) -> dict[str, Any]:
     reference = config.encoders[name]
-    encoder, trained = _choice(config, reference).resolve(channels)
+    encoder, trained = choice_of(config, reference).resolve(channels)
     mode = check_encoder(config, reference, trained, encoder.spec)
     judged = np.concatenate([labelled.validation, labelled.test])
     return {
         **provenance_of(reference, trained),
         "mode": mode,
-        "sha256": _digest(Path(reference.removeprefix("random:"))),
+        "sha256": digest(reference),
         "backbone": encoder.spec.backbone,
         "size": encoder.spec.size,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
@@ -106,10 +108,6 @@ def _encoder_facts(config: CurveConfig, name: str, channels: int, labelled: Labe
             for key, value in check_overlap(reference, trained, labelled.archive, judged, config.allow_overlap).items()
         },
     }
-
-
-def _digest(file: Path) -> str | None:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _subsets(
@@ -143,33 +141,11 @@ def _task(
         "environment": environment(device),
         "fingerprints": {
             "data": archive.fingerprint(),
-            "manifest": _fingerprint(sorted(map(repr, archive.samples))),
-            "subsets": _fingerprint([(*key, rows.tolist()) for key, rows in sorted(subsets.items())]),
-            "encoders": _fingerprint([(name, facts["sha256"]) for name, facts in sorted(encoders.items())]),
+            "manifest": fingerprint(sorted(map(repr, archive.samples))),
+            "subsets": fingerprint([(*key, rows.tolist()) for key, rows in sorted(subsets.items())]),
+            "encoders": fingerprint([(name, facts["sha256"]) for name, facts in sorted(encoders.items())]),
         },
     }
-
-
-def _fingerprint(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> None:
-    """A curve may only go on with the images, labels and weights that it began with."""
-    if not file.is_file():
-        return
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))["fingerprints"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"`out` ({file.parent}) must hold a curve to resume; {file.name} is damaged; choose another"
-        ) from None
-    for name, value in fingerprints.items():
-        if before.get(name) != value:
-            raise UserError(
-                f"`{name}` must be what the curve began with; files or rows were added, removed or changed; restore "
-                "them, or choose another `out`"
-            )
 
 
 def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
@@ -177,7 +153,7 @@ def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
     costs = {cell: _cost(plan, cell) for cell in cells}
     waiting = [cell for cell in cells if load_cell(plan.out / cell.name) is None]
     finished = len(cells) - len(waiting)
-    jobs = min(config.jobs or _jobs(device), max(1, len(waiting)))
+    jobs = min(config.jobs or default_jobs(device), max(1, len(waiting)))
     print(f"{len(cells)} cells, {finished} of them finished before; {jobs} at a time")
     total = sum(costs.values())
     done = sum(costs[cell] for cell in cells) - sum(costs[cell] for cell in waiting)
@@ -202,9 +178,3 @@ def _cost(plan: Plan, cell: Cell) -> float:
     count = len(plan.subsets[cell.fraction, cell.seed])
     passes = sum(planned_epochs(count, recipe) for recipe in plan.recipes) if mode not in ("linear", "knn") else 1
     return 2000.0 + count * passes
-
-
-def _jobs(device: torch.device) -> int:
-    if device.type == "cuda":
-        return min(MOST_JOBS, torch.cuda.device_count())
-    return min(MOST_JOBS, os.cpu_count() or 1) if device.type == "cpu" else 1

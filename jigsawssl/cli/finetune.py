@@ -10,7 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from ..checkpoint import resolve_encoder, save_classifier
+from ..checkpoint import save_classifier
 from ..config import FinetuneConfig, to_yaml, without_folder, without_folders
 from ..data import Archive
 from ..data.loading import PixelDataset
@@ -28,7 +28,7 @@ from ..training.adapt import Adaptation, adapt
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
 from ..types import Prediction
-from .supervised import check_encoder, data_facts, provenance_of, recipes_of, subgroups_of
+from .supervised import check_encoder, choice_of, data_facts, provenance_of, recipes_of, subgroups_of
 
 __all__ = ["run"]
 
@@ -50,9 +50,7 @@ def run(config: FinetuneConfig) -> None:
     archive, pool = labelled.archive, labelled.pool
     pl.seed_everything(config.seed, verbose=False)
     channels = PixelDataset(archive.select(pool.tolist()), 8).channels
-    encoder, trained = resolve_encoder(
-        config.encoder, channels, config.views.size, config.attention, config.attention_stages
-    )
+    encoder, trained = choice_of(config, config.encoder).resolve(channels)
     mode = check_encoder(config, config.encoder, trained, encoder.spec)
     judged = np.concatenate([labelled.validation, labelled.test])
     guard = check_overlap(config.encoder, trained, archive, judged, config.allow_overlap)

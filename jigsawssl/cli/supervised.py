@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from numpy.typing import NDArray
 from ..checkpoint import read_header
 from ..config import SupervisedConfig, without_folder
 from ..data.manifest import manifest_columns
-from ..experiments.cells import adaptation_mode
+from ..experiments.cells import EncoderChoice, adaptation_mode
 from ..experiments.labelled import Labelled
 from ..functional import nearest_sizes
 from ..models import EncoderSpec
@@ -21,8 +25,20 @@ from ..training.optim import autocast_precision
 from ..types import UserError
 
 MOST_SUBGROUPS = 20
+MOST_JOBS = 8
 
-__all__ = ["check_encoder", "data_facts", "provenance_of", "recipes_of", "subgroups_of"]
+__all__ = [
+    "check_encoder",
+    "check_unchanged",
+    "choice_of",
+    "data_facts",
+    "default_jobs",
+    "digest",
+    "fingerprint",
+    "provenance_of",
+    "recipes_of",
+    "subgroups_of",
+]
 
 
 def recipes_of(config: SupervisedConfig, device: torch.device, seed: int) -> list[Recipe]:
@@ -49,6 +65,17 @@ def recipes_of(config: SupervisedConfig, device: torch.device, seed: int) -> lis
         )
         for lr in config.optimizer.lr
     ]
+
+
+def choice_of(config: SupervisedConfig, reference: str) -> EncoderChoice:
+    """An encoder as the configuration builds it."""
+    return EncoderChoice(
+        reference,
+        config.views.size,
+        config.attention,
+        tuple(config.attention_stages),
+        dict(config.backbone_options),
+    )
 
 
 def check_encoder(config: SupervisedConfig, reference: str, trained: bool, spec: EncoderSpec) -> str:
@@ -125,3 +152,39 @@ def data_facts(labelled: Labelled) -> dict[str, Any]:
             if len(rows)
         },
     }
+
+
+def digest(reference: str) -> str | None:
+    """SHA-256 of an encoder's file, ``None`` where it has none."""
+    file = Path(reference.removeprefix("random:"))
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def fingerprint(value: Any) -> str:
+    """A digest of what prints the same."""
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> None:
+    """A curve or study may only go on with the images, labels and weights that it began with."""
+    if not file.is_file():
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["fingerprints"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"`out` ({file.parent}) must hold what is to be resumed; {file.name} is damaged; choose another"
+        ) from None
+    for name, value in fingerprints.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"`{name}` must be what it began with; files or rows were added, removed or changed; restore "
+                "them, or choose another `out`"
+            )
+
+
+def default_jobs(device: torch.device) -> int:
+    """Processes, where the user gave no number: one for each core or GPU."""
+    if device.type == "cuda":
+        return min(MOST_JOBS, torch.cuda.device_count())
+    return min(MOST_JOBS, os.cpu_count() or 1) if device.type == "cpu" else 1

@@ -9,6 +9,7 @@ from .schemas import (
     FinetuneConfig,
     PretrainConfig,
     ReportConfig,
+    StudyConfig,
     SupervisedConfig,
     TransferConfig,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "FinetuneConfig",
     "PretrainConfig",
     "ReportConfig",
+    "StudyConfig",
     "SupervisedConfig",
     "TransferConfig",
     "config_of",

@@ -8,12 +8,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..types import FITS, UserError
+from ..types import UserError
+from .checks import check, keys_of, single_values
 from .schemas import (
     BenchConfig,
     CurveConfig,
@@ -22,6 +23,7 @@ from .schemas import (
     FinetuneConfig,
     PretrainConfig,
     ReportConfig,
+    StudyConfig,
     SupervisedConfig,
     TransferConfig,
 )
@@ -33,6 +35,7 @@ Config = TypeVar(
     PretrainConfig,
     FinetuneConfig,
     CurveConfig,
+    StudyConfig,
     TransferConfig,
     DoctorConfig,
     DemoConfig,
@@ -40,62 +43,11 @@ Config = TypeVar(
     ReportConfig,
 )
 
-_CHOICES = {
-    "precision": ("auto", "bf16", "16", "32"),
-    "schedule": ("joint", "progressive"),
-    "block.variant": ("light", "paper"),
-    "optimizer.name": ("adamw", "sgd", "lars"),
-    "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
-    "mode": ("auto", "full", "linear", "knn", "progressive"),
-    "validation": ("budget", "split"),
-    "budget": ("images", "groups"),
-    "attention": (None, "none", "se", "eca", "cbam", "ga", "la", "ela"),
-    "head": ("linear", "dense"),
-    "class_weights": ("balanced", "none"),
-    "reading.fit": FITS,
-    "reading.stain": ("none", "macenko", "reinhard"),
-    "reading.window": ("file", "percentiles", "lung", "mediastinum", "abdomen", "brain", "bone"),
-}
-_POSITIVE = ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale", "optimizer.layer_decay")
-_LEAST = {
-    "seed": 0,
-    "batch.size": 2,
-    "batch.workers": 1,
-    "rounds": 1,
-    "seeds": 1,
-    "unfreeze_every": 0,
-    "jobs": 1,
-    "views.size": 8,
-    "block.width": 1,
-    "block.projection": 2,
-    "trainer.max_epochs": 1,
-    "trainer.devices": 1,
-    "loss.off_diagonal": 0,
-    "optimizer.weight_decay": 0,
-}
-
-
-def _leaves(schema: type, prefix: str = "") -> dict[str, tuple[dataclasses.Field[Any], Any]]:
-    """Every key of a schema, groups flattened with dots → (field, type)."""
-    leaves: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
-    hints = get_type_hints(schema)
-    for entry in dataclasses.fields(schema):
-        kind = hints[entry.name]
-        if dataclasses.is_dataclass(kind):
-            leaves |= _leaves(kind, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
-        else:
-            leaves[prefix + entry.name] = (entry, kind)
-    return leaves
-
 
 def _default(entry: dataclasses.Field[Any]) -> Any:
     if entry.default_factory is not dataclasses.MISSING:
         return entry.default_factory()
     return entry.default
-
-
-def _required(schema: type) -> set[str]:
-    return {key for key, (entry, _) in _leaves(schema).items() if entry.metadata["meaning"].endswith("(required)")}
 
 
 def describe_keys(schema: type) -> list[tuple[str, str, str]]:
@@ -106,7 +58,7 @@ def describe_keys(schema: type) -> list[tuple[str, str, str]]:
         ('seed', '0', 'seed of everything')
     """
     rows = []
-    for key, (entry, _) in _leaves(schema).items():
+    for key, (entry, _) in keys_of(schema).items():
         value = _default(entry)
         text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         rows.append((key, text or "(none)", entry.metadata["meaning"]))
@@ -115,7 +67,7 @@ def describe_keys(schema: type) -> list[tuple[str, str, str]]:
 
 def _from_arguments(arguments: Sequence[str], schema: type) -> dict[str, Any]:
     """``key=value`` arguments by key. Text is taken as it stands: YAML would read a folder 007 as 7."""
-    leaves = _leaves(schema)
+    leaves = keys_of(schema)
     values: dict[str, Any] = {}
     for argument in arguments:
         key, sign, text = argument.partition("=")
@@ -151,7 +103,7 @@ def _from_file(path: str, schema: type) -> dict[str, Any]:
 
 def _flat(nested: Mapping[Any, Any], schema: type) -> dict[str, Any]:
     """Values by key, groups of the schema joined with dots."""
-    groups = {key.rpartition(".")[0] for key in _leaves(schema)} - {""}
+    groups = {key.rpartition(".")[0] for key in keys_of(schema)} - {""}
     values: dict[str, Any] = {}
 
     def flatten(node: Mapping[Any, Any], prefix: str) -> None:
@@ -171,15 +123,9 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).partition("full_key:")[0].split())[:200] or type(error).__name__
 
 
-def _single_values(value: Any) -> list[Any]:
-    """What is inside lists and mappings, however deep."""
-    inside = list(value.values()) if isinstance(value, dict) else value
-    return [leaf for part in inside for leaf in _single_values(part)] if isinstance(inside, list) else [value]
-
-
 def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
     """Set one key, so that an error can name it and its value."""
-    known = _leaves(schema)
+    known = keys_of(schema)
     if key not in known:
         parent = next((option for option in known if key.startswith(f"{option}.")), None)
         if parent is not None:
@@ -191,7 +137,7 @@ def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
         value = [value]  # one of what may be several
     if "${" in str(value) or "???" in str(value):
         raise UserError(f"`{key}` ({value}) must be a plain value; references to other keys are not supported")
-    if any(isinstance(number, float) and not math.isfinite(number) for number in _single_values(value)):
+    if any(isinstance(number, float) and not math.isfinite(number) for number in single_values(value)):
         raise UserError(f"`{key}` ({value}) must be finite")
     try:
         OmegaConf.update(config, key, value, merge=False)
@@ -199,110 +145,13 @@ def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
         raise UserError(f"`{key}` ({value}) has the wrong type; {_reason(error)}; see `--help`") from None
 
 
-def _check(config: DictConfig, schema: type) -> None:
-    """Constraints that hold without looking at data or devices."""
-    required = _required(schema)
-    for key in _leaves(schema):
-        value = OmegaConf.select(config, key)
-        if key in required and not value:
-            raise UserError(f"`{key}` is required and was not given; add {key}=…, `--help` says what it takes")
-        if key in _CHOICES and value not in _CHOICES[key]:
-            raise UserError(f"`{key}` ({value}) must be one of {', '.join(filter(None, _CHOICES[key]))}")
-        if key == "seed" and value >= 2**32:
-            raise UserError(f"`seed` ({value}) must be less than 2^32 (4294967296); choose a smaller one")
-        if key in _LEAST and value is not None and not value >= _LEAST[key]:
-            raise UserError(f"`{key}` ({value}) must be at least {_LEAST[key]}; raise it")
-        if key in _POSITIVE and value is not None and not min(_single_values(_plain(value)), default=0) > 0:
-            raise UserError(f"`{key}` ({value}) must be more than 0; leave it out for the default")
-    frames = OmegaConf.select(config, "reading.frames")
-    if frames is not None and not re.fullmatch(r"all|middle|every_[1-9]\d*", frames):
-        raise UserError(f"`reading.frames` ({frames}) must be all, middle or every_N, such as every_5")
-    if schema in (DemoConfig, DoctorConfig, ReportConfig):
-        return
-    if schema is TransferConfig:
-        return _check_transfer(config)
-    if config.resume and config.overwrite:
-        raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
-    if not re.fullmatch(r"all|head|(from|to):stage\d+", config.train):
-        raise UserError(f"`train` ({config.train}) must be all, head, from:STAGE or to:STAGE, such as from:stage3")
-    grids, size = list(config.views.grids), config.views.size
-    if len(grids) not in (0, 3) or (issubclass(schema, SupervisedConfig) and not grids):
-        raise UserError(f"`views.grids` ({grids}) must have three entries, one per tap; such as [8,4,2]")
-    for grid in grids:
-        if grid < 1:
-            raise UserError(f"`views.grids` ({grid}) must be at least 1; 1 leaves the tiles in order")
-        if size is not None and size % grid:
-            below, above = size // grid * grid, (size // grid + 1) * grid
-            nearest = f"{below}, {above}" if below else f"{above}"
-            raise UserError(
-                f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); nearest sizes: {nearest}"
-            )
-    if issubclass(schema, PretrainConfig):
-        if config.views.preset not in ("strong", "paper"):
-            raise UserError(f"`views.preset` ({config.views.preset}) must be one of strong, paper")
-        if len(config.loss.weights) != 4 or min(config.loss.weights) < 0 or max(config.loss.weights) <= 0:
-            raise UserError(f"`loss.weights` ({config.loss.weights}) must be four numbers, none below 0 and one above")
-        if not 0 < config.views.share <= 1:
-            raise UserError(f"`views.share` ({config.views.share}) must lie in (0, 1]; 1 shuffles the whole batch")
-        if not 0 <= config.max_bad_fraction <= 1:
-            raise UserError(f"`max_bad_fraction` ({config.max_bad_fraction}) must lie in [0, 1]; 0.1 is a tenth")
-        if config.cache == "off" and config.trainer.devices > 1:
-            raise UserError("`cache` (off) must be left out with several devices, which share what was decoded once")
-        if not 0 <= config.optimizer.warmup < 1:
-            raise UserError(f"`optimizer.warmup` ({config.optimizer.warmup}) must lie in [0, 1)")
-    else:
-        if config.views.preset not in ("mild", "strong"):
-            raise UserError(f"`views.preset` ({config.views.preset}) must be one of mild, strong")
-        _check_supervised(config, schema)
-
-
-def _check_supervised(config: DictConfig, schema: type) -> None:
-    for key, most in (("sensitivity", 1.0), ("coverage", 1.0)):
-        if not 0 < config[key] <= most:
-            raise UserError(f"`{key}` ({config[key]}) must lie in (0, {most:g}]; leave it out for the default")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"`dropout` ({config.dropout}) must lie in [0, 1); 0.2 leaves out a fifth of the features")
-    if config.head == "dense" and config.mode not in ("full", "auto"):
-        raise UserError(f"`head` (dense) goes with mode=full, not `mode` ({config.mode}); leave one out")
-    fractions = list(config.fractions) if schema is CurveConfig else [config.fraction]
-    name = "fractions" if schema is CurveConfig else "fraction"
-    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
-        given = fractions if schema is CurveConfig else fractions[0]
-        raise UserError(f"`{name}` ({given}) must lie in (0, 1]; 0.01 is one per cent of the labels")
-    for name in config.encoders if schema is CurveConfig else ():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise UserError(
-                f"`encoders` ({name}) must be called by letters, digits, _ and - alone, as files are named after them"
-            )
-
-
-def _check_transfer(config: DictConfig) -> None:
-    if config.resume and config.overwrite:
-        raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
-    names = []
-    for number, stage in enumerate(config.stages, start=1):
-        name, objective = stage.get("name"), stage.get("objective", "supervised")
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in names:
-            raise UserError(f"`stages` ({number}) must each have a name of their own, of letters, digits, _ and -")
-        names.append(name)
-        if objective not in ("supervised", "jigsaw"):
-            raise UserError(f"`stages` ({name}) must have the objective supervised or jigsaw, not {objective}")
-        if "out" in stage:
-            raise UserError(f"`stages` ({name}) must not name `out`; each gets a folder in that of the chain")
-        if number == 1 and stage.get("encoder") == "previous":
-            raise UserError(f"`stages` ({name}) must name its encoder, as no stage is before it")
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
 def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     """Defaults, then the YAML file named by ``config=``, then ``key=value`` arguments.
 
     Args:
-        schema: one of :class:`PretrainConfig`, :class:`FinetuneConfig`, :class:`CurveConfig`, :class:`DoctorConfig`,
-            :class:`TransferConfig`, :class:`BenchConfig`, :class:`ReportConfig` and :class:`DemoConfig`.
+        schema: one of :class:`PretrainConfig`, :class:`FinetuneConfig`, :class:`CurveConfig`, :class:`StudyConfig`,
+            :class:`DoctorConfig`, :class:`TransferConfig`, :class:`BenchConfig`, :class:`ReportConfig` and
+            :class:`DemoConfig`.
         arguments: such as ``["data=scans", "out=runs/1", "batch.size=64"]``.
 
     Returns:
@@ -343,7 +192,7 @@ def _build(schema: type[Config], *sources: Mapping[str, Any]) -> Config:
         for key, value in source.items():
             _set(config, key, value, schema)
     try:
-        _check(config, schema)
+        check(config, schema)
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration cannot be used; {_reason(error)}; see `--help`") from None
@@ -379,4 +228,8 @@ def without_folders(config: Any) -> dict[str, Any]:
             values[key] = without_folder(values[key])
     if "encoders" in values:
         values["encoders"] = {name: without_folder(encoder) for name, encoder in values["encoders"].items()}
+    for key in ("variants", "domains"):
+        for name, parts in values.get(key, {}).items():
+            folders = {part: without_folder(parts[part]) for part in ("encoder", "data", "manifest") if parts.get(part)}
+            values[key][name] = {**parts, **folders}
     return values

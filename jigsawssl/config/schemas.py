@@ -13,6 +13,7 @@ __all__ = [
     "FinetuneConfig",
     "PretrainConfig",
     "ReportConfig",
+    "StudyConfig",
     "SupervisedConfig",
     "TransferConfig",
 ]
@@ -176,6 +177,7 @@ class SupervisedConfig:
     layout: str | None = _key(None, "public set that data is, as downloaded; see README")
     allow_overlap: bool = _key(False, "go on where pretraining has seen images or groups of validation or test")
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
+    backbone_options: dict[str, Any] = _key({}, "numbers for the timm model of random:BACKBONE")
     attention: str | None = _key(None, "attention to add, as in pretrain; it begins as the identity; null: what it has")
     attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
     head: str = _key("linear", "linear, or dense (four layers with dropout) in mode full")
@@ -219,6 +221,28 @@ class CurveConfig(SupervisedConfig):
 
 
 @dataclass
+class StudyConfig(SupervisedConfig):
+    """Keys of ``study``."""
+
+    mode: str = _key("full", "full: every variant is trained")
+    variants: dict[str, dict[str, Any]] = _key(
+        {},
+        "name: {encoder, backbone_options, attention, attention_stages, against: another, else the first} (required)",
+    )
+    domains: dict[str, dict[str, Any]] = _key(
+        {}, "name: {data, manifest, layout}: archives of the same classes that are only tested on"
+    )
+    space: dict[str, list[float]] = _key(
+        {"optimizer.lr": [1e-4, 3e-3], "optimizer.weight_decay": [5e-3, 0.5]},
+        "[low, high] of optimizer.lr, weight_decay, head_scale, layer_decay or dropout; by logarithm above 0",
+    )
+    trials: int = _key(10, "settings that the search tries for each variant, the default first; bad ones end early")
+    fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
+    seeds: int = _key(5, "trainings of each variant with the settings that its search chose")
+    jobs: int | None = _key(None, "processes; null: one for each core or GPU, at most 8")
+
+
+@dataclass
 class DoctorConfig:
     """Keys of ``doctor``."""
 
@@ -254,7 +278,7 @@ class TransferConfig:
 class ReportConfig:
     """Keys of ``report``."""
 
-    run: str = _key("", "folder of a run or curve whose report.html is to be made anew (required)")
+    run: str = _key("", "folder of a run, curve or study whose report.html is to be made anew (required)")
 
 
 @dataclass

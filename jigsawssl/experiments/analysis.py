@@ -2,71 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from ..evaluation.judgement import DRAWS, NO_GROUPS, Predictions, judge
-from ..evaluation.metrics import classification_metrics
-from ..evaluation.resampling import draw_weights, resampled_metrics
-from ..evaluation.statistics import Interval, compare, holm, joint_samples, label_saving, percentile_interval
-
-__all__ = ["METRICS", "Done", "analyse"]
-
-METRICS = (
-    "auroc",
-    "average_precision",
-    "accuracy",
-    "balanced_accuracy",
-    "f1",
-    "kappa",
-    "quadratic_kappa",
-    "sensitivity_at_specificity",
-    "specificity_at_sensitivity",
-    "brier",
-    "calibration_error",
+from ..evaluation.judgement import NO_GROUPS
+from ..evaluation.statistics import joint_samples, label_saving
+from .points import (
+    COMPARED,
+    Done,
+    Point,
+    common_seeds,
+    compared,
+    detail_of,
+    on_common_cases,
+    points_of,
+    row_of,
+    with_holm,
 )
-"""Metrics of the table, in its order."""
 
-COMPARED = ("auroc", "balanced_accuracy")
-"""Metrics that encoders are compared by."""
-
-Numbers = NDArray[np.float64]
-
-
-class Done(NamedTuple):
-    """A finished cell."""
-
-    encoder: str
-    fraction: float
-    seed: int
-    predictions: Predictions
-    facts: dict[str, Any]
-
-
-class _Point(NamedTuple):
-    """The finished cells of one encoder and share of the labels, by seed."""
-
-    cells: dict[int, Done]
-    values: dict[int, dict[str, float | None]]
-    draws: dict[int, dict[str, Numbers]]
-    count_groups: bool
-
-    def cost(self, seeds: Sequence[int]) -> float:
-        """What the labels cost, in the unit of the budget: labels, or groups."""
-        unit = "groups" if self.count_groups else "labels"
-        return float(np.mean([self.cells[seed].facts["budget"][unit] for seed in seeds]))
-
-    def stacked(self, metric: str, seeds: Sequence[int]) -> tuple[Numbers, Numbers]:
-        """Values ``(J,)`` and bootstrap samples ``(J, R)`` of some seeds, NaN where undefined."""
-        values = [self.values[seed].get(metric) for seed in seeds]
-        return (
-            np.array([np.nan if value is None else value for value in values], np.float64),
-            np.stack([self.draws[seed][metric] for seed in seeds]),
-        )
+__all__ = ["analyse"]
 
 
 def analyse(
@@ -97,9 +54,9 @@ def analyse(
     Returns:
         JSON values: ``table``, ``comparisons``, ``savings``, ``sentences``, ``details`` and ``notes``.
     """
-    cells, notes = _on_common_cases(cells)
-    points = _points(cells, classes, ordered, count_groups)
-    table = [_row(encoder, fraction, point) for (encoder, fraction), point in points.items()]
+    cells, notes = on_common_cases(cells)
+    points = points_of(cells, classes, ordered, count_groups)
+    table = [row_of(encoder, fraction, point) for (encoder, fraction), point in points.items()]
     comparisons, savings = [], []
     for other in encoders[1:]:
         comparisons += _comparisons(points, encoders[0], other)
@@ -115,7 +72,7 @@ def analyse(
         fractions = sorted({fraction for name, fraction in points if name == encoder})
         for fraction in sorted({*fractions[:1], *fractions[-1:]}):
             point = points[encoder, fraction]
-            details.append(_detail(encoder, fraction, point, classes, ordered, sensitivity, coverage, parts))
+            details.append(detail_of(encoder, fraction, point, classes, ordered, sensitivity, coverage, parts))
     return {
         "table": table,
         "comparisons": comparisons,
@@ -126,99 +83,20 @@ def analyse(
     }
 
 
-def _on_common_cases(cells: Sequence[Done]) -> tuple[list[Done], list[str]]:
-    """The same cells, judged on the test cases that all of them have."""
-    if not cells:
-        return [], []
-    common = functools.reduce(np.intersect1d, [cell.predictions.cases for cell in cells])
-    every = functools.reduce(np.union1d, [cell.predictions.cases for cell in cells])
-    left_out = len(every) - len(common)
-    notes = [f"{left_out} test images could not be read for every cell, and are left out of all."] if left_out else []
-    return [cell._replace(predictions=cell.predictions.only(common)) for cell in cells], notes
-
-
-def _points(
-    cells: Sequence[Done], classes: Sequence[str], ordered: bool, count_groups: bool
-) -> dict[tuple[str, float], _Point]:
-    weights: Numbers | None = None
-    points: dict[tuple[str, float], _Point] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.fraction, cell.seed)):
-        predictions = cell.predictions
-        if weights is None:
-            weights = draw_weights(predictions.groups, DRAWS, seed=0)
-        point = points.setdefault((cell.encoder, cell.fraction), _Point({}, {}, {}, count_groups))
-        point.cells[cell.seed] = cell
-        metrics = classification_metrics(predictions.probabilities, predictions.labels, classes, ordered)
-        point.values[cell.seed] = {name: metrics[name] for name in METRICS}
-        point.draws[cell.seed] = resampled_metrics(predictions.probabilities, predictions.labels, classes, weights)
-    return points
-
-
-def _row(encoder: str, fraction: float, point: _Point) -> dict[str, Any]:
-    seeds = sorted(point.cells)
-    budgets = [point.cells[seed].facts["budget"] for seed in seeds]
-    groups = [budget["groups"] for budget in budgets if budget["groups"] is not None]
-    row: dict[str, Any] = {
-        "encoder": encoder,
-        "fraction": fraction,
-        "mode": point.cells[seeds[0]].facts["mode"],
-        "cost": point.cost(seeds),
-        "unit": "groups" if point.count_groups else "labels",
-        "labels": float(np.mean([budget["labels"] for budget in budgets])),
-        "groups": float(np.mean(groups)) if groups else None,
-        "seeds": len(seeds),
-        "candidates": max(point.cells[seed].facts["candidates"] for seed in seeds),
-        "seconds": float(np.median([point.cells[seed].facts["seconds"] for seed in seeds])),
-        "metrics": {},
-    }
-    for name in METRICS:
-        values, draws = point.stacked(name, seeds)
-        if np.isnan(values).all():
-            continue
-        mean = float(np.nanmean(values))
-        with np.errstate(invalid="ignore"):
-            spread = float(np.nanstd(values, ddof=1)) if (~np.isnan(values)).sum() > 1 else None
-        # See judgement: an interval for that would mislead.
-        interval = percentile_interval(mean, draws) if name != "calibration_error" else Interval(mean, None, None)
-        row["metrics"][name] = {"mean": mean, "sd": spread, "low": interval.low, "high": interval.high}
-    return row
-
-
-def _shared(points: Mapping[tuple[str, float], _Point], first: str, second: str) -> dict[float, list[int]]:
-    """Seeds that both have, for each share of the labels."""
-    fractions = sorted({fraction for _, fraction in points})
-    shared = {}
-    for fraction in fractions:
-        a, b = points.get((first, fraction)), points.get((second, fraction))
-        seeds = sorted(a.cells.keys() & b.cells.keys()) if a and b else []
-        if seeds:
-            shared[fraction] = seeds
-    return shared
-
-
-def _comparisons(points: Mapping[tuple[str, float], _Point], first: str, second: str) -> list[dict[str, Any]]:
+def _comparisons(points: Mapping[tuple[str, float], Point], first: str, second: str) -> list[dict[str, Any]]:
     found = []
+    fractions = sorted({fraction for _, fraction in points})
     for metric in COMPARED:
-        rows: list[dict[str, Any]] = []
-        for fraction, seeds in _shared(points, first, second).items():
-            a, a_draws = points[first, fraction].stacked(metric, seeds)
-            b, b_draws = points[second, fraction].stacked(metric, seeds)
-            if np.isnan(a).any() or np.isnan(b).any():
-                continue
-            cell = points[first, fraction].cells[seeds[0]]
-            test_share = len(cell.predictions.labels) / cell.facts["budget"]["labels"]
-            result = compare(a, b, a_draws, b_draws, test_share)
-            rows.append({"first": first, "second": second, "metric": metric, "fraction": fraction, **result._asdict()})
-        for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
-            row["p_holm"] = corrected
-        found += rows
+        rows = [compared(points, first, second, metric, fraction) for fraction in fractions]
+        found += with_holm([row for row in rows if row is not None])
     return found
 
 
-def _savings(points: Mapping[tuple[str, float], _Point], first: str, second: str) -> list[dict[str, Any]]:
+def _savings(points: Mapping[tuple[str, float], Point], first: str, second: str) -> list[dict[str, Any]]:
     """How many times the labels of ``first`` the other needs, by AUROC, where both have the same seeds."""
-    shared = _shared(points, first, second)
-    seeds = sorted(set.intersection(*(set(found) for found in shared.values()))) if shared else []
+    found = {fraction: common_seeds(points, first, second, fraction) for _, fraction in sorted(points)}
+    shared = [fraction for fraction, seeds in sorted(found.items()) if seeds]
+    seeds = sorted(set.intersection(*(set(found[fraction]) for fraction in shared))) if shared else []
     if not seeds or len(shared) < 2:
         return []
     keys = [(encoder, fraction) for encoder in (first, second) for fraction in shared]
@@ -228,53 +106,13 @@ def _savings(points: Mapping[tuple[str, float], _Point], first: str, second: str
     samples = joint_samples(np.stack([v for v, _ in stacked], axis=1), np.stack([d for _, d in stacked], axis=2))
     ours, theirs = samples[:, : len(shared)], samples[:, len(shared) :]
     costs = [points[second, fraction].cost(seeds) for fraction in shared]
-    found = []
+    rows = []
     for column, (fraction, at) in enumerate(zip(shared, costs, strict=True)):
         saving = label_saving(costs, theirs, ours[:, column], at)
         if saving is not None:
             row = {"first": first, "second": second, "fraction": fraction, "cost": at, "auroc": float(ours[0, column])}
-            found.append({**row, **{name: bound._asdict() for name, bound in saving._asdict().items()}})
-    return found
-
-
-def _detail(
-    encoder: str,
-    fraction: float,
-    point: _Point,
-    classes: Sequence[str],
-    ordered: bool,
-    sensitivity: float,
-    coverage: float,
-    subgroups: Mapping[str, ArrayLike] | None,
-) -> dict[str, Any]:
-    """Everything about the first seed, and what all seeds say together (a deep ensemble: Lakshminarayanan 2017)."""
-    seeds = sorted(point.cells)
-    first = point.cells[seeds[0]]
-    passes = np.stack([point.cells[seed].predictions.probabilities for seed in seeds])
-    judged = judge(
-        first.predictions,
-        classes,
-        subgroups,
-        ordered,
-        sensitivity,
-        coverage,
-        passes if len(seeds) > 1 else None,
-    )
-    together = None
-    if len(seeds) > 1:
-        metrics = classification_metrics(passes.mean(axis=0), first.predictions.labels, classes, ordered)
-        together = {name: metrics[name] for name in METRICS}
-    return {
-        "encoder": encoder,
-        "fraction": fraction,
-        "seed": first.seed,
-        "members": len(seeds),
-        "budget": first.facts["budget"],
-        "chosen": first.facts["chosen"],
-        **judged,
-        "ensemble": together,
-        "explanations": first.facts.get("explanations"),
-    }
+            rows.append({**row, **{name: bound._asdict() for name, bound in saving._asdict().items()}})
+    return rows
 
 
 def _sentences(

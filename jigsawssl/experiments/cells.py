@@ -73,10 +73,11 @@ class EncoderChoice(NamedTuple):
     size: int | None = None
     attention: str | None = None
     attention_stages: tuple[int, ...] = (4,)
+    options: Mapping[str, Any] | None = None
 
     def resolve(self, channels: int) -> tuple[Encoder, bool]:
         """The encoder, and whether its weights were trained."""
-        return resolve_encoder(self.reference, channels, self.size, self.attention, self.attention_stages)
+        return resolve_encoder(self.reference, channels, self.size, self.attention, self.attention_stages, self.options)
 
     @property
     def fresh(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ..models import EncoderSpec
 from ..training.finetune import Fold
 from ..types import UserError
 
-__all__ = ["Budget", "Labelled", "check_overlap", "open_labelled", "read_images", "take_budget"]
+__all__ = ["Budget", "Labelled", "check_overlap", "open_domain", "open_labelled", "read_images", "take_budget"]
 
 SMALL_BUDGET = 200
 """Labels below which validation is cross-validation: a fifth of fewer images would judge too coarsely."""
@@ -100,6 +101,41 @@ def open_labelled(data: str, manifest: str | None, layout: str | None, split: st
                 "split column, or leave it out to have a split made"
             )
     return Labelled(archive, pool, judging, test, "manifest")
+
+
+def open_domain(
+    data: str, manifest: str | None, layout: str | None, classes: Sequence[str]
+) -> tuple[Labelled, NDArray[np.int64]]:
+    """Open an archive that a model of other images is only tested on.
+
+    Args:
+        data: as for :func:`jigsawssl.data.open_archive`.
+        manifest: the same.
+        layout: the same.
+        classes: of the model.
+
+    Returns:
+        The archive, whose test rows are those of its split ``test``, or all where it has none, and the label of each of
+        them among ``classes``.
+
+    Raises:
+        UserError: where it has no labelled images, or of other classes.
+    """
+    archive = open_archive(data, manifest, layout=layout)
+    rows = _rows(archive, "test") if any(sample.split for sample in archive.samples) else np.arange(len(archive))
+    rows = rows[archive.labels[rows] >= 0]
+    if not len(rows):
+        raise UserError(f"`domains` ({data}) must have labelled images to test on; check its manifest")
+    names = [archive.classes[label] for label in archive.labels[rows]]
+    other = sorted(set(names) - set(classes))
+    if other:
+        raise UserError(
+            f"`domains` ({data}) must have the classes {', '.join(classes)} alone; it has {other[0]}; rename or drop "
+            "those rows"
+        )
+    nothing = np.empty(0, dtype=np.int64)
+    labels = np.array([list(classes).index(name) for name in names], dtype=np.int64)
+    return Labelled(archive, nothing, nothing, rows, "another archive"), labels
 
 
 def _rows(archive: Archive, split: str) -> Rows:

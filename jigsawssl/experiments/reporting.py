@@ -1,18 +1,22 @@
-"""``report.json`` and ``report.html`` of a run or curve, from the files in its folder."""
+"""``report.json`` and ``report.html`` of a run, curve or study, from the files in its folder."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..report import format_table, write_csv, write_json
 from ..report.page import write_page
 from ..types import UserError
-from .analysis import Done, analyse
-from .cells import Cell, load_cell
+from .analysis import analyse
+from .cells import Cell, load_cell, load_predictions
+from .points import Done
+from .ranking import IN_DOMAIN, analyse_study
+from .study import domain_file, load_search
 
-__all__ = ["LIMITS", "curve_report", "rebuild"]
+__all__ = ["LIMITS", "curve_report", "rebuild", "study_report", "study_summary", "summary"]
 
 LIMITS = {
     "pretrain": [
@@ -36,6 +40,13 @@ LIMITS = {
         "Labels saved are read off a curve of few points; where the interval is wide, believe the interval.",
         "This is research software and no medical device; nobody has validated it for care.",
     ],
+    "study": [
+        "All variants were trained on one archive: which kind of encoder is better elsewhere is not known from it.",
+        "Every repetition was tested on the same split: choosing a variant by this report makes its numbers flatter.",
+        "A search of few settings may have missed what a variant needs; its size was the same for all.",
+        "That a test does not tell two variants apart does not show that they are equal.",
+        "This is research software and no medical device; nobody has validated it for care.",
+    ],
 }
 """What a reader has to keep in mind, by command."""
 
@@ -50,16 +61,8 @@ def curve_report(folder: Path) -> dict[str, Any]:
         What ``report.json`` holds.
     """
     task = _read(folder / "task.json")
-    done, failed = [], {}
     keys = [Cell(e, f, s) for f in task["fractions"] for s in range(task["seeds"]) for e in task["encoders"]]
-    for cell in keys:
-        found = load_cell(folder / "cells" / cell.name)
-        error = folder / "cells" / f"{cell.name}.error.txt"
-        if found is not None:
-            done.append(Done(*cell, *found))
-        elif error.is_file():
-            # The message may name files, which are not for a report.
-            failed[cell.name] = error.read_text(encoding="utf-8").partition(":")[0].strip()
+    done, failed = _cells(folder, keys)
     analysis = analyse(
         done,
         list(task["encoders"]),
@@ -70,9 +73,7 @@ def curve_report(folder: Path) -> dict[str, Any]:
         task["subgroups"],
         task["config"]["budget"] == "groups",
     )
-    for detail in analysis["details"]:
-        if detail["explanations"]:
-            detail["explanations"]["file"] = f"cells/{detail['explanations']['file']}"
+    _place_pictures(analysis["details"])
     report = {
         "command": "curve",
         "config": task["config"],
@@ -96,6 +97,116 @@ def curve_report(folder: Path) -> dict[str, Any]:
     write_csv(folder / "table.csv", [*of_row, "metric", *of_value], rows)
     write_page(folder, _read(folder / "report.json"))
     return report
+
+
+def study_report(folder: Path) -> dict[str, Any]:
+    """Analyse what is finished of a study, and write ``report.json``, ``table.csv`` and ``report.html``.
+
+    Args:
+        folder: of the study, with ``task.json``, ``search/`` and ``cells/``.
+
+    Returns:
+        What ``report.json`` holds.
+    """
+    task = _read(folder / "task.json")
+    variants, fraction = task["variants"], task["config"]["fraction"]
+    keys = [Cell(name, fraction, seed) for seed in range(task["config"]["seeds"]) for name in variants]
+    done, failed = _cells(folder, keys)
+    cells = {IN_DOMAIN: done}
+    for domain in task["domains"]:
+        elsewhere = [(cell, load_predictions(domain_file(folder, Cell(*cell[:3]), domain))) for cell in done]
+        cells[domain] = [cell._replace(predictions=found) for cell, found in elsewhere if found is not None]
+    searches = {}
+    for name in variants:
+        found = load_search(folder / "search" / f"{name}.json")
+        error = folder / "search" / f"{name}.error.txt"
+        if found is not None:
+            searches[name] = found
+        elif error.is_file():
+            failed[f"search of {name}"] = error.read_text(encoding="utf-8").partition(":")[0].strip()
+    analysis = analyse_study(
+        cells,
+        {name: facts["against"] for name, facts in variants.items()},
+        searches,
+        task["data"]["classes"],
+        fraction,
+        task["config"]["ordered"],
+        task["config"]["sensitivity"],
+        task["config"]["coverage"],
+    )
+    galleries = [
+        {"encoder": cell.encoder, "explanations": cell.facts["explanations"]}
+        for cell in done
+        if cell.facts.get("explanations")
+    ]
+    _place_pictures(analysis["details"])
+    _place_pictures(galleries)
+    report = {
+        "command": "study",
+        "config": task["config"],
+        "data": task["data"],
+        "variants": variants,
+        "domains": task["domains"],
+        "searches": searches,
+        "cells": len(keys),
+        "missing": len(keys) - len(done),
+        "failed": failed,
+        "environment": task["environment"],
+        "limits": LIMITS["study"],
+        **analysis,
+        "galleries": galleries,
+    }
+    write_json(folder / "report.json", report)
+    of_value = ["mean", "sd", "low", "high"]
+    rows = [
+        [row["domain"], row["encoder"], row["labels"], row["seeds"], metric, *(value[name] for name in of_value)]
+        for row in analysis["table"]
+        for metric, value in row["metrics"].items()
+    ]
+    write_csv(folder / "table.csv", ["domain", "variant", "labels", "seeds", "metric", *of_value], rows)
+    write_page(folder, _read(folder / "report.json"))
+    return report
+
+
+def _cells(folder: Path, keys: Sequence[Cell]) -> tuple[list[Done], dict[str, str]]:
+    """The finished ones, and why others failed."""
+    done, failed = [], {}
+    for cell in keys:
+        found = load_cell(folder / "cells" / cell.name)
+        error = folder / "cells" / f"{cell.name}.error.txt"
+        if found is not None:
+            done.append(Done(*cell, *found))
+        elif error.is_file():
+            # The message may name files, which are not for a report.
+            failed[cell.name] = error.read_text(encoding="utf-8").partition(":")[0].strip()
+    return done, failed
+
+
+def _place_pictures(details: Sequence[dict[str, Any]]) -> None:
+    for detail in details:
+        if detail["explanations"]:
+            detail["explanations"]["file"] = f"cells/{detail['explanations']['file'].rpartition('/')[2]}"
+
+
+def study_summary(report: dict[str, Any]) -> str:
+    """The table and the sentences of a study for the terminal."""
+    rows = []
+    for row in report["table"]:
+        auroc, balanced = (row["metrics"].get(name) for name in ("auroc", "balanced_accuracy"))
+        cost = report["variants"][row["encoder"]]
+        rows.append(
+            [
+                row["domain"],
+                row["encoder"],
+                f"{cost['parameters'] / 1e6:.2f}",
+                f"{cost['multiply_adds'] / 1e6:.0f}",
+                row["seeds"],
+                _spread(balanced),
+                _spread(auroc),
+            ]
+        )
+    header = ["tested", "variant", "million parameters", "million multiply-adds", "seeds", "balanced accuracy", "AUROC"]
+    return "\n".join([format_table(header, rows), "", *report["sentences"], *report["notes"]])
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -130,12 +241,13 @@ def rebuild(folder: Path) -> Path:
         UserError: where none of ours is there.
     """
     if (folder / "task.json").is_file():
-        curve_report(folder)
+        made = study_report if "variants" in _read(folder / "task.json") else curve_report
+        made(folder)
         return folder / "report.html"
     report = _read(folder / "report.json")
     command = report.get("command")
     if command not in LIMITS or (command == "finetune" and "judgement" not in report):
-        raise UserError(f"`run` ({folder}) must be of pretrain, finetune, transfer or curve; run it again")
+        raise UserError(f"`run` ({folder}) must be of pretrain, finetune, transfer, curve or study; run it again")
     if command == "finetune":
         report["judgement"]["metrics"] = report["test"]
     return write_page(folder, {"limits": LIMITS[command], **report})
@@ -148,7 +260,7 @@ def _read(file: Path) -> dict[str, Any]:
             raise ValueError("it holds no keys")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"`run` ({file.parent}) must be the folder of a finished run or a curve; {file.name} cannot be used "
-            f"({type(error).__name__}); check the path"
+            f"`run` ({file.parent}) must be the folder of a finished run, a curve or a study; {file.name} cannot be "
+            f"used ({type(error).__name__}); check the path"
         ) from None
     return found

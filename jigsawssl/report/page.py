@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .files import write_bytes
-from .plots import curve_svg, judgement_svgs
+from .plots import critical_difference_svg, curve_svg, judgement_svgs, variants_svg
 
 __all__ = ["write_page"]
 
@@ -26,6 +26,7 @@ _TITLES = {
     "pretrain": "Pretraining",
     "finetune": "Fine-tuning",
     "curve": "Label efficiency",
+    "study": "Comparison of encoders",
     "transfer": "Staged transfer",
 }
 
@@ -64,6 +65,8 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
         title=_TITLES[plain["command"]],
         report=plain,
         curve_svg=lambda *arguments: Markup(curve_svg(*arguments)),
+        variants_svg=lambda *arguments: Markup(variants_svg(*arguments)),
+        critical_difference_svg=lambda *arguments: Markup(critical_difference_svg(*arguments)),
         judgement_svgs=lambda judged: {name: Markup(svg) for name, svg in judgement_svgs(judged).items()},
         pictures={title: _embedded(folder, name) for name, title in _PICTURES.items() if (folder / name).is_file()},
         picture=lambda name: _embedded(folder, name),

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from .figures import COLOURS, LINES, Place
 
-__all__ = ["curve_svg", "judgement_svgs"]
+__all__ = ["critical_difference_svg", "curve_svg", "judgement_svgs", "variants_svg"]
 
+MARKERS = ("o", "s", "^", "D", "v")
 _INK = "#010203"  # stands for the page's text colour
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -94,6 +95,60 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> str
         axis.set(xlabel=f"{table[0]['unit']} (share of those that there are)", ylabel=name)
         axis.legend(loc="lower right")
         return _svg(figure, f"{name} by number of labels for {', '.join(encoders)}")
+
+
+def variants_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> str:
+    """Mean over seeds of a metric with its interval, one line per variant and a mark for each archive tested on."""
+    with mpl.rc_context(_STYLE):
+        variants = list(dict.fromkeys(row["encoder"] for row in table))
+        domains = list(dict.fromkeys(row["domain"] for row in table))
+        figure, axis = _figure(7.0, 0.8 + 0.34 * len(variants) * max(1, 0.6 * len(domains)))
+        for index, domain in enumerate(domains):
+            rows = [row for row in table if row["domain"] == domain and metric in row["metrics"]]
+            shift = (index - (len(domains) - 1) / 2) * 0.5 / len(domains)
+            places = [variants.index(row["encoder"]) + shift for row in rows]
+            values = [row["metrics"][metric] for row in rows]
+            style = {"color": _style(index)["color"], "marker": MARKERS[index % len(MARKERS)]}
+            axis.plot([value["mean"] for value in values], places, linestyle="", markersize=5, label=domain, **style)
+            for place, value in zip(places, values, strict=True):
+                if value["low"] is not None:
+                    axis.plot([value["low"], value["high"]], [place] * 2, color=style["color"], linewidth=1.4)
+        axis.set_yticks(range(len(variants)), [_label(variant) for variant in variants])
+        axis.invert_yaxis()
+        axis.set(xlabel=name)
+        if len(domains) > 1:
+            figure.legend(loc="outside lower center", ncols=len(domains))
+        return _svg(figure, f"{name} of {', '.join(variants)}")
+
+
+def critical_difference_svg(ranking: Mapping[str, Any], title: str) -> str:
+    """Mean ranks on a line, best on the left; bars join variants that the tests do not tell apart (Demšar 2006)."""
+    ranks = dict(sorted(ranking["ranks"].items(), key=lambda pair: pair[1]))
+    count, half = len(ranks), (len(ranks) + 1) // 2
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 1.0 + 0.26 * (half + len(ranking["cliques"]))), layout="constrained")
+        axis = figure.subplots()
+        axis.set_axis_off()
+        axis.plot([1, count], [0, 0], color=_INK, linewidth=1.2)
+        for tick in range(1, count + 1):
+            axis.plot([tick, tick], [0, 0.3], color=_INK, linewidth=1)
+            axis.text(tick, 0.45, str(tick), ha="center", va="bottom")
+        depth = 0.55 * len(ranking["cliques"]) + 0.5
+        for number, clique in enumerate(ranking["cliques"]):
+            places = [ranks[name] for name in clique]
+            height = -0.35 - 0.55 * number
+            axis.plot([min(places) - 0.03, max(places) + 0.03], [height] * 2, linewidth=4, **_style(0))
+        for number, (name, rank) in enumerate(ranks.items()):
+            left = number < half
+            height = -depth - 0.8 * (number if left else count - 1 - number) - 0.3
+            end = 0.9 if left else count + 0.1
+            axis.plot([rank, rank, end], [0, height, height], color=_INK, linewidth=0.8)
+            text = f"{_label(name)}  {rank:.2f}" if left else f"{rank:.2f}  {_label(name)}"
+            axis.text(end, height, text, ha="right" if left else "left", va="center")
+        # Room for the names, which stand outside the line.
+        room = 0.11 * max(map(len, ranks)) * max(1.0, count / 6) + 0.4
+        axis.set(xlim=(0.8 - room, count + 0.2 + room), ylim=(-depth - 0.8 * half - 0.2, 1.3))
+        return _svg(figure, title)
 
 
 def judgement_svgs(judged: Mapping[str, Any]) -> dict[str, str]:

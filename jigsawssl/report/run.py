@@ -35,6 +35,7 @@ _WRITTEN_HERE = frozenset(
         "quarantine.csv",
         "report.html",
         "report.json",
+        "search",
         "seen.parquet",
         "subsets",
         "table.csv",

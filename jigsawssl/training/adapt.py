@@ -15,10 +15,10 @@ from tqdm import tqdm
 from ..data.loading import PixelDataset
 from ..evaluation import paired_auroc_difference
 from ..models import Classifier, Encoder, HierarchicalClassifier
-from .finetune import Fold, Model, Recipe, Trained, planned_epochs, selection_score, train_classifier
+from .finetune import Fold, Model, OnCheck, Recipe, Trained, planned_epochs, selection_score, train_classifier
 from .probe import NEIGHBOURS, STRENGTHS, FeatureBank, fit_probe, knn_probabilities, predict
 
-__all__ = ["Adaptation", "adapt"]
+__all__ = ["Adaptation", "adapt", "judge_recipe"]
 
 
 class Adaptation(NamedTuple):
@@ -289,7 +289,34 @@ def _between(start: Classifier, end: Model, share: float) -> Classifier:
     return result.eval()
 
 
-def _train_network(encoder: Encoder, method: str, task: _Task, recipe: Recipe) -> _Candidate:
+def judge_recipe(
+    encoder: Encoder,
+    dataset: PixelDataset,
+    labels: NDArray[np.int64],
+    classes: int,
+    folds: list[Fold],
+    recipe: Recipe,
+    on_check: OnCheck,
+) -> float:
+    """Validation score of full fine-tuning with one recipe, without the final fit; as :func:`adapt` scores it.
+
+    Args:
+        encoder: the starting point; not changed.
+        dataset: labelled images, decoded.
+        labels: int64 ``(len(dataset),)`` in ``range(classes)``.
+        classes: K.
+        folds: training and validation rows of ``dataset``.
+        recipe: settings.
+        on_check: told of every check of the first fold; what it raises ends the training.
+    """
+    device = torch.device("cpu")  # features are not asked for
+    task = _Task(dataset, labels, classes, folds, folds[0][0], FeatureBank(encoder, device), 256, device, None, False)
+    return _train_network(encoder, "full", task, recipe, on_check).score
+
+
+def _train_network(
+    encoder: Encoder, method: str, task: _Task, recipe: Recipe, on_check: OnCheck | None = None
+) -> _Candidate:
     """Train on each fold; the number of epochs is the one that does best on all of them."""
 
     def start() -> Model:
@@ -301,12 +328,14 @@ def _train_network(encoder: Encoder, method: str, task: _Task, recipe: Recipe) -
     # One schedule for folds of any size and for the final fit, or the chosen epoch would mean different things.
     recipe = recipe._replace(max_epochs=planned_epochs(min(len(train) for train, _ in task.folds), recipe))
     held_out = len(task.folds) == 1
-    runs = [
-        train_classifier(
-            start(), task.dataset, task.labels, task.classes, (train, val), recipe, -1.0 if held_out else None
+    keep_best = -1.0 if held_out else None
+    runs: list[Trained] = []
+    for train, val in tqdm(task.folds, f"Fine-tuning, {method}", disable=not task.progress):
+        check = None if runs else on_check
+        fold = (train, val)
+        runs.append(
+            train_classifier(start(), task.dataset, task.labels, task.classes, fold, recipe, keep_best, on_check=check)
         )
-        for train, val in tqdm(task.folds, f"Fine-tuning, {method}", disable=not task.progress)
-    ]
     pooled = {epoch: torch.cat([run.checked[epoch] for run in runs]) for epoch in runs[0].checked}
     by_epoch = {epoch: selection_score(probabilities, task.judged) for epoch, probabilities in pooled.items()}
     best = _best(by_epoch)

@@ -18,6 +18,7 @@ __all__ = [
     "Explanation",
     "attention_maps",
     "border_share",
+    "compare_maps",
     "deletion_and_insertion",
     "explain",
     "gradcam",
@@ -160,6 +161,44 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
         return None
     maps = nn.functional.interpolate(placed[-1][:, None].float(), images.shape[-2:], mode="bilinear")[:, 0]
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[str, float | None]]:
+    """Grad-CAM and attention judged alike, beside maps by lot, which tell nothing.
+
+    Args:
+        model: in eval mode.
+        images: float ``(N, C, H, W)``, as ``model.encoder.preprocess`` returns them.
+        seed: of the maps by lot.
+
+    Returns:
+        For ``Grad-CAM``, ``attention`` where the encoder has it, and ``by lot``: ``border_share``, ``deletion``,
+        ``insertion`` and, but for Grad-CAM, ``agreement`` with it (rank correlation).
+
+    Example:
+        >>> from jigsawssl.models import create_encoder
+        >>> model = Classifier(create_encoder("resnet18", 1, size=64, attention="ga"), classes=2).eval()
+        >>> list(compare_maps(model, torch.rand(2, 1, 64, 64)))
+        ['Grad-CAM', 'attention', 'by lot']
+    """
+    with torch.no_grad():
+        predicted = model(images).argmax(dim=1)
+    kinds = {"Grad-CAM": gradcam(model, images, predicted)}
+    attended = attention_maps(model, images)
+    if attended is not None:
+        kinds["attention"] = attended
+    kinds["by lot"] = torch.rand(kinds["Grad-CAM"].shape, generator=torch.Generator().manual_seed(seed))
+    found: dict[str, dict[str, float | None]] = {}
+    for name, maps in kinds.items():
+        deletion, insertion = deletion_and_insertion(model, images, maps, predicted)
+        agreement = None if name == "Grad-CAM" else rank_agreement(kinds["Grad-CAM"], maps)
+        found[name] = {
+            "border_share": border_share(maps),
+            "deletion": deletion,
+            "insertion": insertion,
+            "agreement": agreement,
+        }
+    return found
 
 
 @torch.no_grad()

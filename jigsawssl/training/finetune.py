@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "Finetuning",
     "Fold",
     "Model",
+    "OnCheck",
     "Recipe",
     "Trained",
     "planned_epochs",
@@ -49,6 +50,8 @@ STEP_WEIGHTS = (1.0, 1.0, 1.0, 2.0)
 
 Model = Classifier | HierarchicalClassifier
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
+OnCheck = Callable[[int, float], None]
+"""Told of the epochs done and the validation score; may raise."""
 
 
 class Recipe(NamedTuple):
@@ -216,26 +219,32 @@ class Finetuning(pl.LightningModule):
 class _Watch(Callback):
     """Training losses, the best weights by validation with early stopping, and a fixed end of training."""
 
-    def __init__(self, labels: NDArray[np.int64] | None, score: float, stop_at: int | None) -> None:
+    def __init__(
+        self, labels: NDArray[np.int64], keep_best: float | None, stop_at: int | None, on_check: OnCheck | None
+    ) -> None:
         self.labels = labels
-        self.score = score
+        self.best = keep_best
         self.stop_at = stop_at
+        self.on_check = on_check
         self.losses: list[tuple[int, float]] = []
         self.state: dict[str, Tensor] | None = None
         self.stale = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge this check."""
-        if self.labels is None:
+        if self.best is None and self.on_check is None:
             return
         assert isinstance(pl_module, Finetuning)
         epoch = trainer.current_epoch + 1
         score = selection_score(pl_module.checked[epoch], self.labels)
-        self.stale += 1
-        if score > self.score:
-            self.score, self.stale = score, 0
-            self.state = copy.deepcopy(pl_module.model.state_dict())
-        trainer.should_stop = trainer.should_stop or self.stale >= PATIENCE
+        if self.best is not None:
+            self.stale += 1
+            if score > self.best:
+                self.best, self.stale = score, 0
+                self.state = copy.deepcopy(pl_module.model.state_dict())
+            trainer.should_stop = trainer.should_stop or self.stale >= PATIENCE
+        if self.on_check is not None:
+            self.on_check(epoch, score)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Append the loss of this epoch; stop where the number of epochs was chosen before."""
@@ -270,6 +279,7 @@ def train_classifier(
     recipe: Recipe,
     keep_best: float | None = None,
     stop_at: int | None = None,
+    on_check: OnCheck | None = None,
 ) -> Trained:
     """Train on one fold of a labelled dataset.
 
@@ -283,6 +293,7 @@ def train_classifier(
         keep_best: a score that validation has to beat; the best weights are restored and training stops early.
             ``None`` trains to the end.
         stop_at: end after this epoch, on the schedule of the whole run.
+        on_check: told of every check; what it raises ends the training.
 
     Returns:
         :class:`Trained`; where nothing beat ``keep_best``, the weights are those of the end.
@@ -294,7 +305,7 @@ def train_classifier(
     chain = augmentation_chain(recipe.preset, model.encoder.spec.size, dataset.channels)
     module = Finetuning(model, chain, class_weights(labels[rows], classes, recipe.balanced), recipe)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    watch = _Watch(labels[val_rows] if keep_best is not None else None, keep_best or 0.0, stop_at)
+    watch = _Watch(labels[val_rows], keep_best, stop_at, on_check)
     trainer = pl.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=every,

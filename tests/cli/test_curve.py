@@ -309,7 +309,7 @@ def test_a_curve_goes_on_with_the_same_labels_alone(
     task["fingerprints"]["manifest"] = "another"
     (other / "task.json").write_text(json.dumps(task))
     assert curve(encoder, other, "resume=true") == 2
-    assert "`manifest` must be what the curve began with" in capsys.readouterr().err
+    assert "`manifest` must be what it began with" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jigsawssl.evaluation.judgement import Predictions
-from jigsawssl.experiments.analysis import Done, analyse
+from jigsawssl.experiments.analysis import analyse
+from jigsawssl.experiments.points import Done
 
 TRUTH = np.repeat([0, 1], 40)
 COSTS = {0.01: (10, 2), 0.1: (100, 20), 1.0: (1000, 200)}

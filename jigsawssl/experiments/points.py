@@ -1,0 +1,215 @@
+"""Finished cells by encoder and share of the labels: their metrics with intervals, and paired comparisons."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..evaluation.judgement import DRAWS, Predictions, judge
+from ..evaluation.metrics import classification_metrics
+from ..evaluation.resampling import draw_weights, resampled_metrics
+from ..evaluation.statistics import Interval, compare, holm, percentile_interval
+
+__all__ = [
+    "COMPARED",
+    "METRICS",
+    "Done",
+    "Numbers",
+    "Point",
+    "common_seeds",
+    "compared",
+    "detail_of",
+    "on_common_cases",
+    "points_of",
+    "row_of",
+    "with_holm",
+]
+
+METRICS = (
+    "auroc",
+    "average_precision",
+    "accuracy",
+    "balanced_accuracy",
+    "f1",
+    "kappa",
+    "quadratic_kappa",
+    "sensitivity_at_specificity",
+    "specificity_at_sensitivity",
+    "brier",
+    "calibration_error",
+)
+"""Metrics of the table, in its order."""
+
+COMPARED = ("auroc", "balanced_accuracy")
+"""Metrics that encoders are compared by."""
+
+Numbers = NDArray[np.float64]
+
+
+class Done(NamedTuple):
+    """A finished cell."""
+
+    encoder: str
+    fraction: float
+    seed: int
+    predictions: Predictions
+    facts: dict[str, Any]
+
+
+class Point(NamedTuple):
+    """The finished cells of one encoder and share of the labels, by seed."""
+
+    cells: dict[int, Done]
+    values: dict[int, dict[str, float | None]]
+    draws: dict[int, dict[str, Numbers]]
+    count_groups: bool
+
+    def cost(self, seeds: Sequence[int]) -> float:
+        """What the labels cost, in the unit of the budget: labels, or groups."""
+        unit = "groups" if self.count_groups else "labels"
+        return float(np.mean([self.cells[seed].facts["budget"][unit] for seed in seeds]))
+
+    def stacked(self, metric: str, seeds: Sequence[int]) -> tuple[Numbers, Numbers]:
+        """Values ``(J,)`` and bootstrap samples ``(J, R)`` of some seeds, NaN where undefined."""
+        values = [self.values[seed].get(metric) for seed in seeds]
+        return (
+            np.array([np.nan if value is None else value for value in values], np.float64),
+            np.stack([self.draws[seed][metric] for seed in seeds]),
+        )
+
+
+def on_common_cases(cells: Sequence[Done]) -> tuple[list[Done], list[str]]:
+    """The same cells, judged on the test cases that all of them have."""
+    if not cells:
+        return [], []
+    common = functools.reduce(np.intersect1d, [cell.predictions.cases for cell in cells])
+    every = functools.reduce(np.union1d, [cell.predictions.cases for cell in cells])
+    left_out = len(every) - len(common)
+    notes = [f"{left_out} test images could not be read for every cell, and are left out of all."] if left_out else []
+    return [cell._replace(predictions=cell.predictions.only(common)) for cell in cells], notes
+
+
+def points_of(
+    cells: Sequence[Done], classes: Sequence[str], ordered: bool, count_groups: bool
+) -> dict[tuple[str, float], Point]:
+    weights: Numbers | None = None
+    points: dict[tuple[str, float], Point] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.fraction, cell.seed)):
+        predictions = cell.predictions
+        if weights is None:
+            weights = draw_weights(predictions.groups, DRAWS, seed=0)
+        point = points.setdefault((cell.encoder, cell.fraction), Point({}, {}, {}, count_groups))
+        point.cells[cell.seed] = cell
+        metrics = classification_metrics(predictions.probabilities, predictions.labels, classes, ordered)
+        point.values[cell.seed] = {name: metrics[name] for name in METRICS}
+        point.draws[cell.seed] = resampled_metrics(predictions.probabilities, predictions.labels, classes, weights)
+    return points
+
+
+def row_of(encoder: str, fraction: float, point: Point) -> dict[str, Any]:
+    seeds = sorted(point.cells)
+    budgets = [point.cells[seed].facts["budget"] for seed in seeds]
+    groups = [budget["groups"] for budget in budgets if budget["groups"] is not None]
+    row: dict[str, Any] = {
+        "encoder": encoder,
+        "fraction": fraction,
+        "mode": point.cells[seeds[0]].facts["mode"],
+        "cost": point.cost(seeds),
+        "unit": "groups" if point.count_groups else "labels",
+        "labels": float(np.mean([budget["labels"] for budget in budgets])),
+        "groups": float(np.mean(groups)) if groups else None,
+        "seeds": len(seeds),
+        "candidates": max(point.cells[seed].facts["candidates"] for seed in seeds),
+        "seconds": float(np.median([point.cells[seed].facts["seconds"] for seed in seeds])),
+        "metrics": {},
+    }
+    for name in METRICS:
+        values, draws = point.stacked(name, seeds)
+        if np.isnan(values).all():
+            continue
+        mean = float(np.nanmean(values))
+        with np.errstate(invalid="ignore"):
+            spread = float(np.nanstd(values, ddof=1)) if (~np.isnan(values)).sum() > 1 else None
+        # See judgement: an interval for that would mislead.
+        interval = percentile_interval(mean, draws) if name != "calibration_error" else Interval(mean, None, None)
+        row["metrics"][name] = {"mean": mean, "sd": spread, "low": interval.low, "high": interval.high}
+    return row
+
+
+def common_seeds(points: Mapping[tuple[str, float], Point], first: str, second: str, fraction: float) -> list[int]:
+    """Seeds that both have."""
+    a, b = points.get((first, fraction)), points.get((second, fraction))
+    return sorted(a.cells.keys() & b.cells.keys()) if a and b else []
+
+
+def compared(
+    points: Mapping[tuple[str, float], Point], first: str, second: str, metric: str, fraction: float
+) -> dict[str, Any] | None:
+    """What :func:`jigsawssl.evaluation.statistics.compare` says of two encoders with the same seeds and patients.
+
+    Returns:
+        JSON values, or ``None`` where there is nothing to compare or the metric is not defined.
+    """
+    seeds = common_seeds(points, first, second, fraction)
+    if not seeds:
+        return None
+    a, a_draws = points[first, fraction].stacked(metric, seeds)
+    b, b_draws = points[second, fraction].stacked(metric, seeds)
+    if np.isnan(a).any() or np.isnan(b).any():
+        return None
+    cell = points[first, fraction].cells[seeds[0]]
+    if len(np.unique(cell.predictions.groups)) < 2:
+        return None  # one patient says nothing of others
+    test_share = len(cell.predictions.labels) / cell.facts["budget"]["labels"]
+    result = compare(a, b, a_draws, b_draws, test_share)
+    return {"first": first, "second": second, "metric": metric, "fraction": fraction, **result._asdict()}
+
+
+def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same comparisons with ``p_holm``: their p-values corrected for their number."""
+    corrected = holm([row["p"] for row in rows])
+    return [{**row, "p_holm": value} for row, value in zip(rows, corrected, strict=True)]
+
+
+def detail_of(
+    encoder: str,
+    fraction: float,
+    point: Point,
+    classes: Sequence[str],
+    ordered: bool,
+    sensitivity: float,
+    coverage: float,
+    subgroups: Mapping[str, ArrayLike] | None,
+) -> dict[str, Any]:
+    """Everything about the first seed, and what all seeds say together (a deep ensemble: Lakshminarayanan 2017)."""
+    seeds = sorted(point.cells)
+    first = point.cells[seeds[0]]
+    passes = np.stack([point.cells[seed].predictions.probabilities for seed in seeds])
+    judged = judge(
+        first.predictions,
+        classes,
+        subgroups,
+        ordered,
+        sensitivity,
+        coverage,
+        passes if len(seeds) > 1 else None,
+    )
+    together = None
+    if len(seeds) > 1:
+        metrics = classification_metrics(passes.mean(axis=0), first.predictions.labels, classes, ordered)
+        together = {name: metrics[name] for name in METRICS}
+    return {
+        "encoder": encoder,
+        "fraction": fraction,
+        "seed": first.seed,
+        "members": len(seeds),
+        "budget": first.facts["budget"],
+        "chosen": first.facts["chosen"],
+        **judged,
+        "ensemble": together,
+        "explanations": first.facts.get("explanations"),
+    }

@@ -1,0 +1,185 @@
+"""From the cells of a study to what may be said about its variants: tables, paired tests, ranks and plain sentences."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import friedmanchisquare, rankdata
+
+from .points import COMPARED, Done, Point, compared, detail_of, on_common_cases, points_of, row_of, with_holm
+
+__all__ = ["IN_DOMAIN", "analyse_study", "cliques", "rank_variants"]
+
+IN_DOMAIN = "in domain"
+"""What the test split of the archive that was trained on is called."""
+
+RANKED = "balanced_accuracy"
+"""Metric that variants are ranked by (Piater et al. 2024, section 4)."""
+
+Points = Mapping[tuple[str, float], Point]
+
+
+def analyse_study(
+    cells: Mapping[str, Sequence[Done]],
+    against: Mapping[str, str],
+    searches: Mapping[str, Mapping[str, Any]],
+    classes: Sequence[str],
+    fraction: float,
+    ordered: bool = False,
+    sensitivity: float = 0.95,
+    coverage: float = 0.9,
+) -> dict[str, Any]:
+    """Say what a study shows.
+
+    Args:
+        cells: finished ones for each archive that was tested on, :data:`IN_DOMAIN` first; some may be missing.
+        against: variant → the one it is compared with; the keys are all variants in the order given by the user.
+        searches: what each variant's search found.
+        classes: K names.
+        fraction: share of the labels.
+        ordered: the classes are grades.
+        sensitivity: of the operating point, see :func:`jigsawssl.evaluation.judgement.judge`.
+        coverage: of conformal sets.
+
+    Returns:
+        JSON values: ``table``, ``comparisons``, ``ranking``, ``explanations``, ``best``, ``sentences``, ``details`` and
+        ``notes``.
+    """
+    table, comparisons, ranking, notes, details = [], [], {}, [], []
+    # By validation: the test split must not choose what is shown in full.
+    best = max(searches, key=lambda name: searches[name]["score"]) if searches else None
+    for domain, found in cells.items():
+        found, left_out = on_common_cases(found)
+        notes += [f"{domain}: {note}" for note in left_out]
+        points = points_of(found, classes, ordered, False)
+        table += [{"domain": domain, **row_of(*key, points[key])} for key in _keys(points, against, fraction)]
+        for metric in COMPARED:
+            pairs = [(name, other) for name, other in against.items() if other != name]
+            rows = [compared(points, name, other, metric, fraction) for name, other in pairs]
+            # One family for each archive and metric: every variant with what it is compared with.
+            comparisons += [{"domain": domain, **row} for row in with_holm([row for row in rows if row is not None])]
+        ranks = rank_variants(points, list(against), fraction)
+        if ranks is not None:
+            ranking[domain] = ranks
+        if domain == IN_DOMAIN and best is not None and (best, fraction) in points:
+            point = points[best, fraction]
+            details.append(detail_of(best, fraction, point, classes, ordered, sensitivity, coverage, None))
+    return {
+        "table": table,
+        "comparisons": comparisons,
+        "ranking": ranking,
+        "explanations": _explanations(cells[IN_DOMAIN], list(against)),
+        "best": best,
+        "sentences": _sentences(table, comparisons, ranking),
+        "details": details,
+        "notes": notes,
+    }
+
+
+def _keys(points: Points, variants: Mapping[str, str], fraction: float) -> list[tuple[str, float]]:
+    return [(name, fraction) for name in variants if (name, fraction) in points]
+
+
+def rank_variants(points: Points, variants: Sequence[str], fraction: float) -> dict[str, Any] | None:
+    """Mean ranks over seeds, and which variants the paired tests do not tell apart (Demšar 2006, section 3.2).
+
+    Demšar's test takes ranks on independent archives; here the blocks are seeds on one, so that Friedman's p-value is
+    of the training's chance alone, and variants are joined where the tests of this package, which know the patients
+    too, do not separate them after Holm's correction over all pairs.
+
+    Args:
+        points: finished cells.
+        variants: names.
+        fraction: share of the labels.
+
+    Returns:
+        JSON values: ``ranks`` by variant, ``seeds``, ``friedman_p``, ``pairs`` and ``cliques``; ``None`` for fewer than
+        two variants with a seed in common.
+    """
+    names = [name for name in variants if (name, fraction) in points]
+    if len(names) < 2:
+        return None
+    seeds = sorted(set.intersection(*(set(points[name, fraction].cells) for name in names)))
+    if not seeds:
+        return None
+    values = np.stack([points[name, fraction].stacked(RANKED, seeds)[0] for name in names], axis=1)
+    if np.isnan(values).any():
+        return None
+    ranks = {name: float(rank) for name, rank in zip(names, rankdata(-values, axis=1).mean(axis=0), strict=True)}
+    found = [compared(points, *pair, RANKED, fraction) for pair in itertools.combinations(names, 2)]
+    pairs = with_holm([row for row in found if row is not None])
+    apart = {frozenset((row["first"], row["second"])) for row in pairs if row["p_holm"] < 0.05}
+    differ = len(names) > 2 and len(seeds) > 1 and bool(np.ptp(values, axis=1).any())
+    return {
+        "ranks": ranks,
+        "seeds": len(seeds),
+        "friedman_p": float(friedmanchisquare(*values.T).pvalue) if differ else None,
+        "pairs": pairs,
+        "cliques": cliques(sorted(ranks, key=lambda name: ranks[name]), apart),
+    }
+
+
+def cliques(ordered: Sequence[str], apart: set[frozenset[str]]) -> list[list[str]]:
+    """Longest runs of an order in which no two are told apart.
+
+    Args:
+        ordered: names, best first.
+        apart: pairs that are told apart.
+
+    Example:
+        >>> cliques(["a", "b", "c", "d"], {frozenset("ad"), frozenset("bd")})
+        [['a', 'b', 'c'], ['c', 'd']]
+    """
+    found: list[list[str]] = []
+    for start in range(len(ordered)):
+        end = start
+        while end + 1 < len(ordered) and not any(
+            frozenset((name, ordered[end + 1])) in apart for name in ordered[start : end + 1]
+        ):
+            end += 1
+        run = list(ordered[start : end + 1])
+        if len(run) > 1 and not any(set(run) <= set(other) for other in found):
+            found.append(run)
+    return found
+
+
+def _explanations(cells: Sequence[Done], variants: Sequence[str]) -> list[dict[str, Any]]:
+    """Means over seeds of what is known of each variant's maps."""
+    rows = []
+    for name in variants:
+        maps = [cell.facts["maps"] for cell in cells if cell.encoder == name]
+        for kind in maps[0] if maps else ():
+            values = {key: [each[kind][key] for each in maps] for key in maps[0][kind]}
+            means = {key: None if None in found else float(np.mean(found)) for key, found in values.items()}
+            rows.append({"variant": name, "map": kind, "seeds": len(maps), **means})
+    return rows
+
+
+def _sentences(
+    table: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]
+) -> list[str]:
+    """The statistics in plain words, one sentence each."""
+    found = []
+    values = {(row["domain"], row["encoder"]): row["metrics"].get(RANKED) for row in table}
+    for row in comparisons:
+        if row["metric"] != RANKED:
+            continue
+        ahead = "ahead of" if row["difference"] >= 0 else "behind"
+        verdict = "chance alone hardly explains that" if row["p_holm"] < 0.05 else "chance alone may explain that"
+        value = values[row["domain"], row["first"]]["mean"]
+        found.append(
+            f"{row['domain'].capitalize()}, {row['first']} has a balanced accuracy of {value:.3f}, "
+            f"{abs(row['difference']):.3f} {ahead} {row['second']} (95 % interval {row['low']:+.3f} to "
+            f"{row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']}): {verdict} "
+            f"(p = {row['p_holm']:.2g} after Holm's correction)."
+        )
+    for domain, ranks in ranking.items():
+        apart = sum(row["p_holm"] < 0.05 for row in ranks["pairs"])
+        found.append(
+            f"{domain.capitalize()}, the tests tell {apart} of {len(ranks['pairs'])} pairs of variants apart, after "
+            "Holm's correction over all of them."
+        )
+    return found

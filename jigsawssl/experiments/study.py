@@ -1,0 +1,281 @@
+"""The comparison study: a search of equal size for every variant, then repetitions, tested in and out of the domain."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models import Encoder
+from ..quiet import quiet
+from ..report import write_json
+from ..training.adapt import judge_recipe
+from ..training.explain import compare_maps
+from ..training.finetune import Recipe, planned_epochs
+from .cells import Cell, EncoderChoice, Rows, Source, Tested, Workplace, predictions_of, save_cell, save_predictions
+from .gallery import save_gallery
+from .labelled import open_domain, read_images
+from .runner import Outcome, run_cells
+
+__all__ = ["Domain", "StudyPlan", "cost_of", "domain_file", "load_search", "run_searches", "run_study"]
+
+WARMUP = 2
+"""Epochs that every trial may have."""
+
+EXPLAINED = 32
+"""Test images, drawn by lot, that explanations are compared on."""
+
+
+class Domain(NamedTuple):
+    """An archive that is only tested on."""
+
+    data: str
+    manifest: str | None
+    layout: str | None
+
+
+class StudyPlan(NamedTuple):
+    """All that a process needs; plain values, as it travels between processes.
+
+    Attributes:
+        source: of the labelled images.
+        variants: by name.
+        domains: by name.
+        channels: of the archive.
+        recipe: what is not searched.
+        space: lowest and highest value of fields of the recipe.
+        trials: of each search.
+        fraction: share of the labels.
+        subsets: rows of the pool for each seed; the search uses those of seed 0.
+        out: folder of the study, with ``search/`` and ``cells/`` in it.
+    """
+
+    source: Source
+    variants: dict[str, EncoderChoice]
+    domains: dict[str, Domain]
+    channels: int
+    recipe: Recipe
+    space: dict[str, tuple[float, float]]
+    trials: int
+    fraction: float
+    subsets: dict[int, Rows]
+    out: Path
+
+    def cells(self) -> list[Cell]:
+        """Every repetition, each variant once before any has two."""
+        return [Cell(name, self.fraction, seed) for seed in self.subsets for name in self.variants]
+
+
+def cost_of(encoder: Encoder) -> dict[str, int]:
+    """Parameters, and multiply-adds for one image of the encoder's size.
+
+    Example:
+        >>> from jigsawssl.models import create_encoder
+        >>> cost_of(create_encoder("resnet18", 3, 224, stem_stride=4))["multiply_adds"] / 1e9
+        1.8...
+    """
+    spec = encoder.spec
+    parameter = next(encoder.parameters())
+    images = torch.zeros(1, spec.in_channels, spec.size, spec.size, device=parameter.device)
+    training = encoder.training
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            encoder.eval()(images)
+    finally:
+        encoder.train(training)
+    # It counts a multiplication and an addition as two.
+    return {
+        "parameters": sum(value.numel() for value in encoder.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,
+    }
+
+
+def load_search(file: Path) -> dict[str, Any] | None:
+    """What a finished search wrote, or ``None``."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= {"best", "trials", "score"} else None
+
+
+class _Searcher:
+    """Searches the settings of one variant after another; a trial that is not promising ends early."""
+
+    def __init__(self, plan: StudyPlan) -> None:
+        self.plan = plan
+        self.place = Workplace(plan.source, plan.recipe.accelerator, plan.recipe.precision)
+
+    def __call__(self, variant: str) -> None:
+        """Try settings until there are as many as every variant gets, and write which was best."""
+        plan = self.plan
+        start = time.perf_counter()
+        folder = plan.out / "search"
+        study = optuna.create_study(
+            study_name=variant,
+            storage=f"sqlite:///{folder / f'{variant}.db'}",
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=max(2, plan.trials // 4), n_warmup_steps=WARMUP),
+            load_if_exists=True,
+        )
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # its process was killed
+        while (tried := len(_tried(study))) < plan.trials:
+            # By the number of trials, so that a search that was interrupted ends like one that was not.
+            study.sampler = optuna.samplers.TPESampler(seed=tried, n_startup_trials=max(2, plan.trials // 2))
+            if not tried:
+                study.enqueue_trial(
+                    {
+                        field: float(np.clip(getattr(plan.recipe, field), *limits))
+                        for field, limits in plan.space.items()
+                    }
+                )
+            self._try(study, study.ask(), variant)
+        tried_settings = [_facts(trial) for trial in _tried(study)]
+        best = study.best_trial
+        facts = {
+            "best": best.params,
+            "score": best.value,
+            "trials": tried_settings,
+            "pruned": sum(trial["state"] == "pruned" for trial in tried_settings),
+            "epochs": sum(trial["epochs"] for trial in tried_settings),
+            "seconds": time.perf_counter() - start,
+        }
+        write_json(folder / f"{variant}.json", facts)
+
+    def _try(self, study: optuna.Study, trial: optuna.Trial, variant: str) -> None:
+        plan, place = self.plan, self.place
+        found = {field: trial.suggest_float(field, low, high, log=low > 0) for field, (low, high) in plan.space.items()}
+        torch.manual_seed(0)
+        encoder, _ = plan.variants[variant].resolve(plan.channels)
+        budget = place.budget(encoder.spec, plan.subsets[0], plan.fraction, 0)
+
+        last = planned_epochs(min(len(train) for train, _ in budget.folds), plan.recipe)
+
+        def check(epoch: int, score: float) -> None:
+            trial.report(score, epoch)
+            trial.set_user_attr("epochs", epoch)
+            if epoch < last and trial.should_prune():
+                raise optuna.TrialPruned
+
+        recipe = _with_settings(plan.recipe, found)
+        classes = len(place.labelled.archive.classes)
+        try:
+            score = judge_recipe(encoder, budget.dataset, budget.labels, classes, budget.folds, recipe, check)
+        except optuna.TrialPruned:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        except BaseException:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
+        else:
+            study.tell(trial, score)
+
+
+def _with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    return recipe._replace(**settings)
+
+
+def _tried(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(states=[optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED])
+
+
+def _facts(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    return {
+        "settings": trial.params,
+        "score": trial.value,
+        "state": trial.state.name.lower(),
+        "epochs": trial.user_attrs.get("epochs", 0),
+    }
+
+
+class _Worker:
+    """Trains and tests variants with the settings that their searches chose."""
+
+    def __init__(self, plan: StudyPlan) -> None:
+        self.plan = plan
+        self.place = Workplace(plan.source, plan.recipe.accelerator, plan.recipe.precision)
+
+    def __call__(self, cell: Cell) -> None:
+        """Train, test on each archive, explain, and write."""
+        plan, place = self.plan, self.place
+        start = time.perf_counter()
+        search = load_search(plan.out / "search" / f"{cell.encoder}.json")
+        if search is None:
+            raise RuntimeError(f"the search of {cell.encoder} did not end")
+        torch.manual_seed(cell.seed)
+        encoder, _ = plan.variants[cell.encoder].resolve(plan.channels)
+        recipe = _with_settings(plan.recipe, search["best"])
+        tested = place.test(encoder, "full", [recipe], plan.subsets[cell.seed], cell.fraction, cell.seed)
+        for name in plan.domains:
+            self._elsewhere(cell, name, tested)
+        facts = {**cell._asdict(), **tested.facts, "maps": self._maps(tested)}
+        if cell.seed == min(plan.subsets):
+            assert tested.adaptation.model is not None
+            facts["explanations"] = save_gallery(
+                plan.out / "cells" / f"{cell.name}.jpg",
+                tested.adaptation.model,
+                tested.images,
+                tested.predictions.probabilities,
+                tested.predictions.labels,
+                place.labelled.archive.classes,
+            )
+        facts["seconds"] = time.perf_counter() - start
+        save_cell(plan.out / "cells" / cell.name, tested.predictions, facts)
+
+    def _elsewhere(self, cell: Cell, name: str, tested: Tested) -> None:
+        """Test on another archive; its images are decoded for each cell, as they may be many."""
+        domain, labels = open_domain(*self.plan.domains[name], self.place.labelled.archive.classes)
+        model = tested.adaptation.model
+        assert model is not None
+        images, rows = read_images(domain.archive, domain.test, model.encoder.spec, name, progress=False)
+        labels = labels[np.isin(domain.test, rows)]
+        probabilities = tested.adaptation.probabilities(images)
+        predictions = predictions_of(tested.adaptation, probabilities, domain, rows, labels)
+        save_predictions(domain_file(self.plan.out, cell, name), predictions)
+
+    def _maps(self, tested: Tested) -> dict[str, Any]:
+        model = tested.adaptation.model
+        assert model is not None
+        count = len(tested.predictions.labels)
+        chosen = np.random.default_rng(0).permutation(count)[:EXPLAINED]
+        model = model.cpu().eval()
+        images = model.encoder.preprocess(tested.images.__getitems__(chosen.tolist()).images)
+        return compare_maps(model, images)
+
+
+def domain_file(out: Path, cell: Cell, domain: str) -> Path:
+    """Where the predictions of a cell on another archive are kept."""
+    return out / "cells" / f"{cell.name}@{domain}.npz"
+
+
+def _make_searcher(plan: StudyPlan) -> Callable[[str], None]:
+    _quiet()
+    return _Searcher(plan)
+
+
+def _make_worker(plan: StudyPlan) -> Callable[[Cell], None]:
+    _quiet()
+    return _Worker(plan)
+
+
+def _quiet() -> None:
+    quiet()  # a new process knows nothing of what the first one silenced
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def run_searches(plan: StudyPlan, variants: Sequence[str], jobs: int) -> Iterator[Outcome]:
+    """Search the settings of some variants in ``jobs`` processes, each variant in one."""
+    return run_cells(functools.partial(_make_searcher, plan), variants, jobs)
+
+
+def run_study(plan: StudyPlan, cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
+    """Train and test in ``jobs`` processes; see :func:`jigsawssl.experiments.runner.run_cells`."""
+    return run_cells(functools.partial(_make_worker, plan), cells, jobs)
