@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..config import CurveConfig, to_yaml, without_folders
 from ..data.loading import PixelDataset
-from ..experiments.cells import Cell, Source, adaptation_mode, load_cell
+from ..experiments.cells import Cell, EncoderChoice, Source, adaptation_mode, load_cell
 from ..experiments.curve import Plan, run_curve
 from ..experiments.labelled import Labelled, check_overlap, open_labelled
 from ..experiments.reporting import curve_report, summary
@@ -55,7 +55,9 @@ def run(config: CurveConfig) -> int:
     labelled = open_labelled(config.data, config.manifest, config.layout, config.split, config.validation)
     archive = labelled.archive
     channels = PixelDataset(archive.select(labelled.pool.tolist()), 8).channels
-    encoders = {name: _encoder_facts(config, name, channels, labelled) for name in config.encoders}
+    common = choice_of(config, "", labelled)
+    choices = {name: common._replace(reference=reference) for name, reference in config.encoders.items()}
+    encoders = {name: _encoder_facts(config, choice, channels, labelled) for name, choice in choices.items()}
     fractions = sorted(set(config.fractions))
     subsets = _subsets(config, labelled, fractions)
     for (fraction, seed), rows in subsets.items():
@@ -75,7 +77,7 @@ def run(config: CurveConfig) -> int:
     write_json(path / "task.json", task)
     plan = Plan(
         Source(config.data, config.manifest, config.layout, config.split, config.validation),
-        {name: choice_of(config, reference) for name, reference in config.encoders.items()},
+        choices,
         channels,
         config.mode,
         tuple(recipes_of(config, device, seed=0)),
@@ -90,9 +92,9 @@ def run(config: CurveConfig) -> int:
     return 1 if report["missing"] else 0
 
 
-def _encoder_facts(config: CurveConfig, name: str, channels: int, labelled: Labelled) -> dict[str, Any]:
-    reference = config.encoders[name]
-    encoder, trained = choice_of(config, reference).resolve(channels)
+def _encoder_facts(config: CurveConfig, choice: EncoderChoice, channels: int, labelled: Labelled) -> dict[str, Any]:
+    reference = choice.reference
+    encoder, trained = choice.resolve(channels)
     mode = check_encoder(config, reference, trained, encoder.spec)
     judged = np.concatenate([labelled.validation, labelled.test])
     return {

@@ -50,7 +50,7 @@ def run(config: FinetuneConfig) -> None:
     archive, pool = labelled.archive, labelled.pool
     pl.seed_everything(config.seed, verbose=False)
     channels = PixelDataset(archive.select(pool.tolist()), 8).channels
-    encoder, trained = choice_of(config, config.encoder).resolve(channels)
+    encoder, trained = choice_of(config, config.encoder, labelled).resolve(channels)
     mode = check_encoder(config, config.encoder, trained, encoder.spec)
     judged = np.concatenate([labelled.validation, labelled.test])
     guard = check_overlap(config.encoder, trained, archive, judged, config.allow_overlap)

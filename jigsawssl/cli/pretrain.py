@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
@@ -24,7 +23,7 @@ from ..data import Archive, open_archive
 from ..data.cache import Cache
 from ..data.cache_writer import build_cache
 from ..data.guard import SeenImages, seen_images
-from ..data.loading import PixelDataset, channel_statistics, training_loader
+from ..data.loading import PixelDataset, channel_statistics, stain_target, training_loader
 from ..data.table import printable
 from ..experiments.reporting import rebuild
 from ..losses import HierarchicalLoss
@@ -32,7 +31,6 @@ from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..report import write_csv, write_json
 from ..report.figures import save_curves
 from ..report.run import check_run_folder, clear_run_folder, environment
-from ..stain import MACENKO_TARGET, reinhard_statistics
 from ..training.finetune import trained_stages
 from ..training.monitors import Checkpoint, Diagnostics, FiniteLoss, MetricsFile, Throughput, ViewsSheet
 from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
@@ -96,17 +94,6 @@ def fresh_encoder(config: PretrainConfig, channels: int, mean: tuple[float, ...]
         config.attention or "none",
         tuple(config.attention_stages),
     )
-
-
-def _stain_target(config: PretrainConfig, dataset: PixelDataset) -> tuple[float, ...]:
-    if dataset.channels != 3 or dataset.deep:
-        raise UserError(
-            f"`reading.stain` ({config.reading.stain}) must be none for grey or 16-bit images; leave it out"
-        )
-    if config.reading.stain == "macenko":
-        return MACENKO_TARGET
-    some = np.linspace(0, len(dataset) - 1, min(len(dataset), 256)).round().astype(int)
-    return reinhard_statistics(dataset.__getitems__(some.tolist()).images)
 
 
 def build_dataset(config: PretrainConfig, archive: Archive, channels: int | None) -> PixelDataset:
@@ -265,7 +252,8 @@ def run(config: PretrainConfig) -> Path:
     pl.seed_everything(config.seed, verbose=False)
     encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
     if config.reading.stain != "none":
-        encoder.spec = replace(encoder.spec, stain=config.reading.stain, stain_target=_stain_target(config, dataset))
+        target = stain_target(config.reading.stain, dataset)
+        encoder.spec = replace(encoder.spec, stain=config.reading.stain, stain_target=target)
     if encoder.one_resolution and config.views.grids and first_process:
         print(
             f"warning: {encoder.spec.backbone} tells positions apart by embeddings, which shuffled tiles contradict, "

@@ -75,7 +75,8 @@ def run(config: StudyConfig) -> int:
         for name, values in config.domains.items()
     }
     elsewhere = _open_domains(config, domains, labelled)
-    choices = {name: _choice(config, values) for name, values in config.variants.items()}
+    common = choice_of(config, "", labelled)
+    choices = {name: _choice(common, values) for name, values in config.variants.items()}
     variants = {name: _facts(config, name, choices[name], channels, labelled, elsewhere) for name in choices}
     task = {
         "config": without_folders(config),
@@ -122,9 +123,9 @@ def run(config: StudyConfig) -> int:
     return 1 if report["missing"] else 0
 
 
-def _choice(config: StudyConfig, values: Mapping[str, Any]) -> EncoderChoice:
-    common = choice_of(config, values["encoder"])
+def _choice(common: EncoderChoice, values: Mapping[str, Any]) -> EncoderChoice:
     return common._replace(
+        reference=values["encoder"],
         attention=values.get("attention", common.attention),
         attention_stages=tuple(values.get("attention_stages", common.attention_stages)),
         options=dict(values.get("backbone_options", common.options or {})),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import read_header
 from ..config import SupervisedConfig, without_folder
+from ..data.loading import PixelDataset, stain_target
 from ..data.manifest import manifest_columns
 from ..experiments.cells import EncoderChoice, adaptation_mode
 from ..experiments.labelled import Labelled
@@ -26,6 +27,8 @@ from ..types import UserError
 
 MOST_SUBGROUPS = 20
 MOST_JOBS = 8
+STAINED, STAINED_SIZE = 256, 128
+"""Images that average colours are taken from, and their side in pixels."""
 
 __all__ = [
     "check_encoder",
@@ -67,14 +70,26 @@ def recipes_of(config: SupervisedConfig, device: torch.device, seed: int) -> lis
     ]
 
 
-def choice_of(config: SupervisedConfig, reference: str) -> EncoderChoice:
-    """An encoder as the configuration builds it."""
+def choice_of(config: SupervisedConfig, reference: str, labelled: Labelled) -> EncoderChoice:
+    """An encoder as the configuration builds it.
+
+    Raises:
+        UserError: where the images are none of stained tissue, and the configuration says so.
+    """
+    target: tuple[float, ...] = ()
+    if config.stain is not None:
+        pool = labelled.pool[:: max(1, len(labelled.pool) // STAINED)]
+        images = PixelDataset(labelled.archive.select(pool.tolist()), STAINED_SIZE, workers=os.cpu_count() or 1)
+        images.load(progress=False)
+        target = stain_target(config.stain, images)
     return EncoderChoice(
         reference,
         config.views.size,
         config.attention,
         tuple(config.attention_stages),
         dict(config.backbone_options),
+        config.stain,
+        target,
     )
 
 

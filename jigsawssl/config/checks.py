@@ -38,6 +38,7 @@ _CHOICES = {
     "class_weights": ("balanced", "none"),
     "reading.fit": FITS,
     "reading.stain": ("none", "macenko", "reinhard"),
+    "stain": (None, "none", "macenko", "reinhard"),
     "reading.window": ("file", "percentiles", "lung", "mediastinum", "abdomen", "brain", "bone"),
 }
 _POSITIVE = ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale", "optimizer.layer_decay")

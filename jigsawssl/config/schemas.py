@@ -180,6 +180,10 @@ class SupervisedConfig:
     backbone_options: dict[str, Any] = _key({}, "numbers for the timm model of random:BACKBONE")
     attention: str | None = _key(None, "attention to add, as in pretrain; it begins as the identity; null: what it has")
     attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
+    stain: str | None = _key(
+        None,
+        "stained tissue: none, macenko or reinhard (to the labelled images' own colours); null: what it has",
+    )
     head: str = _key("linear", "linear, or dense (four layers with dropout) in mode full")
     train: str = _key("all", "what learns: all, head, from:stage3 (deeper ones too) or to:stage2 (shallower ones too)")
     unfreeze_every: int = _key(0, "epochs after which a further stage begins to learn, deepest first; 0: all at once")

@@ -20,10 +20,12 @@ from tqdm import tqdm
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import Cache, CacheOptions
 from jigsawssl.data.pixels import Unreadable, fit_image
+from jigsawssl.stain import MACENKO_TARGET, reinhard_statistics
 from jigsawssl.types import Batch, UserError
 
 _SAMPLED_FOR_KIND = 64
 _SAMPLED_FOR_STATISTICS = 2048
+_SAMPLED_FOR_STAIN = 256
 
 
 class PixelDataset(Dataset[Batch]):
@@ -352,3 +354,28 @@ def _kind(archive: Archive, window: str, look_for_colour: bool) -> tuple[int, bo
         if (spread <= 8 * (np.iinfo(pixels.dtype).max // 255)).mean() <= 0.999:
             channels = 3
     return channels, deep
+
+
+def stain_target(stain: str, images: PixelDataset) -> tuple[float, ...]:
+    """The reference that stained tissue is brought to.
+
+    Args:
+        stain: ``none``, ``macenko`` (the published reference) or ``reinhard`` (the images' own average colours).
+        images: of the archive that is learned from; at most 256, evenly spread, are looked at.
+
+    Raises:
+        UserError: for grey or 16-bit images.
+
+    Example:
+        >>> from jigsawssl.data import open_archive
+        >>> len(stain_target("macenko", PixelDataset(open_archive("demo"), 28, channels=3)))
+        8
+    """
+    if stain == "none":
+        return ()
+    if images.channels != 3 or images.deep:
+        raise UserError(f"`stain` ({stain}) must be none for grey or 16-bit images; leave it out")
+    if stain == "macenko":
+        return MACENKO_TARGET
+    some = np.linspace(0, len(images) - 1, min(len(images), _SAMPLED_FOR_STAIN)).round().astype(int)
+    return reinhard_statistics(images.__getitems__(some.tolist()).images)

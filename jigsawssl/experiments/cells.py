@@ -7,6 +7,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,10 +75,17 @@ class EncoderChoice(NamedTuple):
     attention: str | None = None
     attention_stages: tuple[int, ...] = (4,)
     options: Mapping[str, Any] | None = None
+    stain: str | None = None
+    stain_target: tuple[float, ...] = ()
 
     def resolve(self, channels: int) -> tuple[Encoder, bool]:
         """The encoder, and whether its weights were trained."""
-        return resolve_encoder(self.reference, channels, self.size, self.attention, self.attention_stages, self.options)
+        encoder, trained = resolve_encoder(
+            self.reference, channels, self.size, self.attention, self.attention_stages, self.options
+        )
+        if self.stain is not None:
+            encoder.spec = replace(encoder.spec, stain=self.stain, stain_target=self.stain_target)
+        return encoder, trained
 
     @property
     def fresh(self) -> bool:

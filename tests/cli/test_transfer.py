@@ -6,8 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import save_file
 
 import jigsawssl
 from jigsawssl.cli import main
@@ -99,3 +104,60 @@ def test_mistakes_are_named_before_anything_is_trained(
     assert main(["transfer", f"config={tmp_path / 'chain.yaml'}", f"out={tmp_path / 'out'}"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "1-archive").exists()
+
+
+def stained(file: Path, number: int) -> None:
+    """A patch of two dyes on white, its amounts by lot."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    amounts = np.random.default_rng(number).gamma(1.0, 0.5, (40, 40, 2))
+    density = amounts @ np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+    Image.fromarray((255 * np.exp(-density)).astype(np.uint8)).save(file)
+
+
+def test_the_published_chain_runs_on_an_imitation_of_its_trees(tmp_path: Path) -> None:
+    lines = ["path,label,group"]
+    for number in range(24):
+        kind = ("lung_aca", "lung_n", "lung_scc")[number % 3]
+        stained(tmp_path / "lung" / "images" / f"{number}.png", number)
+        lines.append(f"images/{number}.png,{kind},{number // 2}")
+    (tmp_path / "lung" / "manifest.csv").write_text("\n".join(lines))
+    for number in range(24):
+        kind, subtype, folder = (("B", "A", "benign/SOB/adenosis"), ("M", "DC", "malignant/SOB/ductal_carcinoma"))[
+            number % 2
+        ]
+        slide = f"14-{2500 + number // 2}AB"
+        name = f"SOB_{kind}_{subtype}-{slide}-200-{number:03d}.png"
+        base = tmp_path / "BreaKHis_v1" / "histology_slides" / "breast" / folder
+        stained(base / f"SOB_{kind}_{subtype}_{slide}" / "200X" / name, 100 + number)
+    torch.manual_seed(1)
+    save_file(timm.create_model("densenet121").state_dict(), tmp_path / "densenet.safetensors")
+    chain = OmegaConf.load(ROOT / "configs" / "transfer" / "breast_histology.yaml")
+    lung, breast = chain.stages
+    assert (lung.encoder, breast.layout) == ("timm:densenet121", "breakhis")
+    lung.encoder += f":{tmp_path / 'densenet.safetensors'}"
+    lung.data, lung.manifest = str(tmp_path / "lung"), str(tmp_path / "lung" / "manifest.csv")
+    breast.data, breast.optimizer.lr, breast.unfreeze_every = str(tmp_path), 1e-3, 1
+    lung["views"].size = 32
+    for stage in chain.stages:
+        stage.merge_with({"trainer": {"max_epochs": 2}, "precision": "32", "batch": {"size": 8}})
+    OmegaConf.save(chain, tmp_path / "chain.yaml")
+    assert main(["transfer", f"config={tmp_path / 'chain.yaml'}", f"out={tmp_path / 'out'}"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    lung_run, breast_run = report["stages"]
+    assert lung_run["data"]["classes"] == ["lung_aca", "lung_n", "lung_scc"]
+    assert breast_run["data"]["classes"] == ["benign", "malignant"]
+    groups = [breast_run["data"][part]["groups"] for part in ("training", "test")]
+    assert sum(groups) == 12  # patients, none on both sides
+    model, _ = jigsawssl.load_classifier(tmp_path / "out" / "2-breast" / "model.safetensors")
+    spec = model.encoder.spec
+    assert (spec.backbone, spec.attention, spec.stain) == ("densenet121", "cbam", "macenko")
+    # The shallow layers are those of the source, in both stages' models but for what the second set free.
+    first, _ = jigsawssl.load_classifier(tmp_path / "out" / "1-lung" / "model.safetensors")
+    torch.manual_seed(1)
+    source = timm.create_model("densenet121").state_dict()
+    kept = first.encoder.backbone.state_dict()
+    assert torch.equal(kept["features.conv0.weight"], source["features.conv0.weight"])
+    assert torch.equal(kept["features.norm0.running_mean"], source["features.norm0.running_mean"])
+    assert not torch.equal(
+        kept["features.denseblock4.denselayer1.conv1.weight"], source["features.denseblock4.denselayer1.conv1.weight"]
+    )
