@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from captum.attr import LayerAttribution, LayerGradCam
 from kornia.filters import gaussian_blur2d
 from scipy.stats import spearmanr
+from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from ..models import Classifier, HierarchicalClassifier
@@ -130,14 +132,17 @@ def rank_agreement(first: Tensor, second: Tensor) -> float:
 
 
 def attention_maps(model: Model, images: Tensor) -> Tensor | None:
-    """Where the deepest attention of an encoder that has a place attends.
+    """Where the deepest attention of an encoder attends: that of a stage, or of the last block of a ViT.
+
+    Of self-attention it is how much each place receives, averaged over heads and over all that ask.
 
     Args:
         model: in eval mode.
         images: float ``(N, C, H, W)``, as ``model.encoder.preprocess`` returns them.
 
     Returns:
-        float32 ``(N, H, W)`` in [0, 1], each map divided by its maximum, or ``None`` where there is no such attention.
+        float32 ``(N, H, W)`` in [0, 1], each map divided by its maximum, or ``None`` where there is no attention that
+        has a place.
 
     Example:
         >>> from jigsawssl.models import create_encoder
@@ -150,17 +155,34 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
         module.register_forward_pre_hook(lambda attention, given: found.append(attention.map(given[0])))
         for module in model.encoder.attention.values()
     ]
+    of_tokens: list[Any] = [module for module in model.encoder.backbone.modules() if isinstance(module, Attention)][-1:]
+    prefix = int(getattr(model.encoder.backbone, "num_prefix_tokens", 0))
+    fused = [module.fused_attn for module in of_tokens]
+    for module in of_tokens:
+        module.fused_attn = False  # or the weights would never be there to be seen
+        handles.append(
+            module.attn_drop.register_forward_pre_hook(lambda _, given: found.append(_received(given[0], prefix)))
+        )
     try:
         with torch.no_grad():
             model(images)
     finally:
         for handle in handles:
             handle.remove()
+        for module, before in zip(of_tokens, fused, strict=True):
+            module.fused_attn = before
     placed = [maps for maps in found if maps is not None]
     if not placed:
         return None
     maps = nn.functional.interpolate(placed[-1][:, None].float(), images.shape[-2:], mode="bilinear")[:, 0]
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def _received(weights: Tensor, prefix: int) -> Tensor:
+    """What each place of a square grid receives ``(B, H, W)`` of attention ``(B, heads, N, N)`` between tokens."""
+    received = weights.mean(dim=(1, 2))[:, prefix:]
+    side = math.isqrt(received.shape[1])
+    return received.view(-1, side, side)
 
 
 def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[str, float | None]]:

@@ -9,6 +9,7 @@ from jigsawssl.models import Classifier, HierarchicalClassifier, create_encoder
 from jigsawssl.training.explain import (
     attention_maps,
     border_share,
+    compare_maps,
     deletion_and_insertion,
     explain,
     gradcam,
@@ -141,3 +142,42 @@ def test_agreement_is_of_ranks_and_leaves_flat_maps_out() -> None:
     maps[0] = 0.5
     assert rank_agreement(maps, -maps) == pytest.approx(-1.0)
     assert rank_agreement(torch.ones(2, 4, 4), torch.ones(2, 4, 4)) == 0.0
+
+
+def test_the_attention_of_a_transformer_is_that_of_its_last_block() -> None:
+    model = small("vit_tiny_patch16_224")
+    images = torch.rand(2, 1, 64, 64)
+    last = model.encoder.backbone.blocks[-1].attn  # type: ignore[union-attr, index]
+    tokens: list[torch.Tensor] = []
+    handle = last.register_forward_pre_hook(lambda module, given: tokens.append(given[0]))
+    with torch.no_grad():
+        before = model(images)
+    handle.remove()
+    found = attention_maps(model, images)
+    count, channels = tokens[0].shape[1:]
+    width = channels // last.num_heads
+    received = torch.zeros(2, count)
+    projected = last.qkv(tokens[0]).detach()
+    for image in range(2):
+        for head in range(last.num_heads):
+            q = projected[image, :, head * width : (head + 1) * width]
+            k = projected[image, :, channels + head * width : channels + (head + 1) * width]
+            for query in range(count):
+                scores = torch.stack([q[query] @ k[key] / width**0.5 for key in range(count)])
+                received[image] += scores.softmax(0)
+    grid = received[:, 1:].view(2, 1, 8, 8)  # without the class token
+    expected = torch.nn.functional.interpolate(grid, (64, 64), mode="bilinear")[:, 0]
+    expected = expected / expected.amax(dim=(1, 2), keepdim=True)
+    assert found is not None
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(model(images), before) and last.fused_attn
+
+
+def test_maps_are_compared_with_maps_that_know_nothing() -> None:
+    images = torch.rand(6, 1, 64, 64)
+    found = compare_maps(small(), images)
+    assert list(found) == ["Grad-CAM", "by lot"]
+    assert found["Grad-CAM"]["agreement"] is None and abs(found["by lot"]["agreement"] or 0) < 0.1
+    assert found["by lot"]["border_share"] == pytest.approx(0.36, abs=0.03)  # as much as its area
+    assert found == compare_maps(small(), images)
