@@ -1,6 +1,8 @@
 """Several label-efficiency curves as one figure and one Markdown table, from the folders of ``jigsawssl curve``.
 
 python benchmarks/curves.py out=FILE.png 'chest X-rays=runs/kermany-linear' 'dermoscopies=runs/ham-linear' …
+
+A curve whose points come from several runs is given as FOLDER+FOLDER.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from jigsawssl.report import format_table
 from jigsawssl.report.figures import COLOURS
 
 
-def read(folder: Path, metric: str) -> list[dict[str, str]]:
-    """Rows of one metric of a curve's table."""
-    with (folder / "table.csv").open(encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["metric"] == metric]
+def read(folders: str, metric: str) -> list[dict[str, str]]:
+    """Rows of one metric of a curve's tables."""
+    rows = []
+    for folder in folders.split("+"):
+        with (Path(folder) / "table.csv").open(encoding="utf-8") as file:
+            rows += [row for row in csv.DictReader(file) if row["metric"] == metric]
+    return rows
 
 
 def main() -> None:
@@ -27,8 +32,8 @@ def main() -> None:
     out = Path(options.pop("out"))
     figure, panels = plt.subplots(1, len(options), figsize=(4.4 * len(options), 3.6), squeeze=False)
     table = []
-    for panel, (name, folder) in zip(panels[0], options.items(), strict=True):
-        rows = read(Path(folder), "auroc")
+    for panel, (name, folders) in zip(panels[0], options.items(), strict=True):
+        rows = read(folders, "auroc")
         for number, encoder in enumerate(dict.fromkeys(row["encoder"] for row in rows)):
             mine = [row for row in rows if row["encoder"] == encoder]
             at = [float(row["labels"]) for row in mine]
