@@ -18,6 +18,10 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class DivergedError(UserError):
+    """A network whose output is no longer finite."""
+
+
 class Sample(NamedTuple):
     """One row of a manifest: an image of the archive and what is known about it.
 

@@ -27,6 +27,7 @@ from .supervised import (
     check_encoder,
     check_unchanged,
     choice_of,
+    counted,
     data_facts,
     default_jobs,
     digest,
@@ -95,7 +96,7 @@ def run(config: CurveConfig) -> int:
 def _encoder_facts(config: CurveConfig, choice: EncoderChoice, channels: int, labelled: Labelled) -> dict[str, Any]:
     reference = choice.reference
     encoder, trained = choice.resolve(channels)
-    mode = check_encoder(config, reference, trained, encoder.spec)
+    mode = check_encoder(config, reference, trained, encoder)
     judged = np.concatenate([labelled.validation, labelled.test])
     return {
         **provenance_of(reference, trained),
@@ -104,11 +105,7 @@ def _encoder_facts(config: CurveConfig, choice: EncoderChoice, channels: int, la
         "backbone": encoder.spec.backbone,
         "size": encoder.spec.size,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        # How many and not which: names of files may be those of patients.
-        "leak_guard": {
-            key: len(value) if isinstance(value, list) else value
-            for key, value in check_overlap(reference, trained, labelled.archive, judged, config.allow_overlap).items()
-        },
+        "leak_guard": counted(check_overlap(reference, trained, labelled.archive, judged, config.allow_overlap)),
     }
 
 
@@ -143,7 +140,7 @@ def _task(
         "environment": environment(device),
         "fingerprints": {
             "data": archive.fingerprint(),
-            "manifest": fingerprint(sorted(map(repr, archive.samples))),
+            "manifest": fingerprint(list(map(repr, archive.samples))),
             "subsets": fingerprint([(*key, rows.tolist()) for key, rows in sorted(subsets.items())]),
             "encoders": fingerprint([(name, facts["sha256"]) for name, facts in sorted(encoders.items())]),
         },

@@ -51,7 +51,7 @@ def run(config: FinetuneConfig) -> None:
     pl.seed_everything(config.seed, verbose=False)
     channels = PixelDataset(archive.select(pool.tolist()), 8).channels
     encoder, trained = choice_of(config, config.encoder, labelled).resolve(channels)
-    mode = check_encoder(config, config.encoder, trained, encoder.spec)
+    mode = check_encoder(config, config.encoder, trained, encoder)
     judged = np.concatenate([labelled.validation, labelled.test])
     guard = check_overlap(config.encoder, trained, archive, judged, config.allow_overlap)
     if config.subset is None:

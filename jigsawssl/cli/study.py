@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..config import StudyConfig, to_yaml, without_folders
 from ..data import Archive
 from ..data.guard import seen_images
 from ..data.loading import PixelDataset
-from ..experiments.cells import EncoderChoice, Source, load_cell
+from ..experiments.cells import EncoderChoice, Source
 from ..experiments.labelled import Labelled, check_overlap, open_domain, open_labelled
+from ..experiments.ranking import IN_DOMAIN
 from ..experiments.reporting import study_report, study_summary
 from ..experiments.runner import Outcome
-from ..experiments.study import Domain, StudyPlan, cost_of, load_search, run_searches, run_study
+from ..experiments.study import Domain, StudyPlan, cost_of, is_finished, load_search, run_searches, run_study
 from ..experiments.subsets import draw_subset, write_subsets
 from ..report import write_bytes, write_json
 from ..report.run import check_run_folder, clear_run_folder, environment
@@ -28,24 +30,20 @@ from .supervised import (
     check_encoder,
     check_unchanged,
     choice_of,
+    counted,
     data_facts,
     default_jobs,
     digest,
     fingerprint,
     provenance_of,
     recipes_of,
+    subgroups_of,
 )
 
 __all__ = ["run"]
 
-FIELDS = {
-    "optimizer.lr": "lr",
-    "optimizer.weight_decay": "weight_decay",
-    "optimizer.head_scale": "head_scale",
-    "optimizer.layer_decay": "layer_decay",
-    "dropout": "dropout",
-}
-"""Field of the recipe for each key that may be searched."""
+READ_AHEAD = 16
+"""Images of an archive that are read before anything is trained."""
 
 
 def run(config: StudyConfig) -> int:
@@ -74,7 +72,8 @@ def run(config: StudyConfig) -> int:
         name: Domain(values["data"], values.get("manifest"), values.get("layout"))
         for name, values in config.domains.items()
     }
-    elsewhere = _open_domains(config, domains, labelled)
+    elsewhere = {name: _open_domain(domain, labelled) for name, domain in domains.items()}
+    overlaps = _overlaps(config, elsewhere, labelled)
     common = choice_of(config, "", labelled)
     choices = {name: _choice(common, values) for name, values in config.variants.items()}
     variants = {name: _facts(config, name, choices[name], channels, labelled, elsewhere) for name in choices}
@@ -82,12 +81,16 @@ def run(config: StudyConfig) -> int:
         "config": without_folders(config),
         "data": data_facts(labelled),
         "variants": variants,
-        "domains": {name: {"images": len(rows)} for name, (_, rows) in elsewhere.items()},
+        "domains": overlaps,
+        "subgroups": subgroups_of(config, labelled, labelled.test),
         "environment": environment(device),
         "fingerprints": {
             "data": archive.fingerprint(),
-            "manifest": fingerprint(sorted(map(repr, archive.samples))),
-            "domains": fingerprint(sorted((name, found.fingerprint()) for name, (found, _) in elsewhere.items())),
+            # In their order, as cases are numbered by it.
+            "manifest": fingerprint(list(map(repr, archive.samples))),
+            "domains": fingerprint(
+                [(name, found.fingerprint(), list(map(repr, found.samples))) for name, (found, _) in elsewhere.items()]
+            ),
             "variants": fingerprint([(name, facts["sha256"]) for name, facts in sorted(variants.items())]),
         },
     }
@@ -109,7 +112,7 @@ def run(config: StudyConfig) -> int:
         domains,
         channels,
         recipe,
-        {FIELDS[key]: (float(low), float(high)) for key, (low, high) in config.space.items()},
+        {key.rpartition(".")[2]: (float(low), float(high)) for key, (low, high) in config.space.items()},
         config.trials,
         config.fraction,
         subsets,
@@ -119,7 +122,7 @@ def run(config: StudyConfig) -> int:
     report = study_report(path)
     print(f"\n{study_summary(report)}\n\nreport: {path / 'report.html'}  table: {path / 'table.csv'}")
     for part, reason in report["failed"].items():
-        print(f"failed: {part}: {reason}")
+        print(f"failed: {part}: {reason}; {path.name}/search and cells hold what it said")
     return 1 if report["missing"] else 0
 
 
@@ -132,23 +135,32 @@ def _choice(common: EncoderChoice, values: Mapping[str, Any]) -> EncoderChoice:
     )
 
 
-Elsewhere = Mapping[str, tuple[Archive, np.ndarray[Any, np.dtype[np.int64]]]]
+Elsewhere = Mapping[str, tuple[Archive, NDArray[np.int64]]]
 
 
-def _open_domains(config: StudyConfig, domains: Mapping[str, Domain], labelled: Labelled) -> Elsewhere:
-    """Archives that are only tested on, and their rows; none may hold an image that is trained on."""
-    found = {name: open_domain(*domain, labelled.archive.classes)[0] for name, domain in domains.items()}
-    if found and not config.allow_overlap:
-        used = np.union1d(labelled.pool, labelled.validation)
-        seen = seen_images(labelled.archive.select(used.tolist()), None, progress=True)
-        for name, domain in found.items():
-            same = seen.overlap(domain.archive, domain.test).same_image
-            if len(same):
-                raise UserError(
-                    f"`domains.{name}` must hold no image that is trained on; {len(same)} are the same; leave them "
-                    "out, or give allow_overlap=true, which the report will say"
-                )
-    return {name: (domain.archive, domain.test) for name, domain in found.items()}
+def _open_domain(domain: Domain, labelled: Labelled) -> tuple[Archive, NDArray[np.int64]]:
+    """An archive that is only tested on, and its rows, of which some must be readable."""
+    found, _ = open_domain(*domain, labelled.archive.classes)
+    PixelDataset(found.archive.select(found.test[:READ_AHEAD].tolist()), 8).load(progress=False)
+    return found.archive, found.test
+
+
+def _overlaps(config: StudyConfig, elsewhere: Elsewhere, labelled: Labelled) -> dict[str, dict[str, int]]:
+    """How many images each archive has, and how many of them are trained on too, which must be none."""
+    if not elsewhere:
+        return {}
+    used = np.union1d(labelled.pool, labelled.validation)
+    seen = seen_images(labelled.archive.select(used.tolist()), None, progress=True)
+    found = {}
+    for name, (archive, rows) in elsewhere.items():
+        same = len(seen.overlap(archive, rows).same_image)
+        if same and not config.allow_overlap:
+            raise UserError(
+                f"`domains.{name}` must hold no image that is trained on; {same} are the same; leave them out, or give "
+                "allow_overlap=true, which the report will say"
+            )
+        found[name] = {"images": len(rows), "trained_on_too": same}
+    return found
 
 
 def _facts(
@@ -158,9 +170,12 @@ def _facts(
         encoder, trained = choice.resolve(channels)
     except UserError as error:
         raise UserError(f"`variants.{name}`: {error}") from None
-    check_encoder(config, choice.reference, trained, encoder.spec)
-    judged = [(labelled.archive, np.concatenate([labelled.validation, labelled.test])), *elsewhere.values()]
-    guards = [check_overlap(choice.reference, trained, *pair, config.allow_overlap) for pair in judged]
+    check_encoder(config, choice.reference, trained, encoder)
+    own = (labelled.archive, np.concatenate([labelled.validation, labelled.test]))
+    guards = {
+        place: counted(check_overlap(choice.reference, trained, *pair, config.allow_overlap))
+        for place, pair in {IN_DOMAIN: own, **elsewhere}.items()
+    }
     return {
         **provenance_of(choice.reference, trained),
         "against": config.variants[name].get("against", next(iter(config.variants))),
@@ -169,7 +184,7 @@ def _facts(
         "size": encoder.spec.size,
         **cost_of(encoder),
         "sha256": digest(choice.reference),
-        "leak_guard": guards[0]["checked"],
+        "leak_guard": guards,
     }
 
 
@@ -182,7 +197,7 @@ def _work(plan: StudyPlan, config: StudyConfig, device: torch.device) -> None:
         _collect(run_searches(plan, searches, min(jobs, len(searches))), "Search", searches, plan.out / "search")
     found = [name for name in plan.variants if load_search(plan.out / "search" / f"{name}.json") is not None]
     cells = plan.cells()
-    waiting = [cell for cell in cells if cell.encoder in found and load_cell(plan.out / "cells" / cell.name) is None]
+    waiting = [cell for cell in cells if cell.encoder in found and not is_finished(plan, cell)]
     print(f"{len(cells)} repetitions, {len(waiting)} of them to be done")
     if waiting:
         _collect(run_study(plan, waiting, min(jobs, len(waiting))), "Study", waiting, plan.out / "cells")

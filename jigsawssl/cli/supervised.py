@@ -20,8 +20,8 @@ from ..data.manifest import manifest_columns
 from ..experiments.cells import EncoderChoice, adaptation_mode
 from ..experiments.labelled import Labelled
 from ..functional import nearest_sizes
-from ..models import EncoderSpec
-from ..training.finetune import Recipe
+from ..models import Encoder
+from ..training.finetune import Recipe, trained_stages
 from ..training.optim import autocast_precision
 from ..types import UserError
 
@@ -34,6 +34,7 @@ __all__ = [
     "check_encoder",
     "check_unchanged",
     "choice_of",
+    "counted",
     "data_facts",
     "default_jobs",
     "digest",
@@ -77,11 +78,11 @@ def choice_of(config: SupervisedConfig, reference: str, labelled: Labelled) -> E
         UserError: where the images are none of stained tissue, and the configuration says so.
     """
     target: tuple[float, ...] = ()
-    if config.stain is not None:
+    if config.stain not in (None, "none"):
         pool = labelled.pool[:: max(1, len(labelled.pool) // STAINED)]
         images = PixelDataset(labelled.archive.select(pool.tolist()), STAINED_SIZE, workers=os.cpu_count() or 1)
         images.load(progress=False)
-        target = stain_target(config.stain, images)
+        target = stain_target(str(config.stain), images)
     return EncoderChoice(
         reference,
         config.views.size,
@@ -93,12 +94,14 @@ def choice_of(config: SupervisedConfig, reference: str, labelled: Labelled) -> E
     )
 
 
-def check_encoder(config: SupervisedConfig, reference: str, trained: bool, spec: EncoderSpec) -> str:
+def check_encoder(config: SupervisedConfig, reference: str, trained: bool, encoder: Encoder) -> str:
     """The mode in which an encoder is adapted.
 
     Raises:
-        UserError: where its files would be overwritten, or its size does not go with the grids.
+        UserError: where its files would be overwritten, its size does not go with the grids, or it lacks a stage that
+            is to learn.
     """
+    trained_stages(config.train, list(encoder.by_stage()))
     if Path(config.out).resolve() in Path(reference.removeprefix("random:")).resolve().parents:
         raise UserError(
             f"`out` ({config.out}) must not be the folder of `encoder` ({reference}), which would be lost; choose "
@@ -108,10 +111,10 @@ def check_encoder(config: SupervisedConfig, reference: str, trained: bool, spec:
     if config.head == "dense" and mode != "full":
         raise UserError(f"`head` (dense) goes with mode=full, not `mode` ({config.mode}); give mode=full")
     for grid in config.views.grids if mode == "progressive" else ():
-        if spec.size % grid:
+        if encoder.spec.size % grid:
             raise UserError(
-                f"`views.size` ({spec.size}, the encoder's) must be divisible by `views.grids` ({grid}); "
-                f"nearest sizes: {nearest_sizes(spec.size, grid)}"
+                f"`views.size` ({encoder.spec.size}, the encoder's) must be divisible by `views.grids` ({grid}); "
+                f"nearest sizes: {nearest_sizes(encoder.spec.size, grid)}"
             )
     return mode
 
@@ -167,6 +170,11 @@ def data_facts(labelled: Labelled) -> dict[str, Any]:
             if len(rows)
         },
     }
+
+
+def counted(guard: Mapping[str, Any]) -> dict[str, Any]:
+    """How many and not which: names of files may be those of patients."""
+    return {key: len(value) if isinstance(value, list) else value for key, value in guard.items()}
 
 
 def digest(reference: str) -> str | None:

@@ -194,12 +194,24 @@ def _check_study(config: DictConfig) -> None:
             if not isinstance((values or {}).get(needed), str):
                 raise UserError(f"`{key}.{name}` must have {needed}: …, as in configs/study/")
     for name, values in config.variants.items():
+        for key, kind, shape in (
+            ("attention_stages", list, "[3, 4]"),
+            ("backbone_options", dict, "{channels: [16, 32]}"),
+        ):
+            if key in values and not isinstance(_plain(values[key]), kind):
+                raise UserError(f"`variants.{name}.{key}` ({values[key]}) must have the form {shape}")
+        if not all(isinstance(stage, int) for stage in values.get("attention_stages", [])):
+            raise UserError(f"`variants.{name}.attention_stages` ({values['attention_stages']}) must be whole numbers")
         attention, other = values.get("attention"), values.get("against")
         if attention not in _CHOICES["attention"]:
             kinds = ", ".join(filter(None, _CHOICES["attention"]))
             raise UserError(f"`variants.{name}.attention` ({attention}) must be one of {kinds}")
         if other is not None and (other not in config.variants or other == name):
             raise UserError(f"`variants.{name}.against` ({other}) must be another variant")
+    if len(config.optimizer.lr) != 1:
+        raise UserError(f"`optimizer.lr` ({config.optimizer.lr}) must be one rate, where the search begins")
+    if not config.space and config.trials > 1:
+        raise UserError(f"`trials` ({config.trials}) must be 1 where `space` names nothing to search")
     for key, limits in config.space.items():
         if key not in SEARCHED:
             raise UserError(f"`space` ({key}) must be one of {', '.join(SEARCHED)}")

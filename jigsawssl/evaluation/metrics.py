@@ -25,7 +25,7 @@ from torchmetrics.functional.classification import (
     multiclass_specificity,
 )
 
-from jigsawssl.types import UserError
+from jigsawssl.types import DivergedError
 
 from .resampling import BINS
 
@@ -226,7 +226,7 @@ def _checked(probabilities: Array, labels: Array) -> tuple[Tensor, Tensor]:
         )
     if not bool(scores.isfinite().all()):
         broken = int((~scores.isfinite()).any(dim=1).sum())
-        raise UserError(
+        raise DivergedError(
             f"probabilities must be finite, but {broken} of {len(scores)} rows are NaN or infinite: the model "
             "diverged; lower the learning rate or train in 32-bit precision"
         )

@@ -96,6 +96,14 @@ def on_common_cases(cells: Sequence[Done]) -> tuple[list[Done], list[str]]:
 def points_of(
     cells: Sequence[Done], classes: Sequence[str], ordered: bool, count_groups: bool
 ) -> dict[tuple[str, float], Point]:
+    """Metrics of finished cells and of their bootstrap samples, by encoder and share of the labels.
+
+    Args:
+        cells: on the same test cases, see :func:`on_common_cases`.
+        classes: K names.
+        ordered: the classes are grades.
+        count_groups: what labels cost is counted in groups.
+    """
     weights: Numbers | None = None
     points: dict[tuple[str, float], Point] = {}
     for cell in sorted(cells, key=lambda cell: (cell.fraction, cell.seed)):
@@ -111,6 +119,7 @@ def points_of(
 
 
 def row_of(encoder: str, fraction: float, point: Point) -> dict[str, Any]:
+    """JSON values of one point: what it cost, and each metric's mean, spread over seeds and interval over patients."""
     seeds = sorted(point.cells)
     budgets = [point.cells[seed].facts["budget"] for seed in seeds]
     groups = [budget["groups"] for budget in budgets if budget["groups"] is not None]
@@ -123,6 +132,7 @@ def row_of(encoder: str, fraction: float, point: Point) -> dict[str, Any]:
         "labels": float(np.mean([budget["labels"] for budget in budgets])),
         "groups": float(np.mean(groups)) if groups else None,
         "seeds": len(seeds),
+        "images": len(point.cells[seeds[0]].predictions.labels),
         "candidates": max(point.cells[seed].facts["candidates"] for seed in seeds),
         "seconds": float(np.median([point.cells[seed].facts["seconds"] for seed in seeds])),
         "metrics": {},
@@ -147,14 +157,28 @@ def common_seeds(points: Mapping[tuple[str, float], Point], first: str, second: 
 
 
 def compared(
-    points: Mapping[tuple[str, float], Point], first: str, second: str, metric: str, fraction: float
+    points: Mapping[tuple[str, float], Point],
+    first: str,
+    second: str,
+    metric: str,
+    fraction: float,
+    seeds: Sequence[int] | None = None,
 ) -> dict[str, Any] | None:
     """What :func:`jigsawssl.evaluation.statistics.compare` says of two encoders with the same seeds and patients.
 
+    Args:
+        points: finished cells.
+        first: name of an encoder.
+        second: the other's.
+        metric: one of :data:`METRICS`.
+        fraction: share of the labels.
+        seeds: to compare with; default: all that both have.
+
     Returns:
-        JSON values, or ``None`` where there is nothing to compare or the metric is not defined.
+        JSON values, with ``first_mean`` over those seeds, or ``None`` where there is nothing to compare or the metric
+        is not defined.
     """
-    seeds = common_seeds(points, first, second, fraction)
+    seeds = common_seeds(points, first, second, fraction) if seeds is None else seeds
     if not seeds:
         return None
     a, a_draws = points[first, fraction].stacked(metric, seeds)
@@ -166,7 +190,8 @@ def compared(
         return None  # one patient says nothing of others
     test_share = len(cell.predictions.labels) / cell.facts["budget"]["labels"]
     result = compare(a, b, a_draws, b_draws, test_share)
-    return {"first": first, "second": second, "metric": metric, "fraction": fraction, **result._asdict()}
+    names = {"first": first, "second": second, "metric": metric, "fraction": fraction}
+    return {**names, "first_mean": float(a.mean()), **result._asdict()}
 
 
 def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

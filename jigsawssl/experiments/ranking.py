@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import friedmanchisquare, rankdata
 
+from ..evaluation.judgement import NO_GROUPS
 from .points import COMPARED, Done, Point, compared, detail_of, on_common_cases, points_of, row_of, with_holm
 
 __all__ = ["IN_DOMAIN", "analyse_study", "cliques", "rank_variants"]
@@ -18,6 +20,9 @@ IN_DOMAIN = "in domain"
 
 RANKED = "balanced_accuracy"
 """Metric that variants are ranked by (Piater et al. 2024, section 4)."""
+
+NAMED = 10
+"""Pairs that a sentence names."""
 
 Points = Mapping[tuple[str, float], Point]
 
@@ -31,6 +36,7 @@ def analyse_study(
     ordered: bool = False,
     sensitivity: float = 0.95,
     coverage: float = 0.9,
+    subgroups: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, Any]:
     """Say what a study shows.
 
@@ -43,6 +49,7 @@ def analyse_study(
         ordered: the classes are grades.
         sensitivity: of the operating point, see :func:`jigsawssl.evaluation.judgement.judge`.
         coverage: of conformal sets.
+        subgroups: column → value of each test case in the domain, by its number.
 
     Returns:
         JSON values: ``table``, ``comparisons``, ``ranking``, ``explanations``, ``best``, ``sentences``, ``details`` and
@@ -51,36 +58,69 @@ def analyse_study(
     table, comparisons, ranking, notes, details = [], [], {}, [], []
     # By validation: the test split must not choose what is shown in full.
     best = max(searches, key=lambda name: searches[name]["score"]) if searches else None
+    pairs = _pairs(against)
     for domain, found in cells.items():
         found, left_out = on_common_cases(found)
-        notes += [f"{domain}: {note}" for note in left_out]
+        notes += [f"{_place(domain)} {note}" for note in [*left_out, *_gaps(found, classes)]]
         points = points_of(found, classes, ordered, False)
-        table += [{"domain": domain, **row_of(*key, points[key])} for key in _keys(points, against, fraction)]
+        table += [
+            {"domain": domain, **row_of(name, fraction, points[name, fraction])}
+            for name in against
+            if (name, fraction) in points
+        ]
         for metric in COMPARED:
-            pairs = [(name, other) for name, other in against.items() if other != name]
-            rows = [compared(points, name, other, metric, fraction) for name, other in pairs]
             # One family for each archive and metric: every variant with what it is compared with.
+            rows = [compared(points, *pair, metric, fraction) for pair in pairs]
             comparisons += [{"domain": domain, **row} for row in with_holm([row for row in rows if row is not None])]
         ranks = rank_variants(points, list(against), fraction)
         if ranks is not None:
             ranking[domain] = ranks
+        elif found:
+            notes.append(f"{_place(domain)} No ranks: they need two variants or more with a repetition in common.")
         if domain == IN_DOMAIN and best is not None and (best, fraction) in points:
-            point = points[best, fraction]
-            details.append(detail_of(best, fraction, point, classes, ordered, sensitivity, coverage, None))
+            point, common = points[best, fraction], found[0].predictions.cases
+            parts = {column: np.asarray(values)[common] for column, values in (subgroups or {}).items()}
+            details.append(detail_of(best, fraction, point, classes, ordered, sensitivity, coverage, parts))
     return {
         "table": table,
         "comparisons": comparisons,
         "ranking": ranking,
         "explanations": _explanations(cells[IN_DOMAIN], list(against)),
         "best": best,
-        "sentences": _sentences(table, comparisons, ranking),
+        "sentences": _sentences(comparisons, ranking),
         "details": details,
         "notes": notes,
     }
 
 
-def _keys(points: Points, variants: Mapping[str, str], fraction: float) -> list[tuple[str, float]]:
-    return [(name, fraction) for name in variants if (name, fraction) in points]
+def _pairs(against: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Each variant with what it names, no pair twice."""
+    pairs: list[tuple[str, str]] = []
+    for pair in against.items():
+        if pair[0] != pair[1] and pair[::-1] not in pairs:
+            pairs.append(pair)
+    return pairs
+
+
+def _place(domain: str) -> str:
+    return "In domain:" if domain == IN_DOMAIN else f"On {domain}:"
+
+
+def _gaps(cells: Sequence[Done], classes: Sequence[str]) -> list[str]:
+    """What is not to be had on these test cases."""
+    if not cells:
+        return []
+    predictions = cells[0].predictions
+    shown = np.unique(predictions.labels)
+    notes = []
+    if len(shown) < len(classes):
+        missing = ", ".join(name for number, name in enumerate(classes) if number not in shown)
+        notes.append(f"no image shows {missing}, so that means over classes are of the others.")
+    if len(shown) < 2:
+        notes.append("the AUROC is not defined, as the images show one class.")
+    if predictions.groups.max(initial=0) + 1 == len(predictions.groups):
+        notes.append(NO_GROUPS)
+    return notes
 
 
 def rank_variants(points: Points, variants: Sequence[str], fraction: float) -> dict[str, Any] | None:
@@ -109,7 +149,7 @@ def rank_variants(points: Points, variants: Sequence[str], fraction: float) -> d
     if np.isnan(values).any():
         return None
     ranks = {name: float(rank) for name, rank in zip(names, rankdata(-values, axis=1).mean(axis=0), strict=True)}
-    found = [compared(points, *pair, RANKED, fraction) for pair in itertools.combinations(names, 2)]
+    found = [compared(points, *pair, RANKED, fraction, seeds) for pair in itertools.combinations(names, 2)]
     pairs = with_holm([row for row in found if row is not None])
     apart = {frozenset((row["first"], row["second"])) for row in pairs if row["p_holm"] < 0.05}
     differ = len(names) > 2 and len(seeds) > 1 and bool(np.ptp(values, axis=1).any())
@@ -158,28 +198,25 @@ def _explanations(cells: Sequence[Done], variants: Sequence[str]) -> list[dict[s
     return rows
 
 
-def _sentences(
-    table: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]
-) -> list[str]:
+def _sentences(comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> list[str]:
     """The statistics in plain words, one sentence each."""
     found = []
-    values = {(row["domain"], row["encoder"]): row["metrics"].get(RANKED) for row in table}
     for row in comparisons:
         if row["metric"] != RANKED:
             continue
         ahead = "ahead of" if row["difference"] >= 0 else "behind"
         verdict = "chance alone hardly explains that" if row["p_holm"] < 0.05 else "chance alone may explain that"
-        value = values[row["domain"], row["first"]]["mean"]
         found.append(
-            f"{row['domain'].capitalize()}, {row['first']} has a balanced accuracy of {value:.3f}, "
+            f"{_place(row['domain'])} {row['first']} has a balanced accuracy of {row['first_mean']:.3f}, "
             f"{abs(row['difference']):.3f} {ahead} {row['second']} (95 % interval {row['low']:+.3f} to "
             f"{row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']}): {verdict} "
             f"(p = {row['p_holm']:.2g} after Holm's correction)."
         )
     for domain, ranks in ranking.items():
-        apart = sum(row["p_holm"] < 0.05 for row in ranks["pairs"])
+        apart = [f"{row['first']} and {row['second']}" for row in ranks["pairs"] if row["p_holm"] < 0.05]
+        which = f": {', '.join(apart)}" if 0 < len(apart) <= NAMED else ""
         found.append(
-            f"{domain.capitalize()}, the tests tell {apart} of {len(ranks['pairs'])} pairs of variants apart, after "
-            "Holm's correction over all of them."
+            f"{_place(domain)} the tests tell {len(apart)} of {len(ranks['pairs'])} pairs of variants apart, after "
+            f"Holm's correction over all of them{which}."
         )
     return found

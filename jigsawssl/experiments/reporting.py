@@ -116,6 +116,10 @@ def study_report(folder: Path) -> dict[str, Any]:
     for domain in task["domains"]:
         elsewhere = [(cell, load_predictions(domain_file(folder, Cell(*cell[:3]), domain))) for cell in done]
         cells[domain] = [cell._replace(predictions=found) for cell, found in elsewhere if found is not None]
+    for cell in done:
+        for domain, reason in cell.facts["failed_domains"].items():
+            failed[f"{Cell(*cell[:3]).name} on {domain}"] = reason.partition(":")[0]
+    whole = min(map(len, cells.values()))
     searches = {}
     for name in variants:
         found = load_search(folder / "search" / f"{name}.json")
@@ -133,6 +137,7 @@ def study_report(folder: Path) -> dict[str, Any]:
         task["config"]["ordered"],
         task["config"]["sensitivity"],
         task["config"]["coverage"],
+        task["subgroups"],
     )
     galleries = [
         {"encoder": cell.encoder, "explanations": cell.facts["explanations"]}
@@ -149,7 +154,7 @@ def study_report(folder: Path) -> dict[str, Any]:
         "domains": task["domains"],
         "searches": searches,
         "cells": len(keys),
-        "missing": len(keys) - len(done),
+        "missing": len(keys) - whole,
         "failed": failed,
         "environment": task["environment"],
         "limits": LIMITS["study"],
@@ -205,7 +210,15 @@ def study_summary(report: dict[str, Any]) -> str:
                 _spread(auroc),
             ]
         )
-    header = ["tested", "variant", "million parameters", "million multiply-adds", "seeds", "balanced accuracy", "AUROC"]
+    header = [
+        "tested on",
+        "variant",
+        "million parameters",
+        "million multiply-adds",
+        "seeds",
+        "balanced accuracy",
+        "AUROC",
+    ]
     return "\n".join([format_table(header, rows), "", *report["sentences"], *report["notes"]])
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from threadpoolctl import threadpool_limits
 
-__all__ = ["Outcome", "run_cells"]
+__all__ = ["Outcome", "error_line", "run_cells"]
 
 
 class Outcome(NamedTuple):
@@ -51,10 +51,15 @@ def _attempt(work: Callable[[Any], None], cell: Any) -> str | None:
     try:
         work(cell)
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{os.path.basename(last.filename)}:{last.lineno}"
-        return " ".join(f"{type(error).__name__} in {where}: {error}".split())
+        return error_line(error)
     return None
+
+
+def error_line(error: Exception) -> str:
+    """Its kind and place, and after a colon what it says, in one line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(last.filename)}:{last.lineno}"
+    return " ".join(f"{type(error).__name__} in {where}: {error}".split())
 
 
 def run_cells(make_work: Callable[[], Callable[[Any], None]], cells: Sequence[Any], jobs: int) -> Iterator[Outcome]:

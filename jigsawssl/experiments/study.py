@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 import torch
+from optuna.trial import TrialState
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models import Encoder
@@ -20,12 +22,25 @@ from ..report import write_json
 from ..training.adapt import judge_recipe
 from ..training.explain import compare_maps
 from ..training.finetune import Recipe, planned_epochs
-from .cells import Cell, EncoderChoice, Rows, Source, Tested, Workplace, predictions_of, save_cell, save_predictions
+from ..types import DivergedError
+from .cells import (
+    Cell,
+    EncoderChoice,
+    Rows,
+    Source,
+    Tested,
+    Workplace,
+    load_cell,
+    load_predictions,
+    predictions_of,
+    save_cell,
+    save_predictions,
+)
 from .gallery import save_gallery
 from .labelled import open_domain, read_images
-from .runner import Outcome, run_cells
+from .runner import Outcome, error_line, run_cells
 
-__all__ = ["Domain", "StudyPlan", "cost_of", "domain_file", "load_search", "run_searches", "run_study"]
+__all__ = ["Domain", "StudyPlan", "cost_of", "domain_file", "is_finished", "load_search", "run_searches", "run_study"]
 
 WARMUP = 2
 """Epochs that every trial may have."""
@@ -117,83 +132,83 @@ class _Searcher:
     def __call__(self, variant: str) -> None:
         """Try settings until there are as many as every variant gets, and write which was best."""
         plan = self.plan
-        start = time.perf_counter()
-        folder = plan.out / "search"
-        study = optuna.create_study(
-            study_name=variant,
-            storage=f"sqlite:///{folder / f'{variant}.db'}",
-            direction="maximize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=max(2, plan.trials // 4), n_warmup_steps=WARMUP),
-            load_if_exists=True,
-        )
-        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # its process was killed
+        study = _open_study(plan, variant)
+        for trial in study.get_trials(states=[TrialState.RUNNING]):
+            study.tell(trial.number, state=TrialState.FAIL)  # its process was killed
         while (tried := len(_tried(study))) < plan.trials:
             # By the number of trials, so that a search that was interrupted ends like one that was not.
             study.sampler = optuna.samplers.TPESampler(seed=tried, n_startup_trials=max(2, plan.trials // 2))
-            if not tried:
-                study.enqueue_trial(
-                    {
-                        field: float(np.clip(getattr(plan.recipe, field), *limits))
-                        for field, limits in plan.space.items()
-                    }
-                )
+            if not tried and not study.get_trials(states=[TrialState.WAITING]):
+                default = {name: np.clip(getattr(plan.recipe, name), *limits) for name, limits in plan.space.items()}
+                study.enqueue_trial({name: float(value) for name, value in default.items()})
             self._try(study, study.ask(), variant)
-        tried_settings = [_facts(trial) for trial in _tried(study)]
-        best = study.best_trial
+        if not study.get_trials(states=[TrialState.COMPLETE]):
+            raise RuntimeError(f"none of the {plan.trials} settings could be trained to the end")
+        trials = [
+            {
+                "settings": trial.params,
+                "score": trial.value,
+                "state": trial.user_attrs.get("state", trial.state.name.lower()),
+                "epochs": trial.user_attrs.get("epochs", 0),
+            }
+            for trial in _tried(study)
+        ]
         facts = {
-            "best": best.params,
-            "score": best.value,
-            "trials": tried_settings,
-            "pruned": sum(trial["state"] == "pruned" for trial in tried_settings),
-            "epochs": sum(trial["epochs"] for trial in tried_settings),
-            "seconds": time.perf_counter() - start,
+            "best": study.best_trial.params,
+            "score": study.best_trial.value,
+            "trials": trials,
+            "ended_early": sum(trial["state"] != "complete" for trial in trials),
+            "epochs": sum(trial["epochs"] for trial in trials),
         }
-        write_json(folder / f"{variant}.json", facts)
+        write_json(plan.out / "search" / f"{variant}.json", facts)
 
     def _try(self, study: optuna.Study, trial: optuna.Trial, variant: str) -> None:
         plan, place = self.plan, self.place
-        found = {field: trial.suggest_float(field, low, high, log=low > 0) for field, (low, high) in plan.space.items()}
+        found: dict[str, Any] = {
+            field: trial.suggest_float(field, low, high, log=low > 0) for field, (low, high) in plan.space.items()
+        }
         torch.manual_seed(0)
         encoder, _ = plan.variants[variant].resolve(plan.channels)
         budget = place.budget(encoder.spec, plan.subsets[0], plan.fraction, 0)
-
         last = planned_epochs(min(len(train) for train, _ in budget.folds), plan.recipe)
+        done = 0
 
         def check(epoch: int, score: float) -> None:
+            nonlocal done
+            done = epoch
             trial.report(score, epoch)
-            trial.set_user_attr("epochs", epoch)
             if epoch < last and trial.should_prune():
                 raise optuna.TrialPruned
 
-        recipe = _with_settings(plan.recipe, found)
+        recipe = plan.recipe._replace(seed=0, **found)
         classes = len(place.labelled.archive.classes)
         try:
             score = judge_recipe(encoder, budget.dataset, budget.labels, classes, budget.folds, recipe, check)
-        except optuna.TrialPruned:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        except (optuna.TrialPruned, DivergedError) as end:
+            # One that diverges was tried like any other: asked again, the search would propose it again.
+            trial.set_user_attr("state", "pruned" if isinstance(end, optuna.TrialPruned) else "diverged")
+            trial.set_user_attr("epochs", done)
+            study.tell(trial, state=TrialState.PRUNED)
         except BaseException:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
             raise
         else:
+            trial.set_user_attr("epochs", done * len(budget.folds))  # the later folds are not checked
             study.tell(trial, score)
 
 
-def _with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    return recipe._replace(**settings)
+def _open_study(plan: StudyPlan, variant: str) -> optuna.Study:
+    file = plan.out / "search" / f"{variant}.db"
+    # By a function, as an address in text would trip over what folders may be called.
+    storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(file)})
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=max(2, plan.trials // 4), n_warmup_steps=WARMUP)
+    return optuna.create_study(
+        study_name=variant, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
+    )
 
 
 def _tried(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    return study.get_trials(states=[optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED])
-
-
-def _facts(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    return {
-        "settings": trial.params,
-        "score": trial.value,
-        "state": trial.state.name.lower(),
-        "epochs": trial.user_attrs.get("epochs", 0),
-    }
+    return study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
 
 
 class _Worker:
@@ -212,11 +227,10 @@ class _Worker:
             raise RuntimeError(f"the search of {cell.encoder} did not end")
         torch.manual_seed(cell.seed)
         encoder, _ = plan.variants[cell.encoder].resolve(plan.channels)
-        recipe = _with_settings(plan.recipe, search["best"])
+        recipe = plan.recipe._replace(**search["best"])
         tested = place.test(encoder, "full", [recipe], plan.subsets[cell.seed], cell.fraction, cell.seed)
-        for name in plan.domains:
-            self._elsewhere(cell, name, tested)
-        facts = {**cell._asdict(), **tested.facts, "maps": self._maps(tested)}
+        failed = {name: reason for name in plan.domains if (reason := self._elsewhere(cell, name, tested)) is not None}
+        facts = {**cell._asdict(), **tested.facts, "maps": self._maps(tested), "failed_domains": failed}
         if cell.seed == min(plan.subsets):
             assert tested.adaptation.model is not None
             facts["explanations"] = save_gallery(
@@ -230,16 +244,20 @@ class _Worker:
         facts["seconds"] = time.perf_counter() - start
         save_cell(plan.out / "cells" / cell.name, tested.predictions, facts)
 
-    def _elsewhere(self, cell: Cell, name: str, tested: Tested) -> None:
-        """Test on another archive; its images are decoded for each cell, as they may be many."""
-        domain, labels = open_domain(*self.plan.domains[name], self.place.labelled.archive.classes)
+    def _elsewhere(self, cell: Cell, name: str, tested: Tested) -> str | None:
+        """Test on another archive, decoded for each cell as it may be large; what goes wrong there costs it alone."""
         model = tested.adaptation.model
         assert model is not None
-        images, rows = read_images(domain.archive, domain.test, model.encoder.spec, name, progress=False)
+        try:
+            domain, labels = open_domain(*self.plan.domains[name], self.place.labelled.archive.classes)
+            images, rows = read_images(domain.archive, domain.test, model.encoder.spec, name, progress=False)
+            probabilities = tested.adaptation.probabilities(images)
+        except Exception as error:
+            return error_line(error)
         labels = labels[np.isin(domain.test, rows)]
-        probabilities = tested.adaptation.probabilities(images)
         predictions = predictions_of(tested.adaptation, probabilities, domain, rows, labels)
         save_predictions(domain_file(self.plan.out, cell, name), predictions)
+        return None
 
     def _maps(self, tested: Tested) -> dict[str, Any]:
         model = tested.adaptation.model
@@ -249,6 +267,12 @@ class _Worker:
         model = model.cpu().eval()
         images = model.encoder.preprocess(tested.images.__getitems__(chosen.tolist()).images)
         return compare_maps(model, images)
+
+
+def is_finished(plan: StudyPlan, cell: Cell) -> bool:
+    """Whether a cell was tested on every archive."""
+    files = [domain_file(plan.out, cell, name) for name in plan.domains]
+    return load_cell(plan.out / "cells" / cell.name) is not None and all(load_predictions(f) is not None for f in files)
 
 
 def domain_file(out: Path, cell: Cell, domain: str) -> Path:

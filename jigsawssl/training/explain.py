@@ -155,13 +155,17 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
         module.register_forward_pre_hook(lambda attention, given: found.append(attention.map(given[0])))
         for module in model.encoder.attention.values()
     ]
-    of_tokens: list[Any] = [module for module in model.encoder.backbone.modules() if isinstance(module, Attention)][-1:]
+    # Networks that are transformers in part fold their tokens in ways of their own.
+    modules = list(model.encoder.backbone.modules()) if model.encoder.one_resolution else []
+    of_tokens: list[Any] = [module for module in modules if isinstance(module, Attention)][-1:]
     prefix = int(getattr(model.encoder.backbone, "num_prefix_tokens", 0))
     fused = [module.fused_attn for module in of_tokens]
     for module in of_tokens:
         module.fused_attn = False  # or the weights would never be there to be seen
         handles.append(
-            module.attn_drop.register_forward_pre_hook(lambda _, given: found.append(_received(given[0], prefix)))
+            module.attn_drop.register_forward_pre_hook(
+                lambda _, given: found.append(_received(given[0], len(images), prefix))
+            )
         )
     try:
         with torch.no_grad():
@@ -178,11 +182,11 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def _received(weights: Tensor, prefix: int) -> Tensor:
+def _received(weights: Tensor, count: int, prefix: int) -> Tensor | None:
     """What each place of a square grid receives ``(B, H, W)`` of attention ``(B, heads, N, N)`` between tokens."""
     received = weights.mean(dim=(1, 2))[:, prefix:]
     side = math.isqrt(received.shape[1])
-    return received.view(-1, side, side)
+    return received.view(-1, side, side) if received.shape == (count, side**2) else None
 
 
 def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[str, float | None]]:

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -16,8 +17,12 @@ from sklearn.metrics import recall_score
 from jigsawssl.cli import main
 from jigsawssl.data import open_archive
 from jigsawssl.experiments import study as study_module
-from jigsawssl.experiments.cells import Cell, load_cell, load_predictions
-from jigsawssl.experiments.study import domain_file
+from jigsawssl.experiments.cells import Cell, EncoderChoice, Source, load_cell, load_predictions
+from jigsawssl.experiments.labelled import open_labelled
+from jigsawssl.experiments.study import StudyPlan, domain_file, load_search
+from jigsawssl.experiments.subsets import draw_subset
+from jigsawssl.training.finetune import Recipe
+from jigsawssl.types import DivergedError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = str(ROOT / "configs" / "smoke" / "study.yaml")
@@ -87,7 +92,6 @@ def test_every_variant_has_a_search_of_the_same_size_that_begins_with_the_defaul
         assert found["epochs"] == sum(trial["epochs"] for trial in found["trials"])
         for trial in found["trials"]:
             assert 1e-4 <= trial["settings"]["lr"] <= 3e-2 and 0 <= trial["settings"]["dropout"] <= 0.3
-            assert trial["state"] == "complete" or trial["epochs"] < 4
     # What is drawn by lot is the same for all.
     second = [found["trials"][1]["settings"] for found in searches.values()]
     assert second[0] == second[1] == second[2]
@@ -101,7 +105,7 @@ def test_an_interrupted_search_ends_like_an_unbroken_one(finished: Path, domain:
         file.unlink()
     assert study(again, domain, "resume=true") == 0
     after = report_of(again)["searches"]["global"]
-    assert {**after, "seconds": 0} == {**before, "seconds": 0}
+    assert after == before
 
 
 def test_the_table_follows_from_the_predictions_on_every_archive(finished: Path, domain: Path) -> None:
@@ -155,6 +159,98 @@ def test_the_page_shows_ranks_maps_and_searches(finished: Path) -> None:
     assert (finished / "report.html").read_text() == text
 
 
+def scripted(plan: StudyPlan, scores: list[float], patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The search of a variant whose settings score as told, one after the other."""
+    left = iter(scores)
+
+    def judge(*arguments: Any) -> float:
+        score = next(left)
+        if not np.isfinite(score):
+            raise DivergedError("no longer finite")
+        for epoch in range(1, 5):
+            arguments[-1](epoch, score)
+        return score
+
+    patch.setattr(study_module, "judge_recipe", judge)
+    study_module._Searcher(plan)("plain")
+    return load_search(plan.out / "search" / "plain.json")  # type: ignore[return-value]
+
+
+@pytest.fixture()
+def plan(tmp_path: Path) -> StudyPlan:
+    """A search of five settings, in a folder that an address could trip over."""
+    folder = tmp_path / "a?b {c} 100%20"
+    (folder / "search").mkdir(parents=True)
+    source = Source("demo", None, None, "train", "budget")
+    choice = EncoderChoice("random:resnet18", 32, options={"channels": [16, 16, 32, 32]})
+    rows = draw_subset(open_labelled(*source), 0.13, 0, False)
+    recipe = Recipe(5e-4, max_epochs=4)
+    return StudyPlan(source, {"plain": choice}, {}, 1, recipe, {"lr": (1e-4, 1e-2)}, 5, 0.13, {0: rows}, folder)
+
+
+def test_what_is_not_promising_or_diverges_ends_early_and_counts(
+    plan: StudyPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = scripted(plan, [0.8, float("nan"), 0.9, 0.1, 0.7], monkeypatch)
+    assert [trial["state"] for trial in found["trials"]] == ["complete", "diverged", "complete", "pruned", "pruned"]
+    assert [trial["epochs"] for trial in found["trials"]] == [4, 0, 4, 2, 2]
+    assert (found["score"], found["ended_early"], found["epochs"]) == (0.9, 3, 12)
+    assert found["best"] == found["trials"][2]["settings"]
+    assert {entry.name for entry in (plan.out / "search").iterdir()} == {"plain.db", "plain.json"}
+
+
+def test_a_search_in_which_all_diverge_is_no_search(plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="none of the 5 settings could be trained to the end"):
+        scripted(plan, [float("nan")] * 5, monkeypatch)
+
+
+def test_trouble_with_another_archive_costs_it_alone(
+    finished: Path, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = tmp_path / "study"
+    shutil.copytree(finished, again)
+    for file in again.glob("cells/plain-0.13-0*"):
+        file.unlink()
+    monkeypatch.setattr(study_module, "open_domain", lambda *_: (_ for _ in ()).throw(OSError("the share is gone")))
+    assert study(again, domain, "resume=true") == 1
+    report = report_of(again)
+    assert report["missing"] == 1 and list(report["failed"]) == ["plain-0.13-0 on dim"]
+    seeds = {(row["domain"], row["encoder"]): row["seeds"] for row in report["table"]}
+    assert (seeds["in domain", "plain"], seeds["dim", "plain"], seeds["dim", "global"]) == (2, 1, 2)
+    monkeypatch.undo()
+    assert study(again, domain, "resume=true") == 0  # and is made up for
+    assert (again / "table.csv").read_text() == (finished / "table.csv").read_text()
+
+
+def test_a_study_goes_on_with_the_same_labels_alone(
+    finished: Path, domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = tmp_path / "study"
+    shutil.copytree(finished, again)
+    file = domain.with_suffix(".csv")
+    before = file.read_text()
+    lines = before.split("\n")
+    try:
+        file.write_text("\n".join([lines[0], *lines[:0:-1]]))  # the same rows, in another order
+        assert study(again, domain, "resume=true") == 2
+    finally:
+        file.write_text(before)
+    assert "`domains` must be what it began with" in capsys.readouterr().err
+
+
+def test_what_is_missing_elsewhere_is_said(finished: Path) -> None:
+    notes = report_of(finished)["notes"]
+    assert any(note.startswith("On dim: no image shows ") for note in notes)
+    assert {row["images"] for row in report_of(finished)["table"] if row["domain"] == "dim"} == {80}
+
+
+@pytest.mark.slow
+def test_processes_come_to_the_same_result(finished: Path, domain: Path, tmp_path: Path) -> None:
+    assert study(tmp_path / "study", domain, "jobs=2") == 0
+    assert report_of(tmp_path / "study")["searches"] == report_of(finished)["searches"]
+    assert (tmp_path / "study" / "table.csv").read_text() == (finished / "table.csv").read_text()
+
+
 def test_a_search_that_fails_is_reported_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = study_module.judge_recipe
 
@@ -193,7 +289,19 @@ def test_a_search_that_fails_is_reported_and_the_rest_goes_on(tmp_path: Path, mo
         (["space={dropout: [0.5, 0.1]}"], "`space.dropout` ([0.5, 0.1]) must be [low, high]"),
         (["mode=linear"], "`mode` (linear) must be full in a study"),
         (["trials=0"], "`trials` (0) must be at least 1"),
-        (["domains={same: {data: demo}}", "allow_overlap=false", "split=test"], "`split` (test) must not be"),
+        (
+            ["variants={a: {encoder: x, attention_stages: 4}, b: {encoder: x}}"],
+            "`variants.a.attention_stages` (4) must",
+        ),
+        (
+            ["variants={a: {encoder: x, backbone_options: 3}, b: {encoder: x}}"],
+            "`variants.a.backbone_options` (3) must",
+        ),
+        (["space={}"], "`trials` (3) must be 1 where `space` names nothing"),
+        (["optimizer.lr=[1e-3,1e-4]"], "must be one rate, where the search begins"),
+        (["subgroups=[site]"], "`subgroups` (site)"),
+        (["train=from:stage9"], "`train` (from:stage9) must be all, head"),
+        (["stain=macenko"], "`stain` (macenko) must be none for grey"),
         (["domains={other: {data: nowhere}}"], "`data` (nowhere)"),
     ],
 )

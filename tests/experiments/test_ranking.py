@@ -29,7 +29,14 @@ def cell(variant: str, seed: int, wrong: int) -> Done:
     predictions = Predictions(np.stack([1 - scores, scores], 1), TRUTH, every, np.zeros((0, 2)), TRUTH[:0], every)
     budget = {"labels": 400, "groups": 400, "validation": "hold-out"}
     maps = {"Grad-CAM": {"border_share": 0.1 * (seed + 1), "agreement": None}}
-    facts = {"mode": "full", "budget": budget, "chosen": {}, "candidates": 1, "seconds": 1.0, "maps": maps}
+    facts: dict[str, Any] = {
+        "mode": "full",
+        "budget": budget,
+        "chosen": {},
+        "candidates": 1,
+        "seconds": 1.0,
+        "maps": maps,
+    }
     return Done(variant, 1.0, seed, predictions, facts)
 
 
@@ -66,6 +73,17 @@ def test_the_family_of_tests_is_every_variant_with_what_it_names() -> None:
     for metric in ("auroc", "balanced_accuracy"):
         rows = [row for row in found["comparisons"] if row["metric"] == metric]
         assert min(row["p_holm"] for row in rows) == pytest.approx(min(1.0, 2 * min(row["p"] for row in rows)))
+
+
+def test_a_pair_that_names_each_other_is_tested_once() -> None:
+    found = study({"a": [10, 20, 15], "b": [14, 21, 19]}, {"a": "b", "b": "a"})
+    assert [(row["first"], row["p"] == row["p_holm"]) for row in found["comparisons"]] == [("a", True)] * 2
+
+
+def test_no_repetition_in_common_is_said() -> None:
+    cells = [cell("a", 0, 10), cell("b", 1, 12)]
+    found = analyse_study({IN_DOMAIN: cells}, {"a": "a", "b": "a"}, {}, ["well", "ill"], 1.0)
+    assert found["ranking"] == {} and any("No ranks" in note for note in found["notes"])
 
 
 def test_a_missing_repetition_narrows_what_is_compared() -> None:

@@ -181,3 +181,9 @@ def test_maps_are_compared_with_maps_that_know_nothing() -> None:
     assert found["Grad-CAM"]["agreement"] is None and abs(found["by lot"]["agreement"] or 0) < 0.1
     assert found["by lot"]["border_share"] == pytest.approx(0.36, abs=0.03)  # as much as its area
     assert found == compare_maps(small(), images)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_transformer_in_part_has_no_map_of_its_own(count: int) -> None:
+    model = Classifier(create_encoder("mobilevit_xxs", 1, 64), 2).eval()
+    assert attention_maps(model, torch.rand(count, 1, 64, 64)) is None
