@@ -18,7 +18,15 @@ from PIL import Image
 
 import jigsawssl
 from jigsawssl.cli import main
-from jigsawssl.config import FinetuneConfig, PretrainConfig, TransferConfig, config_of, describe_keys, load_config
+from jigsawssl.config import (
+    FinetuneConfig,
+    PretrainConfig,
+    StudyConfig,
+    TransferConfig,
+    config_of,
+    describe_keys,
+    load_config,
+)
 from tests.data.test_dicom import dicom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -448,6 +456,8 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
             values = {key: value for key, value in stage.items() if key not in ("name", "objective")}
             schema = PretrainConfig if stage.get("objective") == "jigsaw" else FinetuneConfig
             assert config_of(schema, {**values, "out": "run"}).data
+    elif "study" in (path.stem, path.parent.name):
+        assert len(load_config(StudyConfig, required).variants) > 2
     elif finetuning:
         assert load_config(FinetuneConfig, [*required, "encoder=random:resnet18"]).fraction > 0
     else:
