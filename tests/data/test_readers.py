@@ -211,7 +211,7 @@ def test_content_hashes_ignore_names_and_differ_by_content() -> None:
 
 
 def test_window_choices_are_those_of_the_configuration() -> None:
-    from jigsawssl.config.loading import _CHOICES
+    from jigsawssl.config.checks import _CHOICES
 
     assert _CHOICES["reading.window"] == WINDOW_CHOICES
 
