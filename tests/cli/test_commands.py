@@ -459,7 +459,7 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     elif "study" in (path.stem, path.parent.name):
         assert len(load_config(StudyConfig, required).variants) > 2
     elif finetuning:
-        assert load_config(FinetuneConfig, [*required, "encoder=random:resnet18"]).fraction > 0
+        assert load_config(FinetuneConfig, [*required, "encoder=random:compact_cnn"]).fraction > 0
     else:
         assert load_config(PretrainConfig, required).trainer.max_epochs > 0
 
