@@ -123,7 +123,7 @@ def run(config: StudyConfig) -> int:
     print(f"\n{study_summary(report)}\n\nreport: {path / 'report.html'}  table: {path / 'table.csv'}")
     for part, reason in report["failed"].items():
         print(f"failed: {part}: {reason}; {path.name}/search and cells hold what it said")
-    return 1 if report["missing"] else 0
+    return 1 if report["missing"] or report["failed"] else 0
 
 
 def _choice(common: EncoderChoice, values: Mapping[str, Any]) -> EncoderChoice:

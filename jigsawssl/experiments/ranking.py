@@ -190,7 +190,7 @@ def _explanations(cells: Sequence[Done], variants: Sequence[str]) -> list[dict[s
     """Means over seeds of what is known of each variant's maps."""
     rows = []
     for name in variants:
-        maps = [cell.facts["maps"] for cell in cells if cell.encoder == name]
+        maps = [cell.facts["maps"] for cell in cells if cell.encoder == name and cell.facts["maps"]]
         for kind in maps[0] if maps else ():
             values = {key: [each[kind][key] for each in maps] for key in maps[0][kind]}
             means = {key: None if None in found else float(np.mean(found)) for key, found in values.items()}

@@ -117,8 +117,8 @@ def study_report(folder: Path) -> dict[str, Any]:
         elsewhere = [(cell, load_predictions(domain_file(folder, Cell(*cell[:3]), domain))) for cell in done]
         cells[domain] = [cell._replace(predictions=found) for cell, found in elsewhere if found is not None]
     for cell in done:
-        for domain, reason in cell.facts["failed_domains"].items():
-            failed[f"{Cell(*cell[:3]).name} on {domain}"] = reason.partition(":")[0]
+        for part, reason in cell.facts["failed"].items():
+            failed[f"{Cell(*cell[:3]).name} {part}"] = reason.partition(":")[0]
     whole = min(map(len, cells.values()))
     searches = {}
     for name in variants:

@@ -229,44 +229,49 @@ class _Worker:
         encoder, _ = plan.variants[cell.encoder].resolve(plan.channels)
         recipe = plan.recipe._replace(**search["best"])
         tested = place.test(encoder, "full", [recipe], plan.subsets[cell.seed], cell.fraction, cell.seed)
-        failed = {name: reason for name in plan.domains if (reason := self._elsewhere(cell, name, tested)) is not None}
-        facts = {**cell._asdict(), **tested.facts, "maps": self._maps(tested), "failed_domains": failed}
-        if cell.seed == min(plan.subsets):
-            assert tested.adaptation.model is not None
-            facts["explanations"] = save_gallery(
-                plan.out / "cells" / f"{cell.name}.jpg",
-                tested.adaptation.model,
-                tested.images,
-                tested.predictions.probabilities,
-                tested.predictions.labels,
-                place.labelled.archive.classes,
-            )
+        facts = {**cell._asdict(), **tested.facts, "maps": {}}
+        # What goes wrong beside the test itself costs that part alone.
+        failed: dict[str, str] = {}
+        parts = {f"on {name}": functools.partial(self._elsewhere, cell, name, tested) for name in plan.domains}
+        parts["explanations"] = functools.partial(self._explain, cell, tested, facts)
+        for name, part in parts.items():
+            try:
+                part()
+            except Exception as error:
+                failed[name] = error_line(error)
+        facts["failed"] = failed
         facts["seconds"] = time.perf_counter() - start
         save_cell(plan.out / "cells" / cell.name, tested.predictions, facts)
 
-    def _elsewhere(self, cell: Cell, name: str, tested: Tested) -> str | None:
-        """Test on another archive, decoded for each cell as it may be large; what goes wrong there costs it alone."""
+    def _elsewhere(self, cell: Cell, name: str, tested: Tested) -> None:
+        """Test on another archive, decoded for each cell as it may be large."""
         model = tested.adaptation.model
         assert model is not None
-        try:
-            domain, labels = open_domain(*self.plan.domains[name], self.place.labelled.archive.classes)
-            images, rows = read_images(domain.archive, domain.test, model.encoder.spec, name, progress=False)
-            probabilities = tested.adaptation.probabilities(images)
-        except Exception as error:
-            return error_line(error)
+        domain, labels = open_domain(*self.plan.domains[name], self.place.labelled.archive.classes)
+        images, rows = read_images(domain.archive, domain.test, model.encoder.spec, name, progress=False)
         labels = labels[np.isin(domain.test, rows)]
+        probabilities = tested.adaptation.probabilities(images)
         predictions = predictions_of(tested.adaptation, probabilities, domain, rows, labels)
         save_predictions(domain_file(self.plan.out, cell, name), predictions)
-        return None
 
-    def _maps(self, tested: Tested) -> dict[str, Any]:
-        model = tested.adaptation.model
+    def _explain(self, cell: Cell, tested: Tested, facts: dict[str, Any]) -> None:
+        """Compare maps, and draw those of the first repetition."""
+        model, predictions = tested.adaptation.model, tested.predictions
         assert model is not None
-        count = len(tested.predictions.labels)
-        chosen = np.random.default_rng(0).permutation(count)[:EXPLAINED]
+        chosen = np.random.default_rng(0).permutation(len(predictions.labels))[:EXPLAINED]
         model = model.cpu().eval()
-        images = model.encoder.preprocess(tested.images.__getitems__(chosen.tolist()).images)
-        return compare_maps(model, images)
+        facts["maps"] = compare_maps(
+            model, model.encoder.preprocess(tested.images.__getitems__(chosen.tolist()).images)
+        )
+        if cell.seed == min(self.plan.subsets):
+            facts["explanations"] = save_gallery(
+                self.plan.out / "cells" / f"{cell.name}.jpg",
+                model,
+                tested.images,
+                predictions.probabilities,
+                predictions.labels,
+                self.place.labelled.archive.classes,
+            )
 
 
 def is_finished(plan: StudyPlan, cell: Cell) -> bool:

@@ -60,7 +60,7 @@ class GlobalAttention(nn.Module):
     def _parts(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         batch, channels, height, width = features.shape
         self.position.set_window_size((height, width))
-        parts = self.qkv(self.norm(features)).view(batch, 3, self.heads, channels // self.heads, height * width)
+        parts = self.qkv(self.norm(features)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = parts.transpose(-1, -2).unbind(1)
         return q, k, v, self.position.get_bias().to(q.dtype)
 
@@ -74,7 +74,7 @@ class GlobalAttention(nn.Module):
         """How much attention each position receives, averaged over heads and queries: ``(B, H, W)``, sums to 1."""
         q, k, _, bias = self._parts(features)
         weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias).softmax(dim=-1)
-        return weights.mean(dim=(1, 2)).view(len(features), *features.shape[2:])
+        return weights.mean(dim=(1, 2)).reshape(len(features), *features.shape[2:])
 
 
 class LocalAttention(nn.Module):
@@ -110,17 +110,17 @@ class LocalAttention(nn.Module):
         (batch, _, height, width), heads = x.shape, inner.num_heads
         block, halo, window = inner.block_size, inner.halo_size, inner.win_size
         down, across = height // block, width // block
-        q = inner.q(x).view(batch * heads, inner.dim_head_qk, down, block, across, block)
+        q = inner.q(x).reshape(batch * heads, inner.dim_head_qk, down, block, across, block)
         q = q.permute(0, 2, 4, 3, 5, 1).reshape(batch * heads, down * across, block * block, -1)
-        keys = inner.kv(x).view(batch * heads, -1, height, width)[:, : inner.dim_head_qk]
+        keys = inner.kv(x).reshape(batch * heads, -1, height, width)[:, : inner.dim_head_qk]
         keys = F.unfold(F.pad(keys, [halo] * 4), window, stride=block)
-        keys = keys.view(batch * heads, inner.dim_head_qk, window * window, down * across).permute(0, 3, 2, 1)
+        keys = keys.reshape(batch * heads, inner.dim_head_qk, window * window, down * across).permute(0, 3, 2, 1)
         weights = (q @ keys.transpose(-1, -2) * inner.scale + inner.pos_embed(q)).softmax(dim=-1)
         # Back to where the keys came from; what went to the padding is cut off.
         given = weights.sum(dim=2).transpose(1, 2)
         whole = F.fold(given, (height + 2 * halo, width + 2 * halo), window, stride=block)
         received = whole[:, 0, halo : halo + height, halo : halo + width]
-        return received.view(batch, heads, height, width).mean(dim=1) / (height * width)
+        return received.reshape(batch, heads, height, width).mean(dim=1) / (height * width)
 
 
 class StageAttention(nn.Module):

@@ -222,6 +222,20 @@ def test_trouble_with_another_archive_costs_it_alone(
     assert (again / "table.csv").read_text() == (finished / "table.csv").read_text()
 
 
+def test_trouble_with_maps_costs_them_alone(
+    finished: Path, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = tmp_path / "study"
+    shutil.copytree(finished, again)
+    (again / "cells" / "plain-0.13-0.json").unlink()
+    monkeypatch.setattr(study_module, "compare_maps", lambda *_: (_ for _ in ()).throw(RuntimeError("no map")))
+    assert study(again, domain, "resume=true") == 1
+    report = report_of(again)
+    assert report["missing"] == 0 and list(report["failed"]) == ["plain-0.13-0 explanations"]
+    assert (again / "table.csv").read_text() == (finished / "table.csv").read_text()
+    assert {row["variant"]: row["seeds"] for row in report["explanations"]} == {"plain": 1, "global": 2, "channel": 2}
+
+
 def test_a_study_goes_on_with_the_same_labels_alone(
     finished: Path, domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
