@@ -275,9 +275,10 @@ class _Worker:
 
 
 def is_finished(plan: StudyPlan, cell: Cell) -> bool:
-    """Whether a cell was tested on every archive."""
+    """Whether a cell was tested on every archive, and explained."""
+    found = load_cell(plan.out / "cells" / cell.name)
     files = [domain_file(plan.out, cell, name) for name in plan.domains]
-    return load_cell(plan.out / "cells" / cell.name) is not None and all(load_predictions(f) is not None for f in files)
+    return found is not None and not found[1]["failed"] and all(load_predictions(file) is not None for file in files)
 
 
 def domain_file(out: Path, cell: Cell, domain: str) -> Path:

@@ -234,6 +234,9 @@ def test_trouble_with_maps_costs_them_alone(
     assert report["missing"] == 0 and list(report["failed"]) == ["plain-0.13-0 explanations"]
     assert (again / "table.csv").read_text() == (finished / "table.csv").read_text()
     assert {row["variant"]: row["seeds"] for row in report["explanations"]} == {"plain": 1, "global": 2, "channel": 2}
+    monkeypatch.undo()
+    assert study(again, domain, "resume=true") == 0
+    assert report_of(again)["explanations"] == report_of(finished)["explanations"]
 
 
 def test_a_study_goes_on_with_the_same_labels_alone(

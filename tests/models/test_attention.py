@@ -205,9 +205,9 @@ def test_transformers_are_encoders_too(backbone: str, options: dict[str, int], t
 def test_maps_do_not_depend_on_the_order_in_memory(kind: str) -> None:
     torch.manual_seed(0)
     model = create_encoder(
-        "resnet18", 1, 64, options={"channels": [16, 16, 32, 32]}, attention=kind, attention_stages=(3, 4)
+        "resnet18", 1, 64, options={"channels": [16, 16, 64, 64]}, attention=kind, attention_stages=(3, 4)
     ).eval()
-    features = {name: torch.rand(2, width, 8, 8) for name, width in (("stage3", 32), ("stage4", 32))}
+    features = {name: torch.rand(2, width, 8, 8) for name, width in (("stage3", 64), ("stage4", 64))}
     before = {name: model.attention[name].map(features[name]) for name in model.attention}  # type: ignore[operator]
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for name, expected in before.items():
