@@ -20,6 +20,7 @@ from .points import (
     on_common_cases,
     points_of,
     row_of,
+    verdict,
     with_holm,
 )
 
@@ -135,12 +136,11 @@ def _sentences(
         if row["metric"] != "auroc":
             continue
         ahead = "ahead of" if row["difference"] >= 0 else "behind"
-        verdict = "chance alone hardly explains that" if row["p_holm"] < 0.05 else "chance alone may explain that"
         cost = _cost(by_place[row["first"], row["fraction"]])
         found.append(
             f"With {cost} {row['first']} is {abs(row['difference']):.3f} AUROC {ahead} {row['second']} "
             f"(95 % interval {row['low']:+.3f} to {row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']}): "
-            f"{verdict} (p = {row['p_holm']:.2g} after Holm's correction)."
+            f"{verdict(row)} (p = {row['p_holm']:.2g} after Holm's correction)."
         )
     for row in savings:
         times, last = row["times"], max(row["fraction"] for row in savings)

@@ -26,6 +26,7 @@ __all__ = [
     "on_common_cases",
     "points_of",
     "row_of",
+    "verdict",
     "with_holm",
 ]
 
@@ -198,6 +199,17 @@ def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same comparisons with ``p_holm``: their p-values corrected for their number."""
     corrected = holm([row["p"] for row in rows])
     return [{**row, "p_holm": value} for row, value in zip(rows, corrected, strict=True)]
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What a corrected comparison says, in plain words.
+
+    Example:
+        >>> verdict({"p_holm": 0.2, "seeds": 5})
+        'chance alone may explain that'
+    """
+    text = "chance alone hardly explains that" if row["p_holm"] < 0.05 else "chance alone may explain that"
+    return text if row["seeds"] > 1 else f"{text}, though one repetition does not show how much training itself varies"
 
 
 def detail_of(

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import friedmanchisquare, rankdata
 
 from ..evaluation.judgement import NO_GROUPS
-from .points import COMPARED, Done, Point, compared, detail_of, on_common_cases, points_of, row_of, with_holm
+from .points import COMPARED, Done, Point, compared, detail_of, on_common_cases, points_of, row_of, verdict, with_holm
 
 __all__ = ["IN_DOMAIN", "analyse_study", "cliques", "rank_variants"]
 
@@ -205,11 +205,10 @@ def _sentences(comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, A
         if row["metric"] != RANKED:
             continue
         ahead = "ahead of" if row["difference"] >= 0 else "behind"
-        verdict = "chance alone hardly explains that" if row["p_holm"] < 0.05 else "chance alone may explain that"
         found.append(
             f"{_place(row['domain'])} {row['first']} has a balanced accuracy of {row['first_mean']:.3f}, "
             f"{abs(row['difference']):.3f} {ahead} {row['second']} (95 % interval {row['low']:+.3f} to "
-            f"{row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']}): {verdict} "
+            f"{row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']}): {verdict(row)} "
             f"(p = {row['p_holm']:.2g} after Holm's correction)."
         )
     for domain, ranks in ranking.items():

@@ -80,6 +80,12 @@ def test_a_pair_that_names_each_other_is_tested_once() -> None:
     assert [(row["first"], row["p"] == row["p_holm"]) for row in found["comparisons"]] == [("a", True)] * 2
 
 
+def test_one_repetition_is_said_to_be_little() -> None:
+    found = study({"a": [10], "b": [90]})
+    assert "though one repetition does not show how much training itself varies" in found["sentences"][0]
+    assert "one repetition" not in study({"a": [10, 11], "b": [90, 91]})["sentences"][0]
+
+
 def test_no_repetition_in_common_is_said() -> None:
     cells = [cell("a", 0, 10), cell("b", 1, 12)]
     found = analyse_study({IN_DOMAIN: cells}, {"a": "a", "b": "a"}, {}, ["well", "ill"], 1.0)
