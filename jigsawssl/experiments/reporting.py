@@ -123,11 +123,10 @@ def study_report(folder: Path) -> dict[str, Any]:
     searches = {}
     for name in variants:
         found = load_search(folder / "search" / f"{name}.json")
-        error = folder / "search" / f"{name}.error.txt"
         if found is not None:
             searches[name] = found
-        elif error.is_file():
-            failed[f"search of {name}"] = error.read_text(encoding="utf-8").partition(":")[0].strip()
+        elif (reason := _reason(folder / "search" / name)) is not None:
+            failed[f"search of {name}"] = reason
     analysis = analyse_study(
         cells,
         {name: facts["against"] for name, facts in variants.items()},
@@ -178,13 +177,17 @@ def _cells(folder: Path, keys: Sequence[Cell]) -> tuple[list[Done], dict[str, st
     done, failed = [], {}
     for cell in keys:
         found = load_cell(folder / "cells" / cell.name)
-        error = folder / "cells" / f"{cell.name}.error.txt"
         if found is not None:
             done.append(Done(*cell, *found))
-        elif error.is_file():
-            # The message may name files, which are not for a report.
-            failed[cell.name] = error.read_text(encoding="utf-8").partition(":")[0].strip()
+        elif (reason := _reason(folder / "cells" / cell.name)) is not None:
+            failed[cell.name] = reason
     return done, failed
+
+
+def _reason(path: Path) -> str | None:
+    """Why a part failed, without its message, which may name files and is not for a report."""
+    file = path.with_name(f"{path.name}.error.txt")
+    return file.read_text(encoding="utf-8").partition(":")[0].strip() if file.is_file() else None
 
 
 def _place_pictures(details: Sequence[dict[str, Any]]) -> None:
