@@ -92,7 +92,7 @@ def main() -> None:
     rows = []
     for spread in (0.0, 0.15, 0.5):
         rows.append([spread, *(f"{100 * value:.1f} %" for value in false_positives(draws, seeds, count, spread))])
-    header = ["spread between draws", "corrected t (reported)", "paired bootstrap", "Nadeau and Bengio"]
+    header = ["spread between draws", "reported", "paired bootstrap", "Nadeau and Bengio"]
     print(format_table(header, rows), flush=True)
     by_patient, by_image = interval_coverage(draws, count)
     print(

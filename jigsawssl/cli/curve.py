@@ -11,27 +11,26 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..config import CurveConfig, to_yaml, without_folders
-from ..data.loading import PixelDataset
-from ..experiments.cells import Cell, EncoderChoice, Source, adaptation_mode, load_cell
+from ..config import CurveConfig, without_folders
+from ..experiments.cells import Cell, EncoderChoice, adaptation_mode, load_cell
 from ..experiments.curve import Plan, run_curve
-from ..experiments.labelled import Labelled, check_overlap, open_labelled
+from ..experiments.labelled import Labelled, check_overlap
 from ..experiments.reporting import curve_report, summary
-from ..experiments.subsets import draw_subset, read_subset, subset_name, write_subsets
-from ..report import write_bytes, write_json
-from ..report.run import check_run_folder, clear_run_folder, environment
+from ..experiments.subsets import draw_subset, read_subset, subset_name
+from ..report import write_bytes
+from ..report.run import environment
 from ..training.finetune import planned_epochs
-from ..training.optim import training_device
-from ..types import UserError
 from .supervised import (
+    begin_cells,
+    check_draws,
     check_encoder,
-    check_unchanged,
     choice_of,
     counted,
     data_facts,
     default_jobs,
     digest,
     fingerprint,
+    open_cells,
     provenance_of,
     recipes_of,
     subgroups_of,
@@ -49,35 +48,19 @@ def run(config: CurveConfig) -> int:
     Raises:
         UserError: for what the user can mend.
     """
-    path = check_run_folder(
-        config.out, config.resume, config.overwrite, to_yaml(config), free=("config", "jobs", "out")
-    )
-    device = training_device(config.trainer.accelerator)
-    labelled = open_labelled(config.data, config.manifest, config.layout, config.split, config.validation)
-    archive = labelled.archive
-    channels = PixelDataset(archive.select(labelled.pool.tolist()), 8).channels
+    opened = open_cells(config)
+    path, device, labelled, source, channels = opened
     common = choice_of(config, "", labelled)
     choices = {name: common._replace(reference=reference) for name, reference in config.encoders.items()}
     encoders = {name: _encoder_facts(config, choice, channels, labelled) for name, choice in choices.items()}
     fractions = sorted(set(config.fractions))
     subsets = _subsets(config, labelled, fractions)
-    for (fraction, seed), rows in subsets.items():
-        if len(np.unique(archive.labels[rows])) < 2:
-            raise UserError(
-                f"`fractions` ({fraction:g}) must leave two classes; draw {seed} ({len(rows)} labels) has one; raise it"
-            )
+    check_draws(subsets, labelled, "fractions")
     columns = subgroups_of(config, labelled, labelled.test)
     task = _task(config, labelled, encoders, fractions, subsets, columns, device)
-    if config.resume:
-        check_unchanged(path / "task.json", task["fingerprints"])
-    else:
-        clear_run_folder(path)
-    (path / "cells").mkdir(parents=True, exist_ok=True)
-    (path / "config.yaml").write_text(to_yaml(config))
-    write_subsets(path / "subsets", labelled, subsets)
-    write_json(path / "task.json", task)
+    begin_cells(config, opened, task, subsets, ["cells"])
     plan = Plan(
-        Source(config.data, config.manifest, config.layout, config.split, config.validation),
+        source,
         choices,
         channels,
         config.mode,

@@ -11,30 +11,32 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..config import StudyConfig, to_yaml, without_folders
+from ..config import StudyConfig, without_folders
 from ..data import Archive
 from ..data.guard import seen_images
 from ..data.loading import PixelDataset
-from ..experiments.cells import EncoderChoice, Source
-from ..experiments.labelled import Labelled, check_overlap, open_domain, open_labelled
+from ..experiments.cells import EncoderChoice
+from ..experiments.labelled import Labelled, check_overlap, open_domain
 from ..experiments.ranking import IN_DOMAIN
 from ..experiments.reporting import study_report, study_summary
 from ..experiments.runner import Outcome
 from ..experiments.study import Domain, StudyPlan, cost_of, is_finished, load_search, run_searches, run_study
-from ..experiments.subsets import draw_subset, write_subsets
-from ..report import write_bytes, write_json
-from ..report.run import check_run_folder, clear_run_folder, environment
-from ..training.optim import DEFAULT_WEIGHT_DECAY, training_device
+from ..experiments.subsets import draw_subset
+from ..report import write_bytes
+from ..report.run import environment
+from ..training.optim import DEFAULT_WEIGHT_DECAY
 from ..types import UserError
 from .supervised import (
+    begin_cells,
+    check_draws,
     check_encoder,
-    check_unchanged,
     choice_of,
     counted,
     data_facts,
     default_jobs,
     digest,
     fingerprint,
+    open_cells,
     provenance_of,
     recipes_of,
     subgroups_of,
@@ -55,19 +57,11 @@ def run(config: StudyConfig) -> int:
     Raises:
         UserError: for what the user can mend.
     """
-    path = check_run_folder(
-        config.out, config.resume, config.overwrite, to_yaml(config), free=("config", "jobs", "out")
-    )
-    device = training_device(config.trainer.accelerator)
-    labelled = open_labelled(config.data, config.manifest, config.layout, config.split, config.validation)
-    archive = labelled.archive
-    channels = PixelDataset(archive.select(labelled.pool.tolist()), 8).channels
-    subsets = {
-        seed: draw_subset(labelled, config.fraction, seed, config.budget == "groups") for seed in range(config.seeds)
-    }
-    for seed, rows in subsets.items():
-        if len(np.unique(archive.labels[rows])) < 2:
-            raise UserError(f"`fraction` ({config.fraction:g}) must leave two classes; draw {seed} has one; raise it")
+    opened = open_cells(config)
+    path, device, labelled, source, channels = opened
+    keys = [(config.fraction, seed) for seed in range(config.seeds)]
+    subsets = {key: draw_subset(labelled, *key, config.budget == "groups") for key in keys}
+    check_draws(subsets, labelled, "fraction")
     domains = {
         name: Domain(values["data"], values.get("manifest"), values.get("layout"))
         for name, values in config.domains.items()
@@ -85,29 +79,21 @@ def run(config: StudyConfig) -> int:
         "subgroups": subgroups_of(config, labelled, labelled.test),
         "environment": environment(device),
         "fingerprints": {
-            "data": archive.fingerprint(),
+            "data": labelled.archive.fingerprint(),
             # In their order, as cases are numbered by it.
-            "manifest": fingerprint(list(map(repr, archive.samples))),
+            "manifest": fingerprint(list(map(repr, labelled.archive.samples))),
             "domains": fingerprint(
                 [(name, found.fingerprint(), list(map(repr, found.samples))) for name, (found, _) in elsewhere.items()]
             ),
             "variants": fingerprint([(name, facts["sha256"]) for name, facts in sorted(variants.items())]),
         },
     }
-    if config.resume:
-        check_unchanged(path / "task.json", task["fingerprints"])
-    else:
-        clear_run_folder(path)
-    for name in ("search", "cells"):
-        (path / name).mkdir(parents=True, exist_ok=True)
-    (path / "config.yaml").write_text(to_yaml(config))
-    write_subsets(path / "subsets", labelled, {(config.fraction, seed): rows for seed, rows in subsets.items()})
-    write_json(path / "task.json", task)
+    begin_cells(config, opened, task, subsets, ["search", "cells"])
     recipe = recipes_of(config, device, seed=0)[0]
     if recipe.weight_decay is None:
         recipe = recipe._replace(weight_decay=DEFAULT_WEIGHT_DECAY[recipe.optimizer])
     plan = StudyPlan(
-        Source(config.data, config.manifest, config.layout, config.split, config.validation),
+        source,
         choices,
         domains,
         channels,
@@ -115,7 +101,7 @@ def run(config: StudyConfig) -> int:
         {key.rpartition(".")[2]: (float(low), float(high)) for key, (low, high) in config.space.items()},
         config.trials,
         config.fraction,
-        subsets,
+        {seed: rows for (_, seed), rows in subsets.items()},
         path,
     )
     _work(plan, config, device)

@@ -5,24 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..checkpoint import read_header
-from ..config import SupervisedConfig, without_folder
+from ..config import CurveConfig, StudyConfig, SupervisedConfig, to_yaml, without_folder
 from ..data.loading import PixelDataset, stain_target
 from ..data.manifest import manifest_columns
-from ..experiments.cells import EncoderChoice, adaptation_mode
-from ..experiments.labelled import Labelled
+from ..experiments.cells import EncoderChoice, Rows, Source, adaptation_mode
+from ..experiments.labelled import Labelled, open_labelled
+from ..experiments.subsets import write_subsets
 from ..functional import nearest_sizes
 from ..models import Encoder
+from ..report import write_json
+from ..report.run import check_run_folder, clear_run_folder
 from ..training.finetune import Recipe, trained_stages
-from ..training.optim import autocast_precision
+from ..training.optim import autocast_precision, training_device
 from ..types import UserError
 
 MOST_SUBGROUPS = 20
@@ -31,18 +34,83 @@ STAINED, STAINED_SIZE = 256, 128
 """Images that average colours are taken from, and their side in pixels."""
 
 __all__ = [
+    "Opened",
+    "begin_cells",
+    "check_draws",
     "check_encoder",
-    "check_unchanged",
     "choice_of",
     "counted",
     "data_facts",
     "default_jobs",
     "digest",
     "fingerprint",
+    "open_cells",
     "provenance_of",
     "recipes_of",
     "subgroups_of",
 ]
+
+
+class Opened(NamedTuple):
+    """What a command of many cells works in and on; nothing of it was touched."""
+
+    path: Path
+    device: torch.device
+    labelled: Labelled
+    source: Source
+    channels: int
+
+
+def open_cells(config: CurveConfig | StudyConfig) -> Opened:
+    """Look at the folder and the archive of a curve or study.
+
+    Raises:
+        UserError: for what the user can mend.
+    """
+    free = ("config", "jobs", "out")
+    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free)
+    device = training_device(config.trainer.accelerator)
+    source = Source(config.data, config.manifest, config.layout, config.split, config.validation)
+    labelled = open_labelled(*source)
+    channels = PixelDataset(labelled.archive.select(labelled.pool.tolist()), 8).channels
+    return Opened(path, device, labelled, source, channels)
+
+
+def check_draws(subsets: dict[tuple[float, int], Rows], labelled: Labelled, key: str) -> None:
+    """Draws of labels must leave something to tell apart.
+
+    Raises:
+        UserError: where one holds a single class.
+    """
+    for (fraction, seed), rows in subsets.items():
+        if len(np.unique(labelled.archive.labels[rows])) < 2:
+            raise UserError(
+                f"`{key}` ({fraction:g}) must leave two classes; draw {seed} ({len(rows)} labels) has one; raise it"
+            )
+
+
+def begin_cells(
+    config: CurveConfig | StudyConfig,
+    opened: Opened,
+    task: Mapping[str, Any],
+    subsets: dict[tuple[float, int], Rows],
+    folders: Sequence[str],
+) -> None:
+    """Write what the cells and the report need, after a look that a run to resume is the same.
+
+    Raises:
+        UserError: where images, labels or weights changed since the run to resume began.
+    """
+    path = opened.path
+    if config.resume:
+        _check_unchanged(path / "task.json", task["fingerprints"])
+    else:
+        clear_run_folder(path)
+    for name in folders:
+        (path / name).mkdir(parents=True, exist_ok=True)
+    (path / "config.yaml").write_text(to_yaml(config))
+    write_subsets(path / "subsets", opened.labelled, subsets)
+    write_json(path / "task.json", task)
 
 
 def recipes_of(config: SupervisedConfig, device: torch.device, seed: int) -> list[Recipe]:
@@ -188,7 +256,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> None:
+def _check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> None:
     """A curve or study may only go on with the images, labels and weights that it began with."""
     if not file.is_file():
         return

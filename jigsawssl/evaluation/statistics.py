@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.isotonic import IsotonicRegression
 
 __all__ = [
@@ -24,6 +24,11 @@ __all__ = [
 ]
 
 Numbers = NDArray[np.float64]
+
+# Gauss-Legendre quadrature over probabilities, dense where variances are large: tails of any t to six digits.
+_POINTS, _SHARES = np.polynomial.legendre.leggauss(64)
+_NODES: Numbers = ((_POINTS + 1) / 2) ** 6
+_WEIGHTS: Numbers = _SHARES / 2 * 6 * ((_POINTS + 1) / 2) ** 5
 
 
 class Interval(NamedTuple):
@@ -61,10 +66,9 @@ class Comparison(NamedTuple):
         difference: mean over seeds of first minus second.
         low: of the 95 % interval that goes with ``p``.
         high: of the same.
-        p: two-sided, of the t-test corrected for the patients that all seeds share.
+        p: two-sided, of the test with seeds and the patients that all of them share.
         p_bootstrap: two-sided, of the paired bootstrap over seeds and patients.
         p_nadeau_bengio: two-sided, of the corrected resampled t-test, ``None`` where seeds do not differ.
-        degrees: of freedom of ``p``.
         effect: difference over its standard deviation between seeds (Cohen's d for pairs), ``None`` where that is 0.
         ahead: number of seeds in which the first is ahead.
         seeds: number of seeds.
@@ -76,7 +80,6 @@ class Comparison(NamedTuple):
     p: float
     p_bootstrap: float
     p_nadeau_bengio: float | None
-    degrees: float
     effect: float | None
     ahead: int
     seeds: int
@@ -94,10 +97,12 @@ def compare(
 
     The variance of the mean difference is what seeds add, ``s² / J``, and what the choice of patients adds to all
     seeds at once, the mean covariance of the seeds' differences over the bootstrap samples: the model of Obuchowski
-    and Rockette (1995) with seeds as readers, and Hillis' degrees of freedom (2007, equation 11). Beside it stand a
-    bootstrap over both, which is too sure where few seeds differ much, and Nadeau and Bengio's corrected resampled t
-    (2003, section 3), which takes patients to be drawn anew with each training set and is never sure here
-    (``benchmarks/simulations.py``).
+    and Rockette (1995) with seeds as readers. The first is known from J seeds alone, so the error is taken as the sum
+    of a t-distributed part with J - 1 degrees of freedom and a normal one (a generalised p-value, Tsui and Weerahandi
+    1989). Degrees of freedom that match the variance of that sum (Hillis 2007) are too sure of small p, which a
+    correction for many pairs asks for. Beside it stand a bootstrap over both, which is too sure where few seeds differ
+    much, and Nadeau and Bengio's corrected resampled t (2003, section 3), which takes patients to be drawn anew with
+    each training set and is never sure here (``benchmarks/simulations.py``).
 
     Args:
         first: metric of one encoder for each seed, ``(J,)``.
@@ -127,36 +132,47 @@ def compare(
     covariance = np.atleast_2d(np.cov(draws))
     shared = float((covariance.sum() - np.trace(covariance)) / (count * (count - 1))) if count > 1 else None
     patients = max(0.0, shared) if shared is not None else float(covariance[0, 0])
-    variance = between / count + patients
-    degrees = math.inf
-    if between > 0:
-        degrees = (between + count * patients) ** 2 / (between**2 / (count - 1))
+    error = _Error(between / count, patients, count)
     rng = np.random.default_rng(seed)
     picked = rng.integers(count, size=(count, draws.shape[1]))
     both = draws[picked, np.arange(draws.shape[1])].mean(axis=0)
-    margin = math.sqrt(variance) * float(stats.t.ppf(0.975, degrees) if degrees < math.inf else stats.norm.ppf(0.975))
+    margin = error.margin(0.95)
     corrected = None
     if between > 0:
-        corrected = _two_sided(mean, (1 / count + test_share) * between, count - 1)
+        corrected = _Error((1 / count + test_share) * between, 0.0, count).p(mean)
     return Comparison(
         difference=mean,
         low=mean - margin,
         high=mean + margin,
-        p=_two_sided(mean, variance, degrees),
+        p=error.p(mean),
         p_bootstrap=min(1.0, 2 * (1 + min(int((both <= 0).sum()), int((both >= 0).sum()))) / (1 + len(both))),
         p_nadeau_bengio=corrected,
-        degrees=degrees,
         effect=mean / math.sqrt(between) if between > 0 else None,
         ahead=int((differences > 0).sum()),
         seeds=count,
     )
 
 
-def _two_sided(mean: float, variance: float, degrees: float) -> float:
-    if variance <= 0:
-        return 1.0 if mean == 0 else 0.0
-    statistic = abs(mean) / math.sqrt(variance)
-    return float(2 * (stats.norm.sf(statistic) if math.isinf(degrees) else stats.t.sf(statistic, degrees)))
+class _Error:
+    """Of a mean over seeds: a part with ``seeds - 1`` degrees of freedom, and a normal one, given as variances."""
+
+    def __init__(self, of_seeds: float, of_patients: float, seeds: int) -> None:
+        # The sum is normal for each value that the unknown variance between seeds may have.
+        chances = stats.chi2.ppf(_NODES, seeds - 1) / (seeds - 1) if of_seeds > 0 else np.ones_like(_NODES)
+        self.deviations = np.sqrt(of_seeds / chances + of_patients)
+
+    def p(self, value: float) -> float:
+        """How likely it is at least as far from 0 as a value."""
+        if not self.deviations.all():
+            return 1.0 if value == 0 else 0.0
+        return float(min(1.0, 2 * _WEIGHTS @ stats.norm.sf(abs(value) / self.deviations)))
+
+    def margin(self, confidence: float) -> float:
+        """Half of the interval that holds it."""
+        if not self.deviations.all():
+            return 0.0
+        largest = float(self.deviations.max()) * float(stats.norm.isf((1 - confidence) / 2))
+        return float(optimize.brentq(lambda value: self.p(value) - (1 - confidence), 0, largest))
 
 
 def joint_samples(values: ArrayLike, draws: ArrayLike, seed: int = 0) -> Numbers:

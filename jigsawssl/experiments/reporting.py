@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,8 @@ def curve_report(folder: Path) -> dict[str, Any]:
         "limits": LIMITS["curve"],
         **analysis,
     }
-    write_json(folder / "report.json", report)
-    of_row = ["encoder", "mode", "fraction", "labels", "groups", "seeds", "candidates"]
-    of_value = ["mean", "sd", "low", "high"]
-    rows = [
-        [*(row[name] for name in of_row), metric, *(value[name] for name in of_value)]
-        for row in analysis["table"]
-        for metric, value in row["metrics"].items()
-    ]
-    write_csv(folder / "table.csv", [*of_row, "metric", *of_value], rows)
-    write_page(folder, _read(folder / "report.json"))
+    columns = ["encoder", "mode", "fraction", "labels", "groups", "seeds", "candidates"]
+    _write(folder, report, {name: name for name in columns})
     return report
 
 
@@ -119,7 +111,7 @@ def study_report(folder: Path) -> dict[str, Any]:
     for cell in done:
         for part, reason in cell.facts["failed"].items():
             failed[f"{Cell(*cell[:3]).name} {part}"] = reason.partition(":")[0]
-    whole = min(map(len, cells.values()))
+    whole = set.intersection(*({Cell(*cell[:3]) for cell in found} for found in cells.values()))
     searches = {}
     for name in variants:
         found = load_search(folder / "search" / f"{name}.json")
@@ -153,23 +145,28 @@ def study_report(folder: Path) -> dict[str, Any]:
         "domains": task["domains"],
         "searches": searches,
         "cells": len(keys),
-        "missing": len(keys) - whole,
+        "missing": len(keys) - len(whole),
         "failed": failed,
         "environment": task["environment"],
         "limits": LIMITS["study"],
         **analysis,
         "galleries": galleries,
     }
+    _write(folder, report, {"domain": "domain", "variant": "encoder", "labels": "labels", "seeds": "seeds"})
+    return report
+
+
+def _write(folder: Path, report: dict[str, Any], columns: Mapping[str, str]) -> None:
+    """The three files; ``columns`` of the table, with what they are called in the report."""
     write_json(folder / "report.json", report)
     of_value = ["mean", "sd", "low", "high"]
     rows = [
-        [row["domain"], row["encoder"], row["labels"], row["seeds"], metric, *(value[name] for name in of_value)]
-        for row in analysis["table"]
+        [*(row[name] for name in columns.values()), metric, *(value[name] for name in of_value)]
+        for row in report["table"]
         for metric, value in row["metrics"].items()
     ]
-    write_csv(folder / "table.csv", ["domain", "variant", "labels", "seeds", "metric", *of_value], rows)
+    write_csv(folder / "table.csv", [*columns, "metric", *of_value], rows)
     write_page(folder, _read(folder / "report.json"))
-    return report
 
 
 def _cells(folder: Path, keys: Sequence[Cell]) -> tuple[list[Done], dict[str, str]]:

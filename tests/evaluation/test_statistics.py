@@ -83,7 +83,7 @@ def test_one_seed_is_judged_by_the_patients_alone() -> None:
     rng = np.random.default_rng(4)
     draws = rng.normal(0, 0.01, (2, 1, 4000))
     found = compare([0.82], [0.80], draws[0] + 0.82, draws[1] + 0.80, test_share=1.0)
-    assert found.p_nadeau_bengio is None and math.isinf(found.degrees)
+    assert found.p_nadeau_bengio is None
     assert found.p == pytest.approx(math.erfc(0.02 / math.sqrt(2e-4) / math.sqrt(2)), rel=0.1)
 
 
@@ -96,6 +96,30 @@ def test_without_patients_noise_it_is_the_paired_t_test() -> None:
     expected = stats.ttest_rel(a, b).pvalue
     assert found.p == pytest.approx(expected) and found.p_nadeau_bengio == pytest.approx(expected)
     assert found.effect == pytest.approx((a - b).mean() / (a - b).std(ddof=1))
+
+
+@pytest.mark.parametrize("of_patients", [0.002, 0.01, 0.05])
+def test_the_error_is_that_of_seeds_and_patients_together(of_patients: float) -> None:
+    rng = np.random.default_rng(5)
+    a = np.array([0.80, 0.84, 0.79, 0.88, 0.83])
+    shared = rng.normal(0, of_patients, 2000)
+    shared *= of_patients / shared.std(ddof=1)
+    found = compare(a, np.full(5, 0.78), a[:, None] + shared, np.full((5, 2000), 0.78), test_share=1.0)
+    error = a.std(ddof=1) / math.sqrt(5) * rng.standard_t(4, 2_000_000) + of_patients * rng.standard_normal(2_000_000)
+    assert found.p == pytest.approx((abs(error) >= found.difference).mean(), rel=0.02)
+    assert found.high - found.difference == pytest.approx(np.quantile(abs(error), 0.95), rel=0.01)
+
+
+@pytest.mark.slow
+def test_small_p_values_are_as_rare_as_they_say() -> None:
+    # Where many pairs are compared, the correction asks for p-values far below .05.
+    rng, of_patients = np.random.default_rng(6), 0.25
+    rejected = 0
+    for _ in range(10_000):
+        of_seeds, at = rng.normal(0, 1, 5), rng.normal(0, of_patients)
+        draws = np.tile(rng.normal(0, of_patients, 100), (5, 1))
+        rejected += compare(of_seeds + at, np.zeros(5), draws, np.zeros((5, 100)), test_share=1.0).p < 0.002
+    assert 5 <= rejected <= 30  # 20 are allowed; degrees of freedom by variance gave 54
 
 
 def test_nadeau_and_bengio_by_hand() -> None:
