@@ -19,6 +19,7 @@ from jigsawssl.data import open_archive
 from jigsawssl.experiments import study as study_module
 from jigsawssl.experiments.cells import Cell, EncoderChoice, Source, load_cell, load_predictions
 from jigsawssl.experiments.labelled import open_labelled
+from jigsawssl.experiments.reporting import study_report
 from jigsawssl.experiments.study import StudyPlan, domain_file, load_search
 from jigsawssl.experiments.subsets import draw_subset
 from jigsawssl.training.finetune import Recipe
@@ -237,6 +238,19 @@ def test_trouble_with_maps_costs_them_alone(
     monkeypatch.undo()
     assert study(again, domain, "resume=true") == 0
     assert report_of(again)["explanations"] == report_of(finished)["explanations"]
+
+
+def test_repetitions_that_lack_different_archives_are_both_missing(finished: Path, tmp_path: Path) -> None:
+    again = tmp_path / "study"
+    shutil.copytree(finished, again)
+    task = json.loads((again / "task.json").read_text())
+    task["domains"]["dusk"] = task["domains"]["dim"]
+    (again / "task.json").write_text(json.dumps(task))
+    for file in (again / "cells").glob("*@dim.npz"):
+        shutil.copy(file, str(file).replace("@dim", "@dusk"))
+    (again / "cells" / "plain-0.13-0@dim.npz").unlink()
+    (again / "cells" / "global-0.13-0@dusk.npz").unlink()
+    assert study_report(again)["missing"] == 2
 
 
 def test_a_study_goes_on_with_the_same_labels_alone(
