@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import kornia.augmentation as K
 import torch
 from kornia.filters import get_gaussian_kernel1d
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample, interpolate
+from torch.nn.functional import affine_grid, conv2d, grid_sample, interpolate, pad
 
 from ..functional import to_unit_range
 
@@ -18,8 +19,11 @@ __all__ = ["FusedChain"]
 _CHUNK = 1 << 20  # values that are worked on at a time on a CPU: larger intermediate results leave its caches
 _LARGE = 128  # pixels
 _LUMA = (0.299, 0.587, 0.114)
+_TURN = 0.9  # sextants of a turn of the hue that one pass manages
+_SLOPE = _TURN / (1 - _TURN)
 
-Step = Callable[[Tensor, slice], Tensor]
+Start = Callable[[Tensor], Tensor]
+Step = Callable[[Tensor, Tensor], Tensor]
 
 
 class FusedChain(nn.Module):
@@ -67,23 +71,27 @@ class FusedChain(nn.Module):
             float32 ``(B, C, size, size)``, channels_last.
         """
         batch, channels = images.shape[:2]
-        steps = [step for parameter in parameters if (step := self._step(parameter, images)) is not None]
+        start, rest = self._start(images, parameters)
+        steps = [step for parameter in rest if (step := self._step(parameter, images)) is not None]
         shape = (batch, channels, self.size, self.size)
         views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
         largest = channels * max(self.size**2, images.shape[2] * images.shape[3])
         some = max(1, _CHUNK // largest) if images.device.type == "cpu" else batch
         # Under autocast crop positions would be bfloat16, and crops would reach past the image's edge.
         with torch.autocast(images.device.type, enabled=False):
-            for start in range(0, batch, some):
-                rows = slice(start, min(start + some, batch))
-                pixels = to_unit_range(images[rows])
+            for rows in self._order(images, rest).split(some):
+                pixels = start(rows)
                 for step in steps:
                     pixels = step(pixels, rows)
                 if mean is not None:
                     pixels = pixels.sub_(mean)
                 if std is not None:
                     pixels = pixels.div_(std)
-                views[rows] = pixels
+                if some == batch:
+                    views.copy_(pixels)
+                else:
+                    for row, view in zip(rows.tolist(), pixels, strict=True):
+                        views[row] = view
         return views
 
     @torch.no_grad()
@@ -93,14 +101,35 @@ class FusedChain(nn.Module):
             result: Tensor = self.sequence(to_unit_range(images), params=parameters)
         return result
 
+    def _order(self, images: Tensor, parameters: list[Any]) -> Tensor:
+        """Rows of the batch; on a CPU those that are blurred come together, as blur is faster for several at once."""
+        order = torch.arange(len(images))
+        if images.device.type == "cpu":
+            for parameter in parameters:
+                if isinstance(self.sequence.get_submodule(parameter.name), K.RandomGaussianBlur):
+                    order = parameter.data["batch_prob"].argsort(stable=True)
+        return order.to(images.device)
+
+    def _start(self, images: Tensor, parameters: list[Any]) -> tuple[Start, list[Any]]:
+        """How pixels get from the batch into the chain, a crop and a flip at its start included, and what follows."""
+        kinds = [type(self.sequence.get_submodule(parameter.name)) for parameter in parameters]
+        if not kinds or kinds[0] is not K.RandomResizedCrop:
+            return lambda rows: to_unit_range(images[rows]), parameters
+        source = parameters[0].data["src"]
+        flipped = torch.zeros(len(images), dtype=torch.bool)
+        follows = kinds[1:2] == [K.RandomHorizontalFlip]
+        if follows:
+            flipped = parameters[1].data["batch_prob"].cpu() > 0.5
+        one_by_one = images.device.type == "cpu" and self.size >= _LARGE
+        crop = _crop_one_by_one if one_by_one else _crop
+        return crop(images, source, flipped, self.size), parameters[2 if follows else 1 :]
+
     def _step(self, parameter: Any, images: Tensor) -> Step | None:
         operation = self.sequence.get_submodule(parameter.name)
         data: dict[str, Tensor] = parameter.data
         chosen = data["batch_prob"].cpu() > 0.5
         if not chosen.any():
             return None
-        if isinstance(operation, K.RandomResizedCrop):
-            return _crop(data["src"], images, self.size)
         if isinstance(operation, K.Resize):
             unchanged = images.shape[2:] == (self.size, self.size)
             return None if unchanged else lambda pixels, rows: operation(pixels)
@@ -122,65 +151,68 @@ class FusedChain(nn.Module):
 def _on_chosen(chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Step:
     """Apply ``change`` to the images that an operation's probability chose."""
 
-    def step(pixels: Tensor, rows: slice) -> Tensor:
+    def step(pixels: Tensor, rows: Tensor) -> Tensor:
         at = chosen[rows].nonzero().flatten()
         if len(at) == len(pixels):
-            return change(pixels, torch.arange(rows.start, rows.stop, device=pixels.device)).contiguous()
+            return change(pixels, rows).contiguous()
         if len(at):
-            local = at.to(pixels.device)
-            pixels[local] = change(pixels[local], local + rows.start)
+            pixels[at] = change(pixels[at], rows[at])
         return pixels
 
     return step
 
 
-def _crop(source: Tensor, images: Tensor, size: int) -> Step:
-    """Bilinear resampling of a box, whose corners' centres become those of the view."""
-    if images.device.type == "cpu" and size >= _LARGE:
-        return _crop_one_by_one(source, size)
+def _crop(images: Tensor, source: Tensor, flipped: Tensor, size: int) -> Start:
+    """Bilinear resampling of a box, whose corners' centres become those of the view, or of its mirror image."""
     height, width = images.shape[2:]
     (left, top), (right, bottom) = source[:, 0].unbind(1), source[:, 2].unbind(1)
     theta = torch.zeros(len(source), 2, 3, dtype=torch.float64)
     across, down = max(1, width - 1), max(1, height - 1)
-    theta[:, 0, 0], theta[:, 0, 2] = (right - left) / across, (left + right) / across - 1
+    theta[:, 0, 0] = (right - left) / across * torch.where(flipped, -1, 1).to(source.device)
+    theta[:, 0, 2] = (left + right) / across - 1
     theta[:, 1, 1], theta[:, 1, 2] = (bottom - top) / down, (top + bottom) / down - 1
     theta = theta.float().to(images.device)
 
-    def step(pixels: Tensor, rows: slice) -> Tensor:
+    def start(rows: Tensor) -> Tensor:
+        pixels = to_unit_range(images[rows])
         grid = affine_grid(theta[rows], [len(pixels), pixels.shape[1], size, size], align_corners=True)
         return grid_sample(pixels, grid, padding_mode="zeros", align_corners=True)
 
-    return step
+    return start
 
 
-def _crop_one_by_one(source: Tensor, size: int) -> Step:
+def _crop_one_by_one(images: Tensor, source: Tensor, flipped: Tensor, size: int) -> Start:
     """The same for a CPU: resizing is three times as fast as sampling there, once a call for each image is small."""
     boxes = source[:, [0, 2]].round().long().flatten(1).tolist()  # corners are whole pixels
+    mirrored = flipped.tolist()
 
-    def step(pixels: Tensor, rows: slice) -> Tensor:
-        cropped = pixels.new_empty(len(pixels), pixels.shape[1], size, size)
-        for number, (left, top, right, bottom) in enumerate(boxes[rows]):
-            box = pixels[number : number + 1, :, top : bottom + 1, left : right + 1]
-            cropped[number] = interpolate(box, (size, size), mode="bilinear", align_corners=True)[0]
+    def start(rows: Tensor) -> Tensor:
+        cropped = torch.empty(len(rows), images.shape[1], size, size)
+        for view, row in zip(cropped, rows.tolist(), strict=True):
+            left, top, right, bottom = boxes[row]
+            box = images[row : row + 1, :, top : bottom + 1, left : right + 1]
+            box = to_unit_range(box.flip(3) if mirrored[row] else box)
+            view.copy_(interpolate(box, (size, size), mode="bilinear", align_corners=True)[0])
         return cropped
 
-    return step
+    return start
 
 
 def _blur(pixels: Tensor, kernel: int, sigma: Tensor) -> Tensor:
-    """Gaussian blur with reflected borders as two matrix products, which small grouped convolutions are slower than."""
-    size = pixels.shape[-1]
-    at = torch.arange(size, device=pixels.device)[:, None] + torch.arange(kernel, device=pixels.device) - kernel // 2
-    at = (size - 1) - ((size - 1) - at.abs()).abs()
-    weights = get_gaussian_kernel1d(kernel, sigma[:, None])
-    matrix = torch.zeros(len(sigma), size, size, device=pixels.device)
-    matrix.scatter_add_(2, at.expand(len(sigma), size, kernel), weights[:, None].expand(-1, size, -1).contiguous())
-    return matrix[:, None] @ pixels @ matrix[:, None].mT
+    """Gaussian blur with reflected borders: depthwise convolutions, which are fast where channels come last."""
+    batch, channels, height, width = pixels.shape
+    weights = get_gaussian_kernel1d(kernel, sigma[:, None]).repeat_interleave(channels, 0)
+    # Images beside one another as channels, as each has its own kernel.
+    one = pixels.reshape(1, -1, height, width).contiguous(memory_format=torch.channels_last)
+    one = pad(one, (kernel // 2,) * 4, mode="reflect")
+    one = conv2d(one, weights[:, None, :, None], groups=len(weights))
+    one = conv2d(one, weights[:, None, None, :], groups=len(weights))
+    return one.view(batch, channels, height, width)
 
 
-def _luma(pixels: Tensor) -> Tensor:
-    red, green, blue = pixels.unbind(1)
-    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).unsqueeze(1)
+def _luma(pixels: Tensor, plane: Tensor | None = None) -> Tensor:
+    red, green, blue = pixels.split(1, dim=1)
+    return torch.mul(red, _LUMA[0], out=plane).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def _jitter(data: dict[str, Tensor], chosen: Tensor, device: torch.device) -> Step:
@@ -193,46 +225,64 @@ def _jitter(data: dict[str, Tensor], chosen: Tensor, device: torch.device) -> St
     used = [bool((factor != value).any()) for factor, value in zip(factors, neutral.values(), strict=True)]
     change = (_brighten, _contrast, _saturate, _turn_hue)
     order = [number for number in data["order"].tolist() if used[number]]
+    # Intermediate results have their place for the whole batch: fresh memory would cost more than the arithmetic.
+    planes = torch.empty(0)
 
-    def step(pixels: Tensor, rows: slice) -> Tensor:
+    def step(pixels: Tensor, rows: Tensor) -> Tensor:
+        nonlocal planes
+        if not planes.numel():
+            planes = pixels.new_empty(_PLANES, len(pixels), 1, *pixels.shape[2:])
         for number in order:
-            pixels = change[number](pixels, factors[number][rows])
+            change[number](pixels, factors[number][rows], planes[:, : len(pixels)])
         return pixels
 
     return step
 
 
-def _brighten(pixels: Tensor, factor: Tensor) -> Tensor:
-    return pixels.mul_(factor).clamp_(0, 1)
+_PLANES = 8
 
 
-def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
-    grey = _luma(pixels) if pixels.shape[1] == 3 else pixels
+def _brighten(pixels: Tensor, factor: Tensor, planes: Tensor) -> None:
+    pixels.mul_(factor).clamp_(0, 1)
+
+
+def _contrast(pixels: Tensor, factor: Tensor, planes: Tensor) -> None:
+    grey = _luma(pixels, planes[0]) if pixels.shape[1] == 3 else pixels
     mean = grey.mean((1, 2, 3), keepdim=True)
-    return pixels.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
+    pixels.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
-def _saturate(pixels: Tensor, factor: Tensor) -> Tensor:
+def _saturate(pixels: Tensor, factor: Tensor, planes: Tensor) -> None:
+    if pixels.shape[1] == 3:
+        grey = _luma(pixels, planes[0]).mul_(1 - factor)
+        pixels.mul_(factor).add_(grey).clamp_(0, 1)
+
+
+def _turn_hue(pixels: Tensor, turns: Tensor, planes: Tensor) -> None:
+    """Add to the hue of HSV without going there, and without a division or a choice of the sextant.
+
+    Over the hue h in sextants, red is a trapezoid between the lowest value m and the highest M of a pixel: it falls on
+    one side and rises on the other, by the chroma C = M - m a sextant. With d = blue - green, above 0 where it rises,
+    and a slope k it becomes ``clamp(2 red - middle + clamp(2 k d - C t, -C t, C t), m, M)`` after a turn of
+    ``0 <= t <= k / (1 + k)`` sextants, with -d and -t for one the other way round, and so the others in turn. Larger
+    turns are made in several.
+    """
     if pixels.shape[1] == 1:
-        return pixels
-    grey = _luma(pixels).mul_(1 - factor)
-    return pixels.mul_(factor).add_(grey).clamp_(0, 1)
-
-
-def _turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
-    """Add to the hue of HSV, without going through saturation and value (Smith 1978, in the closed form of CSS)."""
-    if pixels.shape[1] == 1:
-        return pixels
-    red, green, blue = pixels.unbind(1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    scale = chroma.clamp(min=1e-12).reciprocal_()
-    # The sextant from the largest channel, as kornia chooses it where two are equal: the first.
-    hue = torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4)
-    hue = torch.where(value == red, (green - blue) * scale, hue).add_(6 * turns.view(-1, 1, 1))
-    hue.sub_(hue.div(6).floor_(), alpha=6)
-    # Around a channel's own hue it has the value, around the opposite the chroma less, linear between.
-    weights = ((hue - 3).abs_().neg_().add_(2), (hue - 2).abs_().sub_(1), hue.sub_(4).abs_().sub_(1))
-    for channel, weight in zip((red, green, blue), weights, strict=True):
-        torch.addcmul(value, chroma, weight.clamp_(0, 1), value=-1, out=channel)
-    return pixels
+        return
+    sextants = 6 * turns
+    passes = max(1, math.ceil(float(sextants.abs().max()) / _TURN))
+    channels = [pixels[:, number : number + 1] for number in range(3)]
+    red, green, blue = channels
+    highest, lowest, middle, up, down, *moved = planes
+    torch.maximum(torch.maximum(red, green, out=highest), blue, out=highest)
+    torch.minimum(torch.minimum(red, green, out=lowest), blue, out=lowest)
+    torch.sub(highest, lowest, out=up).mul_(sextants.abs() / passes)
+    torch.neg(up, out=down)
+    steep = 2 * _SLOPE * sextants.sign()
+    for _ in range(passes):
+        torch.add(red, green, out=middle).add_(blue).sub_(highest).sub_(lowest)
+        for change, (before, after) in zip(moved, ((blue, green), (red, blue), (green, red)), strict=True):
+            torch.sub(before, after, out=change).mul_(steep).sub_(up)
+            torch.clamp(change, down, up, out=change).sub_(middle)
+        for channel, change in zip(channels, moved, strict=True):
+            torch.clamp(change.add_(channel, alpha=2), lowest, highest, out=channel)

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..functional import to_unit_range
+from ..functional import average_positions, to_unit_range
 from ..stain import normalize_stain
 from ..types import FITS, Tap, Taps, UserError
 from . import compact as compact  # registers its network with timm
@@ -340,7 +340,7 @@ class Encoder(nn.Module):
 
         All three, because few labels go further with them than with the deepest alone (``docs/results.md``).
         """
-        return torch.cat([tap.features.mean(dim=(2, 3)) for tap in self.taps(images).values()], dim=1)
+        return torch.cat([average_positions(tap.features) for tap in self.taps(images).values()], dim=1)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Bring images of any size to what the encoder was trained on.

@@ -9,6 +9,7 @@ import torch
 from lightly.models.modules.heads import BarlowTwinsProjectionHead
 from torch import Tensor, nn
 
+from ..functional import average_positions
 from ..types import Taps
 
 __all__ = ["ALL_TAPS", "HierarchicalBlock", "PlainProjector", "Variant"]
@@ -43,9 +44,11 @@ class _Light(nn.Sequential):
             nn.Conv2d(channels, width, 1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
         )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Average over positions."""
+        return average_positions(super().forward(features))
 
 
 def _paper_head(width: int, output: int) -> nn.Module:
@@ -138,4 +141,4 @@ class PlainProjector(nn.Module):
 
     def forward(self, taps: Taps, branches: Sequence[str]) -> dict[str, Tensor]:
         """Projection float ``(B, projection)`` of the deepest tap."""
-        return {self.deepest: self.project(taps[self.deepest].features.mean(dim=(2, 3)))}
+        return {self.deepest: self.project(average_positions(taps[self.deepest].features))}

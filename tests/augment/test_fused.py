@@ -68,7 +68,8 @@ def test_hue_turns_as_in_hsv_also_where_channels_are_equal() -> None:
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 0.3, 0.7, 1.0])] * 3).T.reshape(1, 3, 8, 8)
     for turns in (-0.4, -0.1, 0.0, 0.05, 1 / 6, 0.5):
         expected = adjust_hue(corners, turns * 2 * torch.pi)
-        found = fused._turn_hue(corners.clone(), torch.full((1, 1, 1, 1), turns))
+        found = corners.clone()
+        fused._turn_hue(found, torch.full((1, 1, 1, 1), turns), torch.empty(8, 1, 1, 8, 8))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
