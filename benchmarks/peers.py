@@ -69,8 +69,9 @@ class Setting(NamedTuple):
     def ratios(self, theirs: Callable[[], object], ours: Callable[[], object], ahead: int = 0) -> list[float]:
         """Their time over ours in each round, after one call of each.
 
-        ``ahead`` is how many calls' worth of batches their workers may have prepared while ours ran; that many are
-        made before the clock starts, and that many are timed.
+        ``ahead`` is how many calls' worth of batches their workers may prepare in advance: that many are used up
+        before their clock starts, that many are timed, and ours waits until the workers have prepared as many again
+        and leave the cores to it.
         """
         theirs(), ours()
         found = []
@@ -78,7 +79,9 @@ class Setting(NamedTuple):
             for _ in range(ahead):
                 theirs()
             calls = max(1, ahead)
-            found.append(sum(self.seconds(theirs) for _ in range(calls)) / calls / self.seconds(ours))
+            taken = sum(self.seconds(theirs) for _ in range(calls))
+            time.sleep(1.5 * taken if ahead else 0)
+            found.append(taken / calls / self.seconds(ours))
         return found
 
 
