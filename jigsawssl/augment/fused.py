@@ -79,7 +79,8 @@ class FusedChain(nn.Module):
         some = max(1, _CHUNK // largest) if images.device.type == "cpu" else batch
         # Under autocast crop positions would be bfloat16, and crops would reach past the image's edge.
         with torch.autocast(images.device.type, enabled=False):
-            for rows in self._order(images, rest).split(some):
+            order = self._order(batch, rest) if some < batch else torch.arange(batch)
+            for rows in order.split(some):
                 pixels = start(rows)
                 for step in steps:
                     pixels = step(pixels, rows)
@@ -87,7 +88,7 @@ class FusedChain(nn.Module):
                     pixels = pixels.sub_(mean)
                 if std is not None:
                     pixels = pixels.div_(std)
-                if some == batch:
+                if some >= batch:
                     views.copy_(pixels)
                 else:
                     for row, view in zip(rows.tolist(), pixels, strict=True):
@@ -101,14 +102,13 @@ class FusedChain(nn.Module):
             result: Tensor = self.sequence(to_unit_range(images), params=parameters)
         return result
 
-    def _order(self, images: Tensor, parameters: list[Any]) -> Tensor:
-        """Rows of the batch; on a CPU those that are blurred come together, as blur is faster for several at once."""
-        order = torch.arange(len(images))
-        if images.device.type == "cpu":
-            for parameter in parameters:
-                if isinstance(self.sequence.get_submodule(parameter.name), K.RandomGaussianBlur):
-                    order = parameter.data["batch_prob"].argsort(stable=True)
-        return order.to(images.device)
+    def _order(self, batch: int, parameters: list[Any]) -> Tensor:
+        """Rows of the batch, those that are blurred together, as blur is faster for several at once."""
+        for parameter in parameters:
+            if isinstance(self.sequence.get_submodule(parameter.name), K.RandomGaussianBlur):
+                blurred: Tensor = parameter.data["batch_prob"].cpu()
+                return blurred.argsort(stable=True)
+        return torch.arange(batch)
 
     def _start(self, images: Tensor, parameters: list[Any]) -> tuple[Start, list[Any]]:
         """How pixels get from the batch into the chain, a crop and a flip at its start included, and what follows."""

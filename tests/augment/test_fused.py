@@ -51,7 +51,7 @@ def test_images_do_not_depend_on_how_many_are_worked_on_at_a_time(
     build, pixels = chain(name, 32, 3), images(3, 40, 40, dtype)
     parameters = build.draw(pixels.shape)
     whole = build(pixels, parameters)
-    for chunk in (1, 5 * 3 * 40 * 40):
+    for chunk in (1, 5 * 3 * 40 * 40, 13 * 3 * 40 * 40):
         monkeypatch.setattr(fused, "_CHUNK", chunk)
         torch.testing.assert_close(build(pixels, parameters), whole, atol=1e-6, rtol=0)
 
