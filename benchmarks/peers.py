@@ -81,7 +81,7 @@ class Setting(NamedTuple):
             calls = max(1, ahead)
             taken = sum(self.seconds(theirs) for _ in range(calls))
             time.sleep(1.5 * taken if ahead else 0)
-            found.append(taken / calls / self.seconds(ours))
+            found.append(taken / sum(self.seconds(ours) for _ in range(calls)))
         return found
 
 

@@ -19,6 +19,7 @@ __all__ = ["FusedChain"]
 _CHUNK = 1 << 20  # values that are worked on at a time on a CPU: larger intermediate results leave its caches
 _LARGE = 128  # pixels
 _LUMA = (0.299, 0.587, 0.114)
+_PLANES = 8  # for intermediate results of the colours
 _TURN = 0.9  # sextants of a turn of the hue that one pass manages
 _SLOPE = _TURN / (1 - _TURN)
 
@@ -199,15 +200,17 @@ def _crop_one_by_one(images: Tensor, source: Tensor, flipped: Tensor, size: int)
 
 
 def _blur(pixels: Tensor, kernel: int, sigma: Tensor) -> Tensor:
-    """Gaussian blur with reflected borders: depthwise convolutions, which are fast where channels come last."""
+    """Gaussian blur with reflected borders by depthwise convolutions, on a CPU with channels last, which is faster."""
     batch, channels, height, width = pixels.shape
     weights = get_gaussian_kernel1d(kernel, sigma[:, None]).repeat_interleave(channels, 0)
     # Images beside one another as channels, as each has its own kernel.
-    one = pixels.reshape(1, -1, height, width).contiguous(memory_format=torch.channels_last)
+    one = pixels.reshape(1, -1, height, width)
+    if pixels.device.type == "cpu":
+        one = one.contiguous(memory_format=torch.channels_last)
     one = pad(one, (kernel // 2,) * 4, mode="reflect")
     one = conv2d(one, weights[:, None, :, None], groups=len(weights))
     one = conv2d(one, weights[:, None, None, :], groups=len(weights))
-    return one.view(batch, channels, height, width)
+    return one.reshape(batch, channels, height, width)
 
 
 def _luma(pixels: Tensor, plane: Tensor | None = None) -> Tensor:
@@ -237,9 +240,6 @@ def _jitter(data: dict[str, Tensor], chosen: Tensor, device: torch.device) -> St
         return pixels
 
     return step
-
-
-_PLANES = 8
 
 
 def _brighten(pixels: Tensor, factor: Tensor, planes: Tensor) -> None:

@@ -160,6 +160,7 @@ class _Error:
         # The sum is normal for each value that the unknown variance between seeds may have.
         chances = stats.chi2.ppf(_NODES, seeds - 1) / (seeds - 1) if of_seeds > 0 else np.ones_like(_NODES)
         self.deviations = np.sqrt(of_seeds / chances + of_patients)
+        self.parts = (math.sqrt(of_seeds), math.sqrt(of_patients), seeds - 1)
 
     def p(self, value: float) -> float:
         """How likely it is at least as far from 0 as a value."""
@@ -171,7 +172,10 @@ class _Error:
         """Half of the interval that holds it."""
         if not self.deviations.all():
             return 0.0
-        largest = float(self.deviations.max()) * float(stats.norm.isf((1 - confidence) / 2))
+        # No more than both parts together if each may be outside half as often.
+        of_seeds, of_patients, degrees = self.parts
+        outside = (1 - confidence) / 4
+        largest = of_patients * stats.norm.isf(outside) + (of_seeds * stats.t.isf(outside, degrees) if of_seeds else 0)
         return float(optimize.brentq(lambda value: self.p(value) - (1 - confidence), 0, largest))
 
 

@@ -87,15 +87,18 @@ def test_one_seed_is_judged_by_the_patients_alone() -> None:
     assert found.p == pytest.approx(math.erfc(0.02 / math.sqrt(2e-4) / math.sqrt(2)), rel=0.1)
 
 
-def test_without_patients_noise_it_is_the_paired_t_test() -> None:
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_without_patients_noise_it_is_the_paired_t_test(seeds: int) -> None:
     from scipy import stats
 
-    a, b = np.array([0.80, 0.84, 0.79, 0.88, 0.83]), np.array([0.78, 0.80, 0.80, 0.82, 0.81])
+    a, b = np.array([0.80, 0.84, 0.79, 0.88, 0.83])[:seeds], np.array([0.78, 0.80, 0.80, 0.82, 0.81])[:seeds]
     same = np.tile(a[:, None], (1, 50))
     found = compare(a, b, same, np.tile(b[:, None], (1, 50)), test_share=0.0)
     expected = stats.ttest_rel(a, b).pvalue
     assert found.p == pytest.approx(expected) and found.p_nadeau_bengio == pytest.approx(expected)
     assert found.effect == pytest.approx((a - b).mean() / (a - b).std(ddof=1))
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
 
 
 @pytest.mark.parametrize("of_patients", [0.002, 0.01, 0.05])
