@@ -199,8 +199,15 @@ def _explanations(cells: Sequence[Done], variants: Sequence[str]) -> list[dict[s
 
 
 def _sentences(comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> list[str]:
-    """The statistics in plain words, one sentence each."""
+    """The statistics in plain words, one sentence each, all pairs together first."""
     found = []
+    for domain, ranks in ranking.items():
+        apart = [f"{row['first']} and {row['second']}" for row in ranks["pairs"] if row["p_holm"] < 0.05]
+        which = f": {', '.join(apart)}" if 0 < len(apart) <= NAMED else ""
+        found.append(
+            f"{_place(domain)} the tests tell {len(apart)} of {len(ranks['pairs'])} pairs of variants apart, after "
+            f"Holm's correction over all of them{which}."
+        )
     for row in comparisons:
         if row["metric"] != RANKED:
             continue
@@ -210,12 +217,5 @@ def _sentences(comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, A
             f"{abs(row['difference']):.3f} {ahead} {row['second']} (95 % interval {row['low']:+.3f} to "
             f"{row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']}): {verdict(row)} "
             f"(p = {row['p_holm']:.2g} after Holm's correction)."
-        )
-    for domain, ranks in ranking.items():
-        apart = [f"{row['first']} and {row['second']}" for row in ranks["pairs"] if row["p_holm"] < 0.05]
-        which = f": {', '.join(apart)}" if 0 < len(apart) <= NAMED else ""
-        found.append(
-            f"{_place(domain)} the tests tell {len(apart)} of {len(ranks['pairs'])} pairs of variants apart, after "
-            f"Holm's correction over all of them{which}."
         )
     return found

@@ -63,7 +63,7 @@ def test_what_is_far_apart_is_told_apart_and_what_is_near_is_joined() -> None:
     assert rows["next"]["p_holm"] > 0.05
     sentence = next(text for text in found["sentences"] if "last has" in text)
     assert "a balanced accuracy of 0.538, 0.404 behind best" in sentence and "hardly explains" in sentence
-    assert "the tests tell 2 of 3 pairs" in found["sentences"][-1]
+    assert "the tests tell 2 of 3 pairs" in found["sentences"][0]
 
 
 def test_the_family_of_tests_is_every_variant_with_what_it_names() -> None:
@@ -82,8 +82,8 @@ def test_a_pair_that_names_each_other_is_tested_once() -> None:
 
 def test_one_repetition_is_said_to_be_little() -> None:
     found = study({"a": [10], "b": [90]})
-    assert "though one repetition does not show how much training itself varies" in found["sentences"][0]
-    assert "one repetition" not in study({"a": [10, 11], "b": [90, 91]})["sentences"][0]
+    assert "though one repetition does not show how much training itself varies" in found["sentences"][-1]
+    assert "one repetition" not in study({"a": [10, 11], "b": [90, 91]})["sentences"][-1]
 
 
 def test_no_repetition_in_common_is_said() -> None:
