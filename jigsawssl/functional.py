@@ -259,8 +259,7 @@ def average_positions(features: Tensor) -> Tensor:
         >>> average_positions(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])).tolist()
         [[3.0]]
     """
-    rows = features.permute(0, 2, 3, 1).flatten(1, 2)
-    return rows.new_ones(len(rows), 1, rows.shape[1]).bmm(rows).squeeze(1) / rows.shape[1]
+    return features.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
 
 
 def cross_correlation(first: Tensor, second: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from jigsawssl.functional import (
+    average_positions,
     cross_correlation,
     from_tiles,
     invert_permutation,
@@ -314,3 +315,19 @@ def test_cross_correlation_is_bounded_and_reaches_its_bounds() -> None:
 def test_projections_that_cannot_be_correlated_are_refused(first: tuple[int, ...], second: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must share a shape \(B >= 2, D\), got"):
         cross_correlation(torch.rand(first), torch.rand(second))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_is_the_mean_and_so_is_its_gradient(layout: torch.memory_format) -> None:
+    values = torch.rand(2, 8, 5, 7, dtype=torch.float64).contiguous(memory_format=layout)
+    features = values.requires_grad_()
+    torch.testing.assert_close(average_positions(features), features.mean((2, 3)))
+    gradient = torch.autograd.grad((average_positions(features * 1) * torch.arange(8)).sum(), features)[0]
+    torch.testing.assert_close(
+        gradient, (torch.arange(8.0, dtype=torch.float64) / 35).view(1, 8, 1, 1).expand(2, 8, 5, 7)
+    )
+
+
+def test_pooling_of_many_positions_does_not_overflow_in_half_precision() -> None:
+    features = torch.full((1, 2, 64, 64), 30.0, dtype=torch.float16)
+    assert average_positions(features).tolist() == [[30.0, 30.0]]
