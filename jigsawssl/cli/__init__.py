@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 from .. import __version__
 from ..config import (
@@ -81,6 +83,23 @@ def _help(command: str | None) -> str:
     return "\n".join(lines + [f"  {f'{key}={default}':<{width}}{text}" for key, default, text in rows])
 
 
+def _imported(command: str) -> ModuleType:
+    """The module of a command.
+
+    Garbage collection waits meanwhile: to look through all that PyTorch brings, again and again while it is imported,
+    takes a quarter of the start-up. Until the command is over, it leaves out what was imported.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        module = importlib.import_module(f".{command}", __package__)
+        gc.freeze()
+        return module
+    finally:
+        if collects:
+            gc.enable()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -112,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rest = [f"{_BARE[command]}={rest[0]}", *rest[1:]]
         config = load_config(_COMMANDS[command][0], rest)
         quiet()
-        code = importlib.import_module(f".{command}", __package__).run(config)
+        code = _imported(command).run(config)
     except UserError as error:
         print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -129,4 +148,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A mistake of ours, which must not look like one of the user or like the doctor's findings.
         traceback.print_exc()
         return 70
+    finally:
+        gc.unfreeze()
     return code if isinstance(code, int) else 0

@@ -25,7 +25,6 @@ from ..data.cache_writer import build_cache
 from ..data.guard import SeenImages, seen_images
 from ..data.loading import PixelDataset, channel_statistics, stain_target, training_loader
 from ..data.table import printable
-from ..experiments.reporting import rebuild
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..report import write_csv, write_json
@@ -317,6 +316,8 @@ def run(config: PretrainConfig) -> Path:
     }
     _curves(path, metrics_file.rows)
     write_json(path / "report.json", report)
+    from ..experiments.reporting import rebuild  # a quarter of the start-up, for the last second of a run
+
     rebuild(path)
     _summary(path, encoder, dataset, metrics, metrics_file.seconds)
     return path / "encoder.safetensors"

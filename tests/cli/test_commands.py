@@ -464,12 +464,6 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
         assert load_config(PretrainConfig, required).trainer.max_epochs > 0
 
 
-def test_help_and_version_do_not_wait_for_pytorch() -> None:
-    code = "import sys; from jigsawssl.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    for arguments in (["--help"], ["pretrain", "--help"], ["--version"]):
-        subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
-
-
 def test_bench_takes_a_step_apart_and_compares_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
