@@ -31,6 +31,7 @@ from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.pixels import ImageInfo
 from jigsawssl.data.readers import Picture
+from jigsawssl.process import prepare_process
 from jigsawssl.report import format_table
 from jigsawssl.training.optim import autocast_precision, create_optimizer
 from jigsawssl.types import Sample
@@ -137,6 +138,7 @@ def draw(found: dict[str, dict[int, dict[str, float]]], file: Path) -> None:
 def main() -> None:
     """Measure, print and draw."""
     if sys.argv[1:2] == ["point"]:
+        prepare_process()
         kind, *numbers = sys.argv[2:]
         measure = {"step": step, "archive": archive, "processes": processes}[kind]
         print(json.dumps(measure(*map(int, numbers))))

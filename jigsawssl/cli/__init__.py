@@ -23,7 +23,7 @@ from ..config import (
     describe_keys,
     load_config,
 )
-from ..quiet import quiet
+from ..process import prepare_process
 from ..types import UserError
 
 __all__ = ["main"]
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command in _BARE and rest and "=" not in rest[0]:
             rest = [f"{_BARE[command]}={rest[0]}", *rest[1:]]
         config = load_config(_COMMANDS[command][0], rest)
-        quiet()
+        prepare_process()
         code = _imported(command).run(config)
     except UserError as error:
         print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..quiet import quiet
+from ..process import prepare_process
 from ..training.finetune import Recipe
 from ..training.probe import FeatureBank
 from .cells import Cell, EncoderChoice, Rows, Source, Workplace, adaptation_mode, save_cell
@@ -91,7 +91,7 @@ class _Worker:
 
 
 def _make_worker(plan: Plan) -> Callable[[Cell], None]:
-    quiet()  # a new process knows nothing of what the first one silenced
+    prepare_process()
     return _Worker(plan)
 
 

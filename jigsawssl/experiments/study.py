@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models import Encoder
-from ..quiet import quiet
+from ..process import prepare_process
 from ..report import write_json
 from ..training.adapt import judge_recipe
 from ..training.explain import compare_maps
@@ -287,17 +287,17 @@ def domain_file(out: Path, cell: Cell, domain: str) -> Path:
 
 
 def _make_searcher(plan: StudyPlan) -> Callable[[str], None]:
-    _quiet()
+    _prepare()
     return _Searcher(plan)
 
 
 def _make_worker(plan: StudyPlan) -> Callable[[Cell], None]:
-    _quiet()
+    _prepare()
     return _Worker(plan)
 
 
-def _quiet() -> None:
-    quiet()  # a new process knows nothing of what the first one silenced
+def _prepare() -> None:
+    prepare_process()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
