@@ -25,7 +25,6 @@ def run(config: DemoConfig) -> None:
         "backbone_options={channels: [16, 32, 64, 128]}",
         "views.size=64",
         "views.grids=[8, 4, 2]",
-        "views.share=0.5",
         "stem_stride=4",
         "batch.size=64",
         "trainer.max_epochs=15",

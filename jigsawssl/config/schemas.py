@@ -57,10 +57,10 @@ class ReadingConfig:
 class ViewsConfig:
     size: int = _key(224, "side of the square views in pixels")
     grids: list[int] = _key(
-        [16, 8, 4],
+        [16, 8, 1],
         "tiles along each side for each tap, finest first; 1 leaves in order; [] is plain Barlow Twins",
     )
-    share: float = _key(1.0, "share of each batch that is shuffled; 0.5 halves the cost of the jigsaw steps")
+    share: float = _key(0.5, "share of each batch that is shuffled; 1, as published, doubles the cost of the jigsaw")
     preset: str = _key("strong", "strong (crop, flip, jitter, blur) or paper (as published)")
 
 

@@ -468,7 +468,15 @@ def test_bench_takes_a_step_apart_and_compares_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["data=demo", "views.size=32", "views.grids=[4,2,1]", "batch.size=8", "rounds=1", "stem_stride=2"]
+    arguments = [
+        "data=demo",
+        "views.size=32",
+        "views.grids=[4,2,1]",
+        "views.share=1",
+        "batch.size=8",
+        "rounds=1",
+        "stem_stride=2",
+    ]
     assert main(["bench", *arguments, "backbone_options={channels: [16,16,16,16]}", "trainer.max_epochs=7"]) == 0
     printed = capsys.readouterr().out
     shares = [float(share) for share in re.findall(r"\| +([0-9.]+)% \|", printed)]
