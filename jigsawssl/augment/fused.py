@@ -20,7 +20,7 @@ __all__ = ["FusedChain"]
 
 _CHUNK = 1 << 20  # values that are worked on at a time on a CPU: larger intermediate results leave its caches
 _LARGE = 128  # pixels
-_HUGE = 1 << 24  # bytes
+_HUGE = 1 << 24  # bytes that are worth large pages
 _LUMA = (0.299, 0.587, 0.114)
 _PLANES = 8  # for intermediate results of the colours
 _TURN = 0.9  # sextants of a turn of the hue that one pass manages

@@ -316,7 +316,7 @@ def run(config: PretrainConfig) -> Path:
     }
     _curves(path, metrics_file.rows)
     write_json(path / "report.json", report)
-    from ..experiments.reporting import rebuild  # a quarter of the start-up, for the last second of a run
+    from ..experiments.reporting import rebuild  # much to import for the last second of a run
 
     rebuild(path)
     _summary(path, encoder, dataset, metrics, metrics_file.seconds)
