@@ -22,7 +22,6 @@ from jigsawssl.augment import JigsawViews
 from jigsawssl.functional import permute_tiles, sample_permutations
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock
-from jigsawssl.process import prepare_process
 from jigsawssl.report import format_table
 from jigsawssl.training.pretrain import JigsawPretraining
 
@@ -44,7 +43,6 @@ def main() -> None:
     rounds = int(options["rounds"])
     torch.set_num_threads(int(options["threads"]))
     torch.manual_seed(0)
-    prepare_process()
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(3072, 3072).to(dtype) for _ in range(2))

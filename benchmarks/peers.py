@@ -37,7 +37,6 @@ from jigsawssl.augment import FusedChain, JigsawViews, augmentation_chain
 from jigsawssl.functional import permute_tiles, sample_permutations
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock, PlainProjector
-from jigsawssl.process import prepare_process
 from jigsawssl.report import format_table
 from jigsawssl.training.optim import autocast_dtype, autocast_precision, create_optimizer
 from jigsawssl.training.pretrain import JigsawPretraining
@@ -454,7 +453,6 @@ def main() -> None:
     options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
     torch.set_num_threads(int(options["threads"]))
     torch.manual_seed(0)
-    prepare_process()  # for both sides
     np.random.seed(0)
     setting = Setting(int(options["rounds"]), int(options["threads"]), torch.device(options["device"]))
     if "memory_of" in options:

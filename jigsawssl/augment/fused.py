@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +18,6 @@ __all__ = ["FusedChain"]
 
 _CHUNK = 1 << 20  # values that are worked on at a time on a CPU: larger intermediate results leave its caches
 _LARGE = 128  # pixels
-_HUGE = 1 << 24  # bytes that are worth large pages
 _LUMA = (0.299, 0.587, 0.114)
 _PLANES = 8  # for intermediate results of the colours
 _TURN = 0.9  # sextants of a turn of the hue that one pass manages
@@ -77,7 +74,8 @@ class FusedChain(nn.Module):
         batch, channels = images.shape[:2]
         start, rest = self._start(images, parameters)
         steps = [step for parameter in rest if (step := self._step(parameter, images)) is not None]
-        views = _room((batch, self.size, self.size, channels), images.device).permute(0, 3, 1, 2)
+        shape = (batch, channels, self.size, self.size)
+        views = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
         largest = channels * max(self.size**2, images.shape[2] * images.shape[3])
         some = max(1, _CHUNK // largest) if images.device.type == "cpu" else batch
         # Under autocast crop positions would be bfloat16, and crops would reach past the image's edge.
@@ -149,17 +147,6 @@ class FusedChain(nn.Module):
             limits = data["thresholds"].to(images.device).view(-1, 1, 1, 1)
             return _on_chosen(chosen, lambda pixels, at: torch.where(pixels < limits[at], pixels, 1 - pixels))
         raise NotImplementedError(f"{type(operation).__name__} has no fast path")
-
-
-def _room(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Fresh float32 memory, in large pages where it is large: to be given small ones takes a fifth of the time."""
-    count = math.prod(shape)
-    if device.type == "cpu" and 4 * count >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without large pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(memory, dtype=torch.float32).view(*shape)
-    return torch.empty(*shape, device=device)
 
 
 def _on_chosen(chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Step:

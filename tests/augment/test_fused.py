@@ -56,21 +56,6 @@ def test_images_do_not_depend_on_how_many_are_worked_on_at_a_time(
         torch.testing.assert_close(build(pixels, parameters), whole, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_views_in_large_pages_are_the_same_and_outlive_the_call(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    build, pixels = chain("strong", 32, channels), images(channels, 40, 40)
-    parameters = build.draw(pixels.shape)
-    expected = build(pixels, parameters)
-    monkeypatch.setattr(fused, "_HUGE", 1)
-    found = [build(pixels, parameters) for _ in range(3)]
-    for views in found:
-        assert torch.equal(views, expected) and views.stride() == expected.stride()
-    found[0].zero_()
-    assert torch.equal(found[1], expected)
-    monkeypatch.delattr(fused.mmap, "MADV_HUGEPAGE")
-    assert torch.equal(build(pixels, parameters), expected)
-
-
 def test_sampling_and_resizing_crop_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     build, pixels = chain("mild", 64, 3), images(3, 90, 70)
     parameters = build.draw(pixels.shape)
