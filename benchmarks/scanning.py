@@ -21,6 +21,7 @@ from PIL import Image
 from jigsawssl.data import open_archive
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
+from jigsawssl.process import prepare_process
 from jigsawssl.report import format_table
 
 
@@ -44,6 +45,7 @@ def _peak() -> float:
 
 
 def _build(folder: str, cache: str, size: int) -> None:
+    prepare_process()
     before = _peak()
     begin = time.perf_counter()
     built = build_cache(open_archive(folder), Path(cache), CacheOptions(size, 1), 2, progress=False)
