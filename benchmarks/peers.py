@@ -173,9 +173,18 @@ def augmentation(setting: Setting) -> list[Row]:
     return rows
 
 
-def _pretraining(
-    backbone: str, size: int, stem: int, grids: tuple[int, ...], projection: int, share: float = 1.0
-) -> JigsawPretraining:
+class Work(NamedTuple):
+    """What a step does: network, side in pixels, stride of the stem, tiles for each tap, share that is shuffled."""
+
+    backbone: str
+    size: int
+    stem: int
+    grids: tuple[int, ...]
+    share: float = 1.0
+
+
+def _pretraining(work: Work, projection: int) -> JigsawPretraining:
+    backbone, size, stem, grids, share = work
     encoder = create_encoder(backbone, 3, size, stem)
     views = JigsawViews(size, grids, "strong", share)
     block = HierarchicalBlock(encoder.channels, projection=projection) if grids else None
@@ -188,17 +197,9 @@ def _pretraining(
     return module.train()
 
 
-def our_step(
-    setting: Setting,
-    images: Tensor,
-    backbone: str,
-    size: int,
-    stem: int,
-    grids: tuple[int, ...],
-    share: float = 1.0,
-) -> Any:
+def our_step(setting: Setting, images: Tensor, work: Work) -> Any:
     """One update on a batch as `pretrain` does it: uint8 in memory, views, shared forwards, one backward."""
-    module = _pretraining(backbone, size, stem, grids, 2048 if not grids else 512, share).to(setting.device)
+    module = _pretraining(work, 512 if work.grids else 2048).to(setting.device)
     module.to(memory_format=torch.channels_last)
     optimizer = create_optimizer("adamw", {"all": (nn.ModuleList([module.encoder, module.block]), 1e-3)})
     kind = autocast_dtype(autocast_precision("auto", setting.device))
@@ -249,24 +250,16 @@ class _ViewsPerImage:
         return shuffled
 
 
-def published_step(
-    setting: Setting,
-    images: Tensor,
-    backbone: str,
-    size: int,
-    stem: int,
-    grids: tuple[int, ...],
-    share: float = 1.0,
-) -> Any:
+def published_step(setting: Setting, images: Tensor, work: Work) -> Any:
     """The published schedule done plainly: views by image in workers, eight full forwards, four updates, float32.
 
     Where a share of the batch is shuffled, the forwards of its two views are of that share.
     """
-    module = _pretraining(backbone, size, stem, grids, 512).to(setting.device)
+    module = _pretraining(work, 512).to(setting.device)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
-    stream = batches(images, _ViewsPerImage(size, grids), len(images), setting.threads)
+    stream = batches(images, _ViewsPerImage(work.size, work.grids), len(images), setting.threads)
     branches, loss = module.block.branches, BarlowTwinsLoss()
-    counts = [round(len(images) * share) if grid > 1 else len(images) for grid in grids] + [len(images)]
+    counts = [round(len(images) * work.share) if grid > 1 else len(images) for grid in (*work.grids, 1)]
 
     def step() -> None:
         original, distorted, *jigsaw = (view.to(setting.device) for view in next(stream))
@@ -288,11 +281,11 @@ def step(setting: Setting) -> list[Row]:
     for backbone, count in (("resnet18", 64), ("resnet50", 32)):
         for which, (grids, share) in views.items():
             images = pictures(count, 3, size)
-            theirs = published_step(setting, images, backbone, size, stem, grids, share)
-            ours = our_step(setting, images, backbone, size, stem, grids, share)
-            work = f"one pretraining step, {backbone}, {count}x3x{size}x{size}, {which} views"
+            work = Work(backbone, size, stem, grids, share)
+            theirs, ours = published_step(setting, images, work), our_step(setting, images, work)
+            name = f"one pretraining step, {backbone}, {count}x3x{size}x{size}, {which} views"
             ratios = setting.ratios(theirs, ours, ahead=setting.threads)
-            rows.append(Row(work, "the published schedule done plainly", "4 or more", ratios))
+            rows.append(Row(name, "the published schedule done plainly", "4 or more", ratios))
     return rows
 
 
@@ -316,7 +309,7 @@ def plain_step(setting: Setting) -> list[Row]:
     rows = []
     for name, grids in (("plain Barlow Twins, 2 views", ()), ("jigsaw, 5 views", (8, 4, 2))):
         # The network that the example has: strides 2 and 2 before the first stage.
-        ours = our_step(setting, images, "resnet18", size, 4, grids)
+        ours = our_step(setting, images, Work("resnet18", size, 4, grids))
         ratios = setting.ratios(lightly, ours, ahead=setting.threads)
         views = 5 / 2 if grids else 1
         rows.append(
@@ -381,7 +374,7 @@ def _memory_of(setting: Setting, options: dict[str, str]) -> None:
     size, grids = int(options["size"]), tuple(map(int, options["grids"].split(",")))
     images = pictures(128, 3, size)
     build = our_step if options["memory_of"] == "ours" else published_step
-    step = build(setting, images, "resnet18", size, 2 if size == 64 else 4, grids)
+    step = build(setting, images, Work("resnet18", size, 2 if size == 64 else 4, grids))
     before = _peak()
     for _ in range(3):
         step()
