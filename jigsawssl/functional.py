@@ -244,10 +244,10 @@ def permute_tiles(images: Tensor, order: Tensor, grid: int) -> Tensor:
 
 
 def average_positions(features: Tensor) -> Tensor:
-    """Global average pooling, as a mean over the rows of a table of positions and channels.
+    """Global average pooling, as a sum over the rows of a table of positions and channels.
 
     The same as ``features.mean((2, 3))``, whose gradient has another memory format than channels_last features: on a
-    CPU, batch norm and ReLU before it are then several times slower.
+    CPU, batch norm and ReLU before it are then several times slower, and bfloat16 is copied to float32 first.
 
     Args:
         features: ``(B, C, H, W)`` float.
@@ -259,7 +259,10 @@ def average_positions(features: Tensor) -> Tensor:
         >>> average_positions(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])).tolist()
         [[3.0]]
     """
-    return features.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
+    table = features.permute(0, 2, 3, 1).flatten(1, 2)
+    if table.dtype == torch.float16:  # a sum of many positions is beyond its range
+        return table.mean(dim=1)
+    return table.sum(dim=1) / table.shape[1]
 
 
 def cross_correlation(first: Tensor, second: Tensor) -> Tensor:

@@ -328,6 +328,8 @@ def test_pooling_is_the_mean_and_so_is_its_gradient(layout: torch.memory_format)
     )
 
 
-def test_pooling_of_many_positions_does_not_overflow_in_half_precision() -> None:
-    features = torch.full((1, 2, 64, 64), 30.0, dtype=torch.float16)
-    assert average_positions(features).tolist() == [[30.0, 30.0]]
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pooling_of_many_positions_is_exact_to_rounding_in_half_precision(dtype: torch.dtype) -> None:
+    features = (30 + torch.rand(1, 2, 64, 64)).to(dtype)
+    exact = features.double().mean((2, 3))
+    torch.testing.assert_close(average_positions(features).double(), exact, rtol=torch.finfo(dtype).eps, atol=0)
