@@ -51,8 +51,9 @@ def test_images_do_not_depend_on_how_many_are_worked_on_at_a_time(
     build, pixels = chain(name, 32, 3), images(3, 40, 40, dtype)
     parameters = build.draw(pixels.shape)
     whole = build(pixels, parameters)
-    for chunk in (1, 5 * 3 * 40 * 40, 13 * 3 * 40 * 40):
+    for chunk, beside in ((1, 1), (1, 8), (5 * 3 * 40 * 40, 1), (13 * 3 * 40 * 40, 1)):
         monkeypatch.setattr(fused, "_CHUNK", chunk)
+        monkeypatch.setattr(fused, "_BESIDE", beside)
         torch.testing.assert_close(build(pixels, parameters), whole, atol=1e-6, rtol=0)
 
 
