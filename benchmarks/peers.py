@@ -1,11 +1,12 @@
 """This project beside what a user would pick instead: ratios of the same work on the same images, in turn.
 
     python benchmarks/peers.py [lines=tiles,augmentation,step,plain_step,features,memory,loading,finetune,start]
-                               [rounds=5] [threads=2] [device=cpu] [out=FILE.md]
+                               [rounds=5] [threads=2] [device=cpu] [process=plain] [out=FILE.md]
 
 Each line does the work of both once to warm up, then in turn for some rounds; the ratio of each round is taken, and
 the median and the range are printed. Both have the same number of threads; data loaders of the others have that many
-worker processes besides. Nothing here is a test: what is compared is tested to give the same result elsewhere.
+worker processes besides. `process=command` sets the process up as our commands do, so that both keep freed memory.
+Nothing here is a test: what is compared is tested to give the same result elsewhere.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from jigsawssl.augment import FusedChain, JigsawViews, augmentation_chain
 from jigsawssl.functional import permute_tiles, sample_permutations
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock, PlainProjector
+from jigsawssl.process import prepare_process
 from jigsawssl.report import format_table
 from jigsawssl.training.optim import autocast_dtype, autocast_precision, create_optimizer
 from jigsawssl.training.pretrain import JigsawPretraining
@@ -364,6 +366,7 @@ def memory(setting: Setting) -> list[Row]:
         for who in found:
             command = [sys.executable, __file__, f"memory_of={who}", f"threads={setting.threads}"]
             command += [f"device={setting.device.type}", f"size={size}", f"grids={','.join(map(str, grids))}"]
+            command += [argument for argument in sys.argv if argument.startswith("process=")]
             found[who].append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     ratios = [ours / theirs for ours, theirs in zip(found["ours"], found["published"], strict=True)]
     work = f"memory of a step, resnet18, 128x3x{size}x{size}, ours over theirs"
@@ -442,8 +445,10 @@ LINES = {
 
 def main() -> None:
     """Measure and print a table, line by line."""
-    options = {"lines": ",".join(LINES), "rounds": "5", "threads": "2", "device": "cpu"}
+    options = {"lines": ",".join(LINES), "rounds": "5", "threads": "2", "device": "cpu", "process": "plain"}
     options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if options["process"] == "command":
+        prepare_process()
     torch.set_num_threads(int(options["threads"]))
     torch.manual_seed(0)
     np.random.seed(0)
