@@ -105,7 +105,7 @@ class FusedChain(nn.Module):
         return result
 
     def _order(self, batch: int, parameters: list[Any]) -> Tensor:
-        """Rows of the batch, those that are blurred alike together: several at once, each no wider than it must."""
+        """Rows of the batch, those that are blurred alike together: they share a kernel no wider than they need."""
         for parameter in parameters:
             if isinstance(self.sequence.get_submodule(parameter.name), K.RandomGaussianBlur):
                 width: Tensor = parameter.data["batch_prob"].cpu() * parameter.data["sigma"].cpu()
@@ -187,7 +187,6 @@ def _crop_one_by_one(images: Tensor, source: Tensor, flipped: Tensor, size: int)
     """The same for a CPU: resizing is three times as fast as sampling there, once a call for each image is small."""
     boxes = source[:, [0, 2]].round().long().flatten(1).tolist()  # corners are whole pixels
     mirrored = flipped.tolist()
-    white = torch.iinfo(images.dtype).max
     room = torch.empty(0)  # kept for the whole batch, as intermediate results of the colours are
 
     def start(rows: Tensor) -> Tensor:
@@ -198,10 +197,10 @@ def _crop_one_by_one(images: Tensor, source: Tensor, flipped: Tensor, size: int)
         for view, row in zip(cropped.split(1), rows.tolist(), strict=True):
             left, top, right, bottom = boxes[row]
             box = images[row : row + 1, :, top : bottom + 1, left : right + 1]
-            box = (box.flip(3) if mirrored[row] else box).float()
+            box = to_unit_range(box.flip(3) if mirrored[row] else box)
             # `interpolate` into memory that is there: it has no `out` itself.
             torch.ops.aten.upsample_bilinear2d.out(box, (size, size), True, None, None, out=view)
-        return cropped.div_(white)
+        return cropped
 
     return start
 
