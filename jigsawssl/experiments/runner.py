@@ -108,13 +108,11 @@ def _in_pool(
     except BrokenProcessPool:
         suspects += running.values()
     finally:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
         if running:  # interrupted: nobody waits for what they would still do
-            for process in processes:
+            for process in list((pool._processes or {}).values()):
                 process.terminate()
-        for process in processes:
-            process.join()
+        # The pool's own thread waits for its processes: two that wait for one may both not learn that it ended.
+        pool.shutdown(cancel_futures=True)
 
 
 def _pool(make_work: Callable[[], Callable[[Any], None]], jobs: int) -> ProcessPoolExecutor:
