@@ -4,7 +4,7 @@
 
 The rate is that of a large product of matrices in bfloat16 and in float32, the bandwidth that of copying 256 MiB into
 memory that is there already, counting what is read and what is written. Operations of a step are counted while it
-runs, forward and backward.
+runs, forward and backward. A convolution, forward and backward, tells how much of a step's lead its precision can be.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from jigsawssl import create_encoder
@@ -37,8 +38,19 @@ def median(work: Callable[[], object], rounds: int) -> float:
     return statistics.median(found)
 
 
+def convolution_rate(dtype: torch.dtype, rounds: int) -> float:
+    """Operations a second of a 3x3 convolution as ResNets have it, 64x128x16x16, forward and backward."""
+    layer = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(dtype, memory_format=torch.channels_last)
+    images = torch.randn(64, 128, 16, 16).to(dtype, memory_format=torch.channels_last).requires_grad_()
+
+    def work() -> None:
+        layer(images).sum().backward()
+
+    return 3 * 2 * 64 * 16**2 * 128**2 * 9 / median(work, 4 * rounds)
+
+
 def main() -> None:
-    """Measure and print two tables."""
+    """Measure and print the rates and a table."""
     options = {"threads": "2", "rounds": "5"} | dict(argument.split("=", 1) for argument in sys.argv[1:])
     rounds = int(options["rounds"])
     torch.set_num_threads(int(options["threads"]))
@@ -49,10 +61,10 @@ def main() -> None:
         rates[dtype] = 2 * 3072**3 / median(lambda a=a, b=b: a @ b, rounds)
     source, target = torch.rand(2**26), torch.rand(2**26)
     bandwidth = 2 * source.nbytes / median(lambda: target.copy_(source), rounds)
-    print(
-        f"matrix rate {rates[torch.float32] / 1e9:.0f} GFLOP/s in float32, {rates[torch.bfloat16] / 1e9:.0f} in "
-        f"bfloat16; copy bandwidth {bandwidth / 1e9:.1f} GB/s\n"
-    )
+    for name, found in (("matrix", rates), ("convolution", {kind: convolution_rate(kind, rounds) for kind in rates})):
+        single, half = (found[kind] / 1e9 for kind in (torch.float32, torch.bfloat16))
+        print(f"{name} rate {single:.0f} GFLOP/s in float32, {half:.0f} in bfloat16")
+    print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s\n")
     rows = []
     for backbone, batch in (("resnet18", 64), ("resnet50", 32)):
         encoder = create_encoder(backbone, 3, 64, 2)
