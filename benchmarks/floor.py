@@ -41,10 +41,11 @@ def median(work: Callable[[], object], rounds: int) -> float:
 def convolution_rate(dtype: torch.dtype, rounds: int) -> float:
     """Operations a second of a 3x3 convolution as ResNets have it, 64x128x16x16, forward and backward."""
     layer = nn.Conv2d(128, 128, 3, padding=1, bias=False).to(dtype, memory_format=torch.channels_last)
-    images = torch.randn(64, 128, 16, 16).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    images, gradient = (torch.randn(64, 128, 16, 16).to(dtype, memory_format=torch.channels_last) for _ in range(2))
+    images.requires_grad_()
 
     def work() -> None:
-        layer(images).sum().backward()
+        layer(images).backward(gradient)
 
     return 3 * 2 * 64 * 16**2 * 128**2 * 9 / median(work, 4 * rounds)
 
@@ -61,8 +62,9 @@ def main() -> None:
         rates[dtype] = 2 * 3072**3 / median(lambda a=a, b=b: a @ b, rounds)
     source, target = torch.rand(2**26), torch.rand(2**26)
     bandwidth = 2 * source.nbytes / median(lambda: target.copy_(source), rounds)
-    for name, found in (("matrix", rates), ("convolution", {kind: convolution_rate(kind, rounds) for kind in rates})):
-        single, half = (found[kind] / 1e9 for kind in (torch.float32, torch.bfloat16))
+    convolutions = {dtype: convolution_rate(dtype, rounds) for dtype in rates}
+    for name, found in (("matrix", rates), ("convolution", convolutions)):
+        single, half = (found[dtype] / 1e9 for dtype in (torch.float32, torch.bfloat16))
         print(f"{name} rate {single:.0f} GFLOP/s in float32, {half:.0f} in bfloat16")
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s\n")
     rows = []
