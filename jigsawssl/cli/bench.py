@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import BenchConfig
+from ..data.holdout import TEST_SHARE
 from ..data.loading import PixelDataset, channel_statistics
 from ..report import format_table
 from ..training.optim import autocast_dtype, autocast_precision, create_optimizer, training_device
@@ -165,8 +166,9 @@ def run(config: BenchConfig) -> None:
         UserError: for what the user can mend.
     """
     device = training_device(config.trainer.accelerator)
-    archive = unlabeled_archive(config)
+    archive, derived, _ = unlabeled_archive(config)
     total = len(archive)
+    trained = round((1 - TEST_SHARE) * total) if derived else total
     wanted = min(total, max(config.batch.size, SAMPLED))
     sample = archive.select(np.linspace(0, total - 1, wanted).round().astype(int).tolist())
     dataset = build_dataset(config, sample, None)
@@ -178,13 +180,13 @@ def run(config: BenchConfig) -> None:
     bench = _Bench(config, dataset, device)
     print(f"{wanted} of {total} images, {device.type}, {autocast_precision(config.precision, device)}; measuring …")
     measured = bench.measure(config.rounds, taken_apart=True)
-    _print_now(config, bench, measured, total, decoding)
+    _print_now(config, bench, measured, trained, total * decoding)
     speed = bench.batch / measured.step
     del bench
     _print_advice(config, dataset, device, speed)
 
 
-def _print_now(config: BenchConfig, bench: _Bench, measured: Measured, total: int, decoding: float) -> None:
+def _print_now(config: BenchConfig, bench: _Bench, measured: Measured, images: int, decoding: float) -> None:
     every = sum(measured.parts.values())
     print(
         "\n"
@@ -193,15 +195,15 @@ def _print_now(config: BenchConfig, bench: _Bench, measured: Measured, total: in
             [[name, f"{part / every:.1%}", f"{1000 * part:.1f}"] for name, part in measured.parts.items()],
         )
     )
-    batches = max(1, total // bench.batch)
+    batches = max(1, images // bench.batch)
     training = batches * measured.step * config.trainer.max_epochs
     kind, item = 2 if bench.dataset.deep else 1, bench.dataset.channels * bench.dataset.size**2
     rows = [
         ["images/s", f"{bench.batch / measured.step:.0f}"],
         ["a step as a whole, ms", f"{1000 * measured.step:.1f}"],
         [f"{config.trainer.max_epochs} epochs of {batches} batches", _duration(training)],
-        ["decoding once", _duration(total * decoding)],
-        ["cache on disk, GB", f"{total * kind * item / 1e9:.2f}"],
+        ["decoding once", _duration(decoding)],
+        ["cache on disk, GB", f"{images * kind * item / 1e9:.2f}"],
         [f"memory of a step ({bench.device.type}), MiB", f"{measured.memory:.0f}"],
     ]
     print("\n" + format_table(["estimate for this run", ""], rows))

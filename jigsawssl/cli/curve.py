@@ -33,6 +33,8 @@ from .supervised import (
     open_cells,
     provenance_of,
     recipes_of,
+    source_of,
+    split_fingerprint,
     subgroups_of,
 )
 
@@ -80,7 +82,7 @@ def _encoder_facts(config: CurveConfig, choice: EncoderChoice, channels: int, la
     reference = choice.reference
     encoder, trained = choice.resolve(channels)
     mode = check_encoder(config, reference, trained, encoder)
-    judged = np.concatenate([labelled.validation, labelled.test])
+    guard = check_overlap(reference, trained, labelled, config.allow_overlap, source_of(config, [reference]))
     return {
         **provenance_of(reference, trained),
         "mode": mode,
@@ -88,7 +90,7 @@ def _encoder_facts(config: CurveConfig, choice: EncoderChoice, channels: int, la
         "backbone": encoder.spec.backbone,
         "size": encoder.spec.size,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "leak_guard": counted(check_overlap(reference, trained, labelled.archive, judged, config.allow_overlap)),
+        "leak_guard": counted(guard),
     }
 
 
@@ -124,6 +126,7 @@ def _task(
         "fingerprints": {
             "data": archive.fingerprint(),
             "manifest": fingerprint(list(map(repr, archive.samples))),
+            "split": split_fingerprint(labelled),
             "subsets": fingerprint([(*key, rows.tolist()) for key, rows in sorted(subsets.items())]),
             "encoders": fingerprint([(name, facts["sha256"]) for name, facts in sorted(encoders.items())]),
         },

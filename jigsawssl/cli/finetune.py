@@ -18,7 +18,7 @@ from ..data.table import printable
 from ..evaluation.judgement import judge
 from ..experiments.cells import predictions_of, save_predictions
 from ..experiments.gallery import save_gallery
-from ..experiments.labelled import check_overlap, open_labelled, read_images, take_budget
+from ..experiments.labelled import check_overlap, open_labelled, read_images, seen_by, take_budget, write_split
 from ..experiments.reporting import LIMITS, rebuild
 from ..experiments.subsets import draw_subset, read_subset
 from ..models import Classifier
@@ -28,7 +28,16 @@ from ..training.adapt import Adaptation, adapt
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
 from ..types import Prediction
-from .supervised import check_encoder, choice_of, data_facts, provenance_of, recipes_of, subgroups_of
+from .supervised import (
+    check_encoder,
+    choice_of,
+    data_facts,
+    provenance_of,
+    recipes_of,
+    source_of,
+    subgroups_of,
+    test_line,
+)
 
 __all__ = ["run"]
 
@@ -46,29 +55,31 @@ def run(config: FinetuneConfig) -> None:
         print(f"{path} holds the finished run of this configuration; nothing to do")
         return
     device = training_device(config.trainer.accelerator)
-    labelled = open_labelled(config.data, config.manifest, config.layout, config.split, config.validation)
+    source = source_of(config, [config.encoder])
+    labelled = open_labelled(source, seen=[] if config.allow_overlap else seen_by([config.encoder]))
     archive, pool = labelled.archive, labelled.pool
     pl.seed_everything(config.seed, verbose=False)
     channels = PixelDataset(archive.select(pool.tolist()), 8).channels
     encoder, trained = choice_of(config, config.encoder, labelled).resolve(channels)
     mode = check_encoder(config, config.encoder, trained, encoder)
-    judged = np.concatenate([labelled.validation, labelled.test])
-    guard = check_overlap(config.encoder, trained, archive, judged, config.allow_overlap)
+    guard = check_overlap(config.encoder, trained, labelled, config.allow_overlap, source)
     if config.subset is None:
         chosen = draw_subset(labelled, config.fraction, config.seed, config.budget == "groups")
     else:
         chosen = read_subset(Path(config.subset), labelled)
     fraction = config.fraction if config.subset is None else len(chosen) / len(pool)
-    dataset, rows = read_images(archive, np.concatenate([chosen, labelled.validation]), encoder.spec, "labelled")
+    dataset, rows = read_images(labelled, np.concatenate([chosen, labelled.validation]), encoder.spec, "labelled")
     subgroups_of(config, labelled, labelled.test)  # mistakes should show before anything is trained
     budget = take_budget(labelled, dataset, rows, chosen, fraction, config.seed)
     recipes = recipes_of(config, device, config.seed)
     autocast = autocast_dtype(recipes[0].precision)
     clear_run_folder(path)
     (path / "config.yaml").write_text(to_yaml(config))
-    print(
-        f"{budget.facts['labels']} labels of {len(pool)}; validation: {budget.facts['validation']}; mode {config.mode}"
-    )
+    write_split(path / "split.csv", labelled)
+    whole = config.subset is None and config.fraction == 1
+    labels = f"all {len(pool)} labels (fraction=1)" if whole else f"{budget.facts['labels']} labels of {len(pool)}"
+    print(f"{labels}; validation: {budget.facts['validation']}; mode {config.mode}")
+    print(test_line(labelled))
     start = time.perf_counter()
     adaptation = adapt(
         encoder,
@@ -83,7 +94,7 @@ def run(config: FinetuneConfig) -> None:
         autocast,
         progress=True,
     )
-    test, rows = read_images(archive, labelled.test, encoder.spec, "test")
+    test, rows = read_images(labelled, labelled.test, encoder.spec, "test")
     probabilities = adaptation.probabilities(test)
     prediction = Prediction(probabilities, torch.from_numpy(archive.labels[rows]), torch.from_numpy(rows))
     seconds = time.perf_counter() - start
@@ -103,8 +114,8 @@ def run(config: FinetuneConfig) -> None:
     metrics = judgement["metrics"]
     if test.unreadable:
         judgement["notes"].append(f"{len(test.unreadable)} test images could not be read, and are left out.")
-    source = {"encoder": without_folder(config.encoder), "labels": budget.facts["labels"], "seed": config.seed}
-    provenance = {**source, **adaptation.chosen}
+    origin = {"encoder": without_folder(config.encoder), "labels": budget.facts["labels"], "seed": config.seed}
+    provenance = {**origin, **adaptation.chosen}
     if adaptation.model is not None:
         save_classifier(path / "model.safetensors", adaptation.model, archive.classes, provenance)
         judgement["explanations"] = save_gallery(

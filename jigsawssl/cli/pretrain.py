@@ -8,10 +8,12 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -23,6 +25,9 @@ from ..data import Archive, open_archive
 from ..data.cache import Cache
 from ..data.cache_writer import build_cache
 from ..data.guard import SeenImages, seen_images
+from ..data.holdout import COPY, TEST, TEST_SHARE, TRAIN
+from ..data.identity import Identities
+from ..data.known import KnownImages
 from ..data.loading import PixelDataset, channel_statistics, stain_target, training_loader
 from ..data.table import printable
 from ..losses import HierarchicalLoss
@@ -36,7 +41,7 @@ from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
 
-__all__ = ["build_dataset", "build_module", "fresh_encoder", "run", "unlabeled_archive"]
+__all__ = ["Unlabeled", "build_dataset", "build_module", "fresh_encoder", "run", "unlabeled_archive"]
 
 RESUME_MAY_CHANGE = ("config", "out", "data", "manifest", "cache", "trainer")
 """Keys that may differ on resume: names of places, and how long to train."""
@@ -45,18 +50,60 @@ CROP_MARGIN = 1.25
 """Images are kept this much larger than the views where views are crops, so that crops are not all enlarged."""
 
 
-def unlabeled_archive(config: PretrainConfig) -> Archive:
-    """The rows to pretrain on: the train split where the archive has splits, unless ``split`` says otherwise."""
+class Unlabeled(NamedTuple):
+    """Images to pretrain on.
+
+    Attributes:
+        archive: the rows that are decoded.
+        derived: some of them are kept out for testing, see :func:`jigsawssl.data.holdout.derive_split`.
+        told: what is said of it before anything is decoded.
+    """
+
+    archive: Archive
+    derived: bool
+    told: str
+
+
+def unlabeled_archive(config: PretrainConfig) -> Unlabeled:
+    """The rows that ``split`` names; by default train, or what a derived split leaves where the archive has none.
+
+    Raises:
+        UserError: where there is no such split.
+    """
     archive = open_archive(config.data, config.manifest, layout=config.layout)
+    splits = {sample.split for sample in archive.samples if sample.split is not None}
     if config.split == "all":
-        return archive
-    splits = {sample.split for sample in archive.samples}
-    if config.split is None:
-        return archive if "train" not in splits else archive.select(archive.rows_of("train"))
-    if config.split not in splits:
-        known = ", ".join(sorted(name for name in splits if name)) or "none"
-        raise UserError(f"`split` ({config.split}) must be one of the archive's splits ({known}) or all")
-    return archive.select(archive.rows_of(config.split))
+        told = f"split=all: pretraining sees all {len(archive)} images; only images from elsewhere can test the result"
+        return Unlabeled(archive, False, told)
+    if config.split is None and not splits:
+        told = (
+            f"test split: {TEST_SHARE:.0%} of the {len(archive)} images, by patient or group where known, is kept out "
+            "of pretraining, for fine-tuning to test on; split=all takes them too"
+        )
+        return Unlabeled(archive, True, told)
+    wanted = config.split or "train"
+    if wanted not in splits:
+        known = ", ".join(sorted(splits)) or "none"
+        raise UserError(f"`split` ({wanted}) must be one of the archive's splits ({known}) or all")
+    chosen = archive.select(archive.rows_of(wanted))
+    told = f"pretraining on split {wanted}: {len(chosen)} images; {len(archive) - len(chosen)} others are left alone"
+    return Unlabeled(chosen, False, told)
+
+
+def _keep_out(dataset: PixelDataset, identities: Identities) -> tuple[PixelDataset, NDArray[np.str_]]:
+    """The images to train on, and the side of each image of the archive."""
+    every = np.arange(len(dataset.archive))
+    identities.look_up(every, progress=True)
+    sides = identities.split(every)
+    return dataset.subset(np.flatnonzero(sides[dataset.rows] == TRAIN)), sides
+
+
+def _told_of_split(sides: NDArray[np.str_]) -> str:
+    counts = {side: int((sides == side).sum()) for side in (TRAIN, TEST, COPY)}
+    if not counts[TEST]:
+        return "test split: none, as all images belong together; fine-tuning needs images from elsewhere to test on"
+    copies = f" and {counts[COPY]} copies of them" if counts[COPY] else ""
+    return f"test split: {counts[TEST]} images{copies} are kept out, {counts[TRAIN]} are left (split.csv)"
 
 
 def _starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
@@ -224,7 +271,8 @@ def run(config: PretrainConfig) -> Path:
             print(f"{path} holds the finished run of this configuration; nothing to do")
             return path / "encoder.safetensors"
     device = training_device(config.trainer.accelerator)
-    archive = unlabeled_archive(config)
+    unlabeled = unlabeled_archive(config)
+    archive = unlabeled.archive
     checkpoint = path / "checkpoints" / "last.ckpt"
     resumed = config.resume and checkpoint.is_file()
     dataset = build_dataset(config, archive, None)
@@ -239,6 +287,7 @@ def run(config: PretrainConfig) -> Path:
         if not resumed:
             clear_run_folder(path)
         (path / "config.yaml").write_text(to_yaml(config))
+        print(unlabeled.told)
     try:
         cache = _decode(config, dataset, path)
     finally:
@@ -246,8 +295,19 @@ def run(config: PretrainConfig) -> Path:
             _write_quarantine(path, dataset)
     if len(dataset) < 2:
         raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
+    identities = Identities(archive, known=KnownImages(archive, [] if cache is None else [cache.path.parent]))
+    sides = np.full(len(archive), TRAIN)
+    if unlabeled.derived:
+        dataset, sides = _keep_out(dataset, identities)
+        if len(dataset) < 2:
+            raise UserError(f"`data` ({config.data}) must leave 2 images or more beside the test split; add images")
     if first_process:
-        _write_seen(config, path, seen_images(archive, cache, progress=True), resumed)
+        if unlabeled.derived:
+            print(_told_of_split(sides))
+        rows = [(printable(sample.path), side) for sample, side in zip(archive.samples, sides, strict=True)]
+        write_csv(path / "split.csv", ["path", "split"], rows)
+        used = np.flatnonzero(sides == TRAIN)
+        _write_seen(config, path, seen_images(identities, used, progress=True), resumed)
     pl.seed_everything(config.seed, verbose=False)
     encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
     if config.reading.stain != "none":

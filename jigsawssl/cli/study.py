@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..config import StudyConfig, without_folders
-from ..data import Archive
 from ..data.guard import seen_images
 from ..data.loading import PixelDataset
 from ..experiments.cells import EncoderChoice
@@ -39,6 +37,7 @@ from .supervised import (
     open_cells,
     provenance_of,
     recipes_of,
+    split_fingerprint,
     subgroups_of,
 )
 
@@ -82,8 +81,12 @@ def run(config: StudyConfig) -> int:
             "data": labelled.archive.fingerprint(),
             # In their order, as cases are numbered by it.
             "manifest": fingerprint(list(map(repr, labelled.archive.samples))),
+            "split": split_fingerprint(labelled),
             "domains": fingerprint(
-                [(name, found.fingerprint(), list(map(repr, found.samples))) for name, (found, _) in elsewhere.items()]
+                [
+                    (name, found.archive.fingerprint(), list(map(repr, found.archive.samples)))
+                    for name, found in elsewhere.items()
+                ]
             ),
             "variants": fingerprint([(name, facts["sha256"]) for name, facts in sorted(variants.items())]),
         },
@@ -121,14 +124,14 @@ def _choice(common: EncoderChoice, values: Mapping[str, Any]) -> EncoderChoice:
     )
 
 
-Elsewhere = Mapping[str, tuple[Archive, NDArray[np.int64]]]
+Elsewhere = Mapping[str, Labelled]
 
 
-def _open_domain(domain: Domain, labelled: Labelled) -> tuple[Archive, NDArray[np.int64]]:
-    """An archive that is only tested on, and its rows, of which some must be readable."""
+def _open_domain(domain: Domain, labelled: Labelled) -> Labelled:
+    """An archive that is only tested on; some of its images must be readable."""
     found, _ = open_domain(*domain, labelled.archive.classes)
     PixelDataset(found.archive.select(found.test[:READ_AHEAD].tolist()), 8).load(progress=False)
-    return found.archive, found.test
+    return found
 
 
 def _overlaps(config: StudyConfig, elsewhere: Elsewhere, labelled: Labelled) -> dict[str, dict[str, int]]:
@@ -136,16 +139,16 @@ def _overlaps(config: StudyConfig, elsewhere: Elsewhere, labelled: Labelled) -> 
     if not elsewhere:
         return {}
     used = np.union1d(labelled.pool, labelled.validation)
-    seen = seen_images(labelled.archive.select(used.tolist()), None, progress=True)
+    seen = seen_images(labelled.identities, used, progress=True)
     found = {}
-    for name, (archive, rows) in elsewhere.items():
-        same = len(seen.overlap(archive, rows).same_image)
+    for name, domain in elsewhere.items():
+        same = len(seen.overlap(domain.identities, domain.test).same_image)
         if same and not config.allow_overlap:
             raise UserError(
                 f"`domains.{name}` must hold no image that is trained on; {same} are the same; leave them out, or give "
                 "allow_overlap=true, which the report will say"
             )
-        found[name] = {"images": len(rows), "trained_on_too": same}
+        found[name] = {"images": len(domain.test), "trained_on_too": same}
     return found
 
 
@@ -157,10 +160,9 @@ def _facts(
     except UserError as error:
         raise UserError(f"`variants.{name}`: {error}") from None
     check_encoder(config, choice.reference, trained, encoder)
-    own = (labelled.archive, np.concatenate([labelled.validation, labelled.test]))
     guards = {
-        place: counted(check_overlap(choice.reference, trained, *pair, config.allow_overlap))
-        for place, pair in {IN_DOMAIN: own, **elsewhere}.items()
+        place: counted(check_overlap(choice.reference, trained, found, config.allow_overlap))
+        for place, found in {IN_DOMAIN: labelled, **elsewhere}.items()
     }
     return {
         **provenance_of(choice.reference, trained),

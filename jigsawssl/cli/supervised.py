@@ -17,8 +17,8 @@ from ..checkpoint import read_header
 from ..config import CurveConfig, StudyConfig, SupervisedConfig, to_yaml, without_folder
 from ..data.loading import PixelDataset, stain_target
 from ..data.manifest import manifest_columns
-from ..experiments.cells import EncoderChoice, Rows, Source, adaptation_mode
-from ..experiments.labelled import Labelled, open_labelled
+from ..experiments.cells import EncoderChoice, Rows, adaptation_mode
+from ..experiments.labelled import Labelled, Source, caches_beside, open_labelled, seen_by, write_split
 from ..experiments.subsets import write_subsets
 from ..functional import nearest_sizes
 from ..models import Encoder
@@ -47,7 +47,10 @@ __all__ = [
     "open_cells",
     "provenance_of",
     "recipes_of",
+    "source_of",
+    "split_fingerprint",
     "subgroups_of",
+    "test_line",
 ]
 
 
@@ -70,10 +73,16 @@ def open_cells(config: CurveConfig | StudyConfig) -> Opened:
     free = ("config", "jobs", "out")
     path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free)
     device = training_device(config.trainer.accelerator)
-    source = Source(config.data, config.manifest, config.layout, config.split, config.validation)
-    labelled = open_labelled(*source)
+    if isinstance(config, CurveConfig):
+        references = list(config.encoders.values())
+    else:
+        references = [values["encoder"] for values in config.variants.values()]
+    source = source_of(config, references)
+    labelled = open_labelled(source, seen=[] if config.allow_overlap else seen_by(references))
+    print(test_line(labelled))
     channels = PixelDataset(labelled.archive.select(labelled.pool.tolist()), 8).channels
-    return Opened(path, device, labelled, source, channels)
+    # The processes of the cells take it from there, and need not look into every image again.
+    return Opened(path, device, labelled, source._replace(assigned=str(path / "split.csv")), channels)
 
 
 def check_draws(subsets: dict[tuple[float, int], Rows], labelled: Labelled, key: str) -> None:
@@ -109,8 +118,23 @@ def begin_cells(
     for name in folders:
         (path / name).mkdir(parents=True, exist_ok=True)
     (path / "config.yaml").write_text(to_yaml(config))
+    write_split(path / "split.csv", opened.labelled)
     write_subsets(path / "subsets", opened.labelled, subsets)
     write_json(path / "task.json", task)
+
+
+def source_of(config: SupervisedConfig, references: Sequence[str]) -> Source:
+    """Where the labelled images come from, decoded already for the encoders that were pretrained on them."""
+    caches = caches_beside(references)
+    return Source(config.data, config.manifest, config.layout, config.split, config.validation, caches)
+
+
+def test_line(labelled: Labelled) -> str:
+    """What is tested on, and who decided that."""
+    groups = labelled.groups(labelled.test)
+    of_groups = "" if groups is None else f" of {len(np.unique(groups))} groups"
+    left_out = f"; {labelled.saw} more are left out, as pretraining saw them" if labelled.saw else ""
+    return f"test split: {len(labelled.test)} images{of_groups}, {labelled.made_by}{left_out}"
 
 
 def recipes_of(config: SupervisedConfig, device: torch.device, seed: int) -> list[Recipe]:
@@ -251,6 +275,11 @@ def digest(reference: str) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
+def split_fingerprint(labelled: Labelled) -> str:
+    """A digest of who is for what."""
+    return fingerprint([rows.tolist() for rows in (labelled.pool, labelled.validation, labelled.test)])
+
+
 def fingerprint(value: Any) -> str:
     """A digest of what prints the same."""
     return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()
@@ -267,7 +296,7 @@ def _check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> None:
             f"`out` ({file.parent}) must hold what is to be resumed; {file.name} is damaged; choose another"
         ) from None
     for name, value in fingerprints.items():
-        if before.get(name) != value:
+        if before.get(name, value) != value:
             raise UserError(
                 f"`{name}` must be what it began with; files or rows were added, removed or changed; restore "
                 "them, or choose another `out`"

@@ -129,7 +129,7 @@ class PretrainConfig:
     config: str | None = _key(None, "YAML file of keys; the command line wins over it")
     manifest: str | None = _key(None, "CSV with path[,label,split,group], or folders; labels are not read here")
     split: str | None = _key(
-        None, "rows to train on; null: train where the archive has splits, else all; all: all rows"
+        None, "rows to train on; null: train, or without splits all but a test split made by hash; all: all rows"
     )
     seed: int = _key(0, "seed of weights, views and order")
     resume: bool = _key(False, "go on from checkpoints/last.ckpt in out")

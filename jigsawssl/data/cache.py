@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..types import UserError
-from .table import LEFT_OUT, TABLE_SCHEMA, original
+from .table import LEFT_OUT, TABLE_SCHEMA, original, salted
 
-__all__ = ["Cache", "CacheOptions", "chosen_frames"]
+__all__ = ["Cache", "CacheOptions", "archive_digest", "caches_of", "chosen_frames", "short_digest"]
 
 SALT_FILE = "salt"
 """In the folder of caches: the salt of their hashed identifiers."""
@@ -149,6 +150,39 @@ def _joined(table: pa.Table | pa.RecordBatch) -> list[str]:
     """Paths with the members of containers below them."""
     pairs = zip(table["path"].to_pylist(), table["member"].to_pylist(), strict=True)
     return [original(path if member is None else f"{path}/{member}") for path, member in pairs]
+
+
+def short_digest(text: str | None) -> str:
+    """What stands for a text in the name of a cache."""
+    return hashlib.sha256((text or "").encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def archive_digest(location: str, salt: bytes) -> str:
+    """How the names of all caches of an archive begin."""
+    return short_digest(salted(location, salt))
+
+
+def caches_of(location: str, folder: Path) -> list[Cache]:
+    """The finished caches of an archive in a folder of caches, but for damaged, older and the doctor's ones.
+
+    Args:
+        location: of the archive.
+        folder: of caches; need not exist.
+    """
+    file = folder / SALT_FILE
+    if not file.is_file():
+        return []
+    found = []
+    for path in sorted(folder.glob(f"{archive_digest(location, file.read_bytes())}-*")):
+        if path.name.endswith(".partial") or not path.is_dir():
+            continue
+        try:
+            cache = Cache(path)
+        except UserError:
+            continue
+        if not cache.options.examined:
+            found.append(cache)
+    return found
 
 
 def chosen_frames(count: int, frames: str) -> list[int]:

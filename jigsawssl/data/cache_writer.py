@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from ..types import UserError
 from .archive import Archive
-from .cache import SALT_FILE, Cache, CacheOptions, chosen_frames
+from .cache import SALT_FILE, Cache, CacheOptions, archive_digest, chosen_frames, short_digest
 from .containers import is_sequential
 from .examine import examine, perceptual_hash
+from .holdout import is_held_out
 from .journal import MAY_PASS, KnownFiles, count_images, journal_entries, recover
 from .pixels import Unreadable, fit_image
 from .table import LEFT_OUT, TABLE_SCHEMA, printable, salted
@@ -38,7 +39,7 @@ except ImportError:  # not on Windows, where two runs must not share a cache fol
 
 __all__ = ["build_cache"]
 
-_FORMAT = 2
+_FORMAT = 3
 _FLUSHED = 64
 _IN_FLIGHT = 256 * 2**20
 _TABLE_BATCH = 1024
@@ -74,7 +75,7 @@ def build_cache(
     stamps = np.empty((len(archive), 2), dtype=np.int64)
     for row in range(len(archive)):
         stamps[row] = archive.stamp(row)
-    listing = _digest(_listing(archive, stamps))
+    listing = short_digest(_listing(archive, stamps))
     names = _Names(folder, archive.location, scope, salt)
     if not options.deep and not options.examined and names.known(deeper := replace(options, deep=True)):
         options = deeper
@@ -97,11 +98,11 @@ class _Names:
 
     def __init__(self, folder: Path, location: str, scope: str, salt: bytes) -> None:
         self.folder, self.salt = folder, salt
-        self._archive, self._scope = _digest(salted(location, salt)), _digest(salted(scope, salt))
+        self._archive, self._scope = archive_digest(location, salt), short_digest(salted(scope, salt))
 
     def alike(self, options: CacheOptions) -> str:
         """How the names of all parts begin whose entries may be taken over."""
-        return f"{self._archive}-{_digest(json.dumps([_FORMAT, asdict(options)]))}-"
+        return f"{self._archive}-{short_digest(json.dumps([_FORMAT, asdict(options)]))}-"
 
     def final(self, options: CacheOptions, listing: str) -> Path:
         """The finished cache."""
@@ -164,10 +165,6 @@ def _remove(old: Path) -> None:
         away = old.with_name(f"removed-{secrets.token_hex(8)}")
         os.replace(old, away)
         shutil.rmtree(away, ignore_errors=True)
-
-
-def _digest(text: str | None) -> str:
-    return hashlib.sha256((text or "").encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _listing(archive: Archive, stamps: NDArray[np.int64]) -> str:
@@ -374,6 +371,7 @@ def _decoded(
         "mode": info.mode,
         "content_hash": picture.content_hash,
         "patient": salted(info.patient, salt),
+        "patient_held_out": None if info.patient is None else is_held_out(f"patient {info.patient}"),
         "study": salted(info.study, salt),
         "series": salted(info.series, salt),
     }

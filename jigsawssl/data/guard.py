@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,22 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..types import UserError
-from .archive import Archive
-from .cache import Cache
-from .pixels import Unreadable
-from .table import salted
+from .identity import Identities
 
-__all__ = ["Overlap", "SeenImages", "content_key", "seen_images"]
+__all__ = ["Overlap", "SeenImages", "seen_images"]
 
 _SCHEMA = pa.schema([("content", pa.int64()), ("group", pa.string()), ("salt", pa.string())])
-
-
-def content_key(content_hash: str) -> int:
-    """The first 64 bits of a content hash, signed, as they are stored."""
-    return int.from_bytes(bytes.fromhex(content_hash[:16]), "big", signed=True)
 
 
 @dataclass(frozen=True)
@@ -97,55 +87,44 @@ class SeenImages:
             ) from None
         return SeenImages(contents, {salt: frozenset(names) for salt, names in groups.items()}, complete)
 
-    def overlap(self, archive: Archive, rows: NDArray[np.int64]) -> Overlap:
-        """Which of these rows pretraining has seen; images that cannot be read are compared by group alone."""
+    def overlap(self, identities: Identities, rows: NDArray[np.int64]) -> Overlap:
+        """Which of these rows pretraining has seen, themselves or by another image of their group.
+
+        A group counts as seen where its name is known, and where the archive holds another image of it whose content
+        is, as a pretraining that knew no groups leaves no names. Images that cannot be read are compared by group.
+        """
+        samples = identities.archive.samples
+        groups = {samples[row].group for row in rows.tolist()} - {None}
+        mates = [row for row, sample in enumerate(samples) if sample.group in groups] if groups else []
+        identities.look_up(np.union1d(rows, np.array(mates, dtype=np.int64)))
+        seen_mates: dict[str | None, set[int]] = {}
+        for row in mates:
+            if identities.content(row) in self.contents:
+                seen_mates.setdefault(samples[row].group, set()).add(row)
         same_image, same_group = [], []
         for row in rows.tolist():
-            names, content = _identify(archive, row)
-            if content is not None and content in self.contents:
+            if identities.content(row) in self.contents:
                 same_image.append(row)
-            if any(salted(name, salt) in known for name in names for salt, known in self.groups.items()):
+            named = any(identities.names(row, salt) & known for salt, known in self.groups.items())
+            if named or seen_mates.get(samples[row].group, set()) - {row}:
                 same_group.append(row)
         return Overlap(np.array(same_image, dtype=np.int64), np.array(same_group, dtype=np.int64))
 
 
-def _identify(archive: Archive, row: int) -> tuple[list[str], int | None]:
-    """The group and the patient of a sample, as far as they are known, and the key of its content."""
-    group = archive.samples[row].group
-    names = [] if group is None else [group]
-    try:
-        picture = archive.open(row)
-    except Unreadable:
-        return names, None
-    patient = picture.info.patient
-    return (names if patient is None else [*names, patient]), content_key(picture.content_hash)
-
-
-def seen_images(archive: Archive, cache: Cache | None, progress: bool) -> SeenImages:
-    """What a run on an archive uses; taken from its cache, or without one by reading every image.
+def seen_images(identities: Identities, rows: NDArray[np.int64], *, progress: bool = False) -> SeenImages:
+    """What a run on some rows of an archive uses: contents, groups and patients of those that can be read.
 
     Args:
-        archive: all of whose readable images are used.
-        cache: of this archive.
-        progress: show a bar while images are read.
+        identities: of the archive.
+        rows: that are used.
+        progress: show a bar while files are opened.
     """
+    identities.look_up(rows, progress=progress)
     contents: set[int] = set()
     groups: set[str] = set()
-    if cache is None:
-        salt = secrets.token_bytes(32)
-        for row in tqdm(range(len(archive)), "Hashing", disable=not progress):
-            names, content = _identify(archive, row)
-            if content is not None:
-                contents.add(content)
-                groups |= {salted(name, salt) or "" for name in names}
-        return SeenImages(frozenset(contents), {salt: frozenset(groups)})
-    group_of = {sample.path: sample.group for sample in archive.samples}
-    paths, table = cache.paths(), cache.table("content_hash", "patient")
-    hashes, patients = (table[name].to_pylist() for name in ("content_hash", "patient"))
-    for row in cache.readable().tolist():
-        path, content_hash, patient = paths[row], hashes[row], patients[row]
-        if path in group_of:
-            contents.add(content_key(content_hash))
-            known = {patient, salted(group_of[path], cache.salt)}
-            groups |= {name for name in known if name is not None}
-    return SeenImages(frozenset(contents), {cache.salt: frozenset(groups)})
+    for row in rows.tolist():
+        content = identities.content(row)
+        if content is not None:
+            contents.add(content)
+            groups |= identities.names(row, identities.salt)
+    return SeenImages(frozenset(contents), {identities.salt: frozenset(groups)})

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import Cache, CacheOptions
+from jigsawssl.data.known import KnownImages
 from jigsawssl.data.pixels import Unreadable, fit_image
 from jigsawssl.stain import MACENKO_TARGET, reinhard_statistics
 from jigsawssl.types import Batch, UserError
@@ -126,10 +127,14 @@ class PixelDataset(Dataset[Batch]):
         self._stored = torch.from_numpy(stored)
         self._at = None if len(kept) == len(stored) else torch.from_numpy(kept)
 
-    def load(self, progress: bool) -> None:
+    def load(self, progress: bool, known: KnownImages | None = None) -> None:
         """Decode every image into memory; unreadable ones are listed in ``unreadable`` and leave ``rows``.
 
         Where the archive does not fit, nothing happens, not even a check of the files.
+
+        Args:
+            progress: show a bar.
+            known: caches of the archive, from which images are taken that they hold.
 
         Raises:
             UserError: if no image can be decoded.
@@ -143,7 +148,9 @@ class PixelDataset(Dataset[Batch]):
 
         def decode(row: int) -> bool:
             nonlocal deeper
-            decoded = None if deeper else self._decode(row)
+            decoded = None if deeper else self._known(row, known)
+            if decoded is None and not deeper:
+                decoded = self._decode(row)
             if decoded is None or decoded.dtype.itemsize > kind().itemsize:
                 deeper = deeper or decoded is not None
                 return False
@@ -155,7 +162,7 @@ class PixelDataset(Dataset[Batch]):
             readable = np.array(list(tqdm(done, "Decoding", len(self.archive), disable=not progress)), dtype=bool)
         if deeper:  # than the sampled ones: once more, with 16 bits for all
             self.deep = True
-            return self.load(progress)
+            return self.load(progress, known)
         self.rows = np.flatnonzero(readable).astype(np.int64)
         if not self.rows.size:
             raise self._nothing_readable()
@@ -213,6 +220,12 @@ class PixelDataset(Dataset[Batch]):
             if image is not None:
                 return row, image
         raise self._nothing_readable()
+
+    def _known(self, row: int, known: KnownImages | None) -> NDArray[Any] | None:
+        if known is None:
+            return None
+        wanted = {"size": self.size, "channels": self.channels, "fit": self.fit, "window": self.window}
+        return known.pixels(self.archive.samples[row].path, **wanted, deep=self.deep)  # type: ignore[arg-type]
 
     def _decode(self, row: int) -> NDArray[Any] | None:
         try:

@@ -7,7 +7,7 @@ import re
 
 import pyarrow as pa
 
-__all__ = ["LEFT_OUT", "TABLE_SCHEMA", "original", "printable", "salted"]
+__all__ = ["LEFT_OUT", "TABLE_SCHEMA", "content_key", "original", "printable", "salted"]
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -32,6 +32,7 @@ TABLE_SCHEMA = pa.schema(
         ("border", pa.float32()),
         ("text", pa.float32()),
         ("patient", pa.string()),
+        ("patient_held_out", pa.bool_()),
         ("study", pa.string()),
         ("series", pa.string()),
         ("checksum", pa.uint32()),
@@ -42,8 +43,8 @@ TABLE_SCHEMA = pa.schema(
 ``status`` is ``ok``, the reason why it cannot be read, or begins with :data:`LEFT_OUT`; ``mode`` is the photometric
 interpretation of DICOM and TIFF files and the mode of others, as stored; ``changed`` is in nanoseconds since 1970;
 ``mean`` and ``std`` are of display values in [0, 1]; patient, study and series are hashed with the salt of the cache
-folder; ``checksum`` is the CRC-32 of the cached pixels. Perceptual hash, ``border`` and ``text`` are filled by the
-doctor.
+folder; ``patient_held_out`` is the patient's side in a derived split; ``checksum`` is the CRC-32 of the cached pixels.
+Perceptual hash, ``border`` and ``text`` are filled by the doctor.
 """
 
 LEFT_OUT = "left out: "
@@ -74,3 +75,8 @@ def salted(value: str | None, salt: bytes) -> str | None:
     if value is None:
         return None
     return hashlib.blake2b(value.encode("utf-8", "surrogateescape"), key=salt, digest_size=16).hexdigest()
+
+
+def content_key(content_hash: str) -> int:
+    """The first 64 bits of a content hash, signed, as they are stored."""
+    return int.from_bytes(bytes.fromhex(content_hash[:16]), "big", signed=True)

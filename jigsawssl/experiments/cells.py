@@ -25,12 +25,11 @@ from ..training.adapt import Adaptation, adapt
 from ..training.finetune import Recipe
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import FeatureBank
-from .labelled import Budget, Labelled, open_labelled, read_images, take_budget
+from .labelled import Budget, Labelled, Source, open_labelled, read_images, take_budget
 
 __all__ = [
     "Cell",
     "EncoderChoice",
-    "Source",
     "Tested",
     "Workplace",
     "adaptation_mode",
@@ -55,16 +54,6 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """What its files are called."""
         return f"{self.encoder}-{self.fraction:g}-{self.seed}"
-
-
-class Source(NamedTuple):
-    """Where labelled images come from, as in :func:`jigsawssl.experiments.labelled.open_labelled`."""
-
-    data: str
-    manifest: str | None
-    layout: str | None
-    split: str
-    validation: str
 
 
 class EncoderChoice(NamedTuple):
@@ -116,7 +105,7 @@ class Workplace:
     """What a process keeps between its cells: the labelled archive, and decoded images."""
 
     def __init__(self, source: Source, accelerator: str, precision: Any) -> None:
-        self.labelled = open_labelled(source.data, source.manifest, source.layout, source.split, source.validation)
+        self.labelled = open_labelled(source)
         self.device = training_device(accelerator)
         self.autocast = autocast_dtype(precision)
         self._images: dict[tuple[Any, ...], tuple[PixelDataset, Rows]] = {}
@@ -127,7 +116,7 @@ class Workplace:
         if key not in self._images:
             labelled = self.labelled
             rows = np.concatenate([labelled.pool, labelled.validation, labelled.test])
-            self._images[key] = read_images(labelled.archive, rows, spec, "labelled", progress=False)
+            self._images[key] = read_images(labelled, rows, spec, "labelled", progress=False)
         return self._images[key]
 
     def budget(self, spec: EncoderSpec, chosen: Rows, fraction: float, seed: int) -> Budget:

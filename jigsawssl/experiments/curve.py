@@ -13,8 +13,9 @@ import torch
 from ..process import prepare_process
 from ..training.finetune import Recipe
 from ..training.probe import FeatureBank
-from .cells import Cell, EncoderChoice, Rows, Source, Workplace, adaptation_mode, save_cell
+from .cells import Cell, EncoderChoice, Rows, Workplace, adaptation_mode, save_cell
 from .gallery import save_gallery
+from .labelled import Source
 from .runner import Outcome, run_cells
 
 __all__ = ["Plan", "run_curve"]

@@ -2,33 +2,74 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from ..config import without_folder
 from ..data import Archive, cross_validation_folds, holdout_split, open_archive
-from ..data.guard import SeenImages
+from ..data.guard import Overlap, SeenImages
+from ..data.holdout import TEST, TEST_SHARE, TRAIN
+from ..data.identity import Identities
+from ..data.known import KnownImages
 from ..data.loading import PixelDataset
 from ..data.table import printable
 from ..models import EncoderSpec
+from ..report import write_csv
 from ..training.finetune import Fold
 from ..types import UserError
 
-__all__ = ["Budget", "Labelled", "check_overlap", "open_domain", "open_labelled", "read_images", "take_budget"]
+__all__ = [
+    "Budget",
+    "Labelled",
+    "Source",
+    "caches_beside",
+    "check_overlap",
+    "open_domain",
+    "open_labelled",
+    "read_images",
+    "seen_by",
+    "take_budget",
+    "write_split",
+]
 
 SMALL_BUDGET = 200
 """Labels below which validation is cross-validation: a fifth of fewer images would judge too coarsely."""
 
 FOLDS = 5
-TEST_SHARE = 0.2
-"""Share of the groups that become the test split where the manifest names none."""
+LEAST_TEST = 10
+"""Images of a test split that pretraining saw a part of: fewer than this are not worth testing on."""
 
 Rows = NDArray[np.int64]
+
+
+class Source(NamedTuple):
+    """Where labelled images come from, and who of them is for what.
+
+    Attributes:
+        data: as for :func:`jigsawssl.data.open_archive`.
+        manifest: the same.
+        layout: the same.
+        split: rows that labels are taken from, where the manifest has splits.
+        validation: ``budget`` (inside the labels) or ``split`` (the manifest's val split).
+        caches: folders of earlier runs, whose decoded images are used.
+        assigned: a file of :func:`write_split` that says who is for what.
+    """
+
+    data: str
+    manifest: str | None = None
+    layout: str | None = None
+    split: str = "train"
+    validation: str = "budget"
+    caches: tuple[str, ...] = ()
+    assigned: str | None = None
 
 
 class Labelled(NamedTuple):
@@ -40,6 +81,8 @@ class Labelled(NamedTuple):
         validation: rows of the manifest's validation split, where that judges; else none.
         test: rows that are looked at once.
         made_by: who made the test split, for reports.
+        identities: of the archive.
+        saw: test and validation rows that are left out because pretraining saw them.
     """
 
     archive: Archive
@@ -47,46 +90,72 @@ class Labelled(NamedTuple):
     validation: Rows
     test: Rows
     made_by: str
+    identities: Identities
+    saw: int = 0
+
+    @property
+    def judged(self) -> Rows:
+        """Rows of validation and test."""
+        return np.concatenate([self.validation, self.test])
 
     def groups(self, rows: Rows) -> NDArray[np.str_] | None:
         """Groups of some rows, or ``None`` where the archive has none."""
         return None if self.archive.groups is None else self.archive.groups[rows]
 
+    def without(self, rows: Rows) -> Labelled:
+        """The same, judged without some rows."""
+        validation, test = (np.setdiff1d(part, rows) for part in (self.validation, self.test))
+        saw = len(self.judged) - len(validation) - len(test)
+        return self._replace(validation=validation, test=test, saw=saw)
 
-def open_labelled(data: str, manifest: str | None, layout: str | None, split: str, validation: str) -> Labelled:
+
+def open_labelled(source: Source, *, seen: Sequence[SeenImages] = ()) -> Labelled:
     """Open an archive for supervised training.
 
+    A manifest's splits hold. Without them the test split follows from the images, see
+    :func:`jigsawssl.data.holdout.derive_split`, as pretraining derives it too; where that leaves no two classes to
+    test on, it is drawn by class. Where pretraining did see a part of the test split, as it was given other groups or
+    splits, or none, the rest is tested on if it is enough.
+
     Args:
-        data: as for :func:`jigsawssl.data.open_archive`.
-        manifest: the same.
-        layout: the same.
-        split: rows that labels are taken from, where the manifest has splits; else a test split is made.
-        validation: ``budget`` (inside the labels) or ``split`` (the manifest's val split).
+        source: of the images.
+        seen: what pretraining saw, of each encoder that is to be judged.
 
     Raises:
         UserError: for an archive without labels, splits without rows, and groups that are divided between splits.
     """
-    archive = open_archive(data, manifest, layout=layout)
+    archive = open_archive(source.data, source.manifest, layout=source.layout)
     if len(archive.classes) < 2:
         raise UserError(
-            f"`data` ({data}) must have labels of at least two classes; it has {len(archive.classes)}; "
+            f"`data` ({source.data}) must have labels of at least two classes; it has {len(archive.classes)}; "
             "give manifest=labels.csv with path,label or manifest=folders"
         )
-    if split == "test" or (split == "val" and validation == "split"):
-        raise UserError(f"`split` ({split}) must not be what the result is judged by; use train")
-    judging = _rows(archive, "val") if validation == "split" else np.empty(0, dtype=np.int64)
-    if validation == "split" and not len(judging):
+    if source.split == "test" or (source.split == "val" and source.validation == "split"):
+        raise UserError(f"`split` ({source.split}) must not be what the result is judged by; use train")
+    identities = Identities(archive, known=KnownImages(archive, [Path(folder) for folder in source.caches]))
+    if source.assigned is not None:
+        return _assigned(Path(source.assigned), archive, identities)
+    given = any(sample.split is not None for sample in archive.samples)
+    if source.validation == "split" and not len(_rows(archive, "val")):
         raise UserError("`validation` (split) needs labelled rows of the split val; use validation=budget")
-    if all(sample.split is None for sample in archive.samples):
-        labelled = np.flatnonzero(archive.labels >= 0)
-        groups = archive.groups[labelled] if archive.groups is not None else None
-        # A fixed seed: the test split must not change with the seed of a run.
-        rest, held = holdout_split(archive.labels[labelled], groups, TEST_SHARE, seed=0)
-        unit = "image" if groups is None else "group"
-        made_by = f"made here: {TEST_SHARE:.0%} of the labels by {unit}"
-        return Labelled(archive, labelled[rest], judging, labelled[held], made_by)
-    pool, test = _rows(archive, split), _rows(archive, "test")
-    for name, rows in ((split, pool), ("test", test)):
+    found = _given(archive, source, identities) if given else _derived(archive, identities)
+    overlap = _overlap(found, seen)
+    if not len(overlap):
+        return found
+    rest = [found.without(overlap)]
+    if not given:
+        kept = _derived(archive, identities, whole=True)
+        rest.append(kept.without(_overlap(kept, seen)))
+    best = max(rest, key=lambda labelled: len(labelled.test))
+    enough = len(best.test) >= LEAST_TEST and _has_two_classes(archive, best.test)
+    return best if enough and (not len(found.validation) or _has_two_classes(archive, best.validation)) else found
+
+
+def _given(archive: Archive, source: Source, identities: Identities) -> Labelled:
+    """The splits of the manifest."""
+    judging = _rows(archive, "val") if source.validation == "split" else np.empty(0, dtype=np.int64)
+    pool, test = _rows(archive, source.split), _rows(archive, "test")
+    for name, rows in ((source.split, pool), ("test", test)):
         if not len(rows):
             known = ", ".join(sorted({sample.split for sample in archive.samples if sample.split}))
             raise UserError(
@@ -97,10 +166,102 @@ def open_labelled(data: str, manifest: str | None, layout: str | None, split: st
         shared = np.intersect1d(archive.groups[pool], archive.groups[test])
         if len(shared):
             raise UserError(
-                f"`group` must not be divided between {split} and test; {len(shared)} are; mend the manifest's "
+                f"`group` must not be divided between {source.split} and test; {len(shared)} are; mend the manifest's "
                 "split column, or leave it out to have a split made"
             )
-    return Labelled(archive, pool, judging, test, "manifest")
+    return Labelled(archive, pool, judging, test, "manifest", identities)
+
+
+def _derived(archive: Archive, identities: Identities, *, whole: bool = False) -> Labelled:
+    """The split that follows from the images; ``whole`` as in :func:`jigsawssl.data.holdout.derive_split`."""
+    every, nothing = np.arange(len(archive)), np.empty(0, dtype=np.int64)
+    identities.look_up(every, progress=True)
+    sides = identities.split(every, whole=whole)
+    labelled = archive.labels >= 0
+    pool, test = (np.flatnonzero(labelled & (sides == side)) for side in (TRAIN, TEST))
+    made_by = f"made here: {TEST_SHARE:.0%} by patient, group or content, which pretraining leaves out by default"
+    if whole:
+        made_by = "made here: groups of which pretraining, which did not know them, left out every image"
+    elif not _has_two_classes(archive, pool) or not _has_two_classes(archive, test):
+        rows = np.flatnonzero(labelled)
+        groups = archive.groups[rows] if archive.groups is not None else None
+        # A fixed seed: the test split must not change with the seed of a run.
+        rest, held = holdout_split(archive.labels[rows], groups, TEST_SHARE, seed=0)
+        unit = "image" if groups is None else "group"
+        pool, test, made_by = rows[rest], rows[held], f"made here: {TEST_SHARE:.0%} of the labels by class and {unit}"
+    return Labelled(archive, pool, nothing, test, made_by, identities)
+
+
+def _has_two_classes(archive: Archive, rows: Rows) -> bool:
+    return len(np.unique(archive.labels[rows])) > 1
+
+
+def _overlap(labelled: Labelled, seen: Iterable[SeenImages]) -> Rows:
+    """Rows that are judged by and that pretraining saw."""
+    found = [images.overlap(labelled.identities, labelled.judged).rows for images in seen]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+
+
+def write_split(file: Path, labelled: Labelled) -> None:
+    """Write who is for what: a CSV of paths and train, val or test; nothing for those that are not used."""
+    names = np.full(len(labelled.archive), "", dtype=object)
+    for name, rows in (("train", labelled.pool), ("val", labelled.validation), ("test", labelled.test)):
+        names[rows] = name
+    paths = (printable(sample.path) for sample in labelled.archive.samples)
+    write_csv(file, ["path", "split"], zip(paths, names.tolist(), strict=True))
+
+
+def _assigned(file: Path, archive: Archive, identities: Identities) -> Labelled:
+    """What :func:`write_split` wrote."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        split_of = {line["path"]: line["split"] for line in csv.DictReader(stream)}
+    splits = np.array([split_of.get(printable(sample.path), "") for sample in archive.samples])
+    pool, validation, test = (np.flatnonzero(splits == name) for name in ("train", "val", "test"))
+    return Labelled(archive, pool, validation, test, file.name, identities)
+
+
+def _run_of(reference: str) -> Path | None:
+    """Folder of the run that an encoder, or the architecture of a fresh one, comes from."""
+    file = Path(reference.removeprefix("random:"))
+    return file.parent if file.is_file() else None
+
+
+def seen_by(references: Iterable[str]) -> list[SeenImages]:
+    """What the runs saw that some encoders come from, as far as they left it.
+
+    Fresh weights of a file's architecture count too, so that they are tested on what the file is tested on.
+
+    Args:
+        references: encoders as users name them.
+
+    Raises:
+        UserError: for a damaged file.
+    """
+    folders = dict.fromkeys(folder for folder in map(_run_of, references) if folder is not None)
+    return [SeenImages.load(folder / "seen.parquet") for folder in folders if (folder / "seen.parquet").is_file()]
+
+
+def caches_beside(references: Iterable[str]) -> tuple[str, ...]:
+    """Folders of the decoded images that some encoders were pretrained on.
+
+    Args:
+        references: encoders as users name them.
+    """
+    found = []
+    for folder in map(_run_of, references):
+        if folder is not None:
+            named = _settings_of(folder).get("cache")
+            found.append(str(named) if named not in (None, "off") else str(folder / "cache"))
+    return tuple(dict.fromkeys(found))
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    """The configuration of a run, empty where there is none that can be read."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
+    except Exception:  # whatever YAML and OmegaConf make of a file that others may have written
+        return {}
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def open_domain(
@@ -135,7 +296,7 @@ def open_domain(
         )
     nothing = np.empty(0, dtype=np.int64)
     labels = np.array([list(classes).index(name) for name in names], dtype=np.int64)
-    return Labelled(archive, nothing, nothing, rows, "another archive"), labels
+    return Labelled(archive, nothing, nothing, rows, "another archive", Identities(archive)), labels
 
 
 def _rows(archive: Archive, split: str) -> Rows:
@@ -144,12 +305,14 @@ def _rows(archive: Archive, split: str) -> Rows:
 
 
 def read_images(
-    archive: Archive, rows: Rows, spec: EncoderSpec, what: str, progress: bool = True
+    labelled: Labelled, rows: Rows, spec: EncoderSpec, what: str, progress: bool = True
 ) -> tuple[PixelDataset, Rows]:
     """Decode images as the encoder saw them in pretraining: its size, channels, fit and window.
 
+    What a cache of that pretraining holds is not decoded again.
+
     Args:
-        archive: that holds them.
+        labelled: the archive that holds them.
         rows: which.
         spec: of the encoder.
         what: a word for what they are, for the note about unreadable ones.
@@ -158,10 +321,9 @@ def read_images(
     Returns:
         The readable images and the row of each.
     """
-    dataset = PixelDataset(
-        archive.select(rows.tolist()), spec.size, spec.in_channels, spec.fit, spec.window, os.cpu_count() or 1
-    )
-    dataset.load(progress)
+    part = labelled.archive.select(rows.tolist())
+    dataset = PixelDataset(part, spec.size, spec.in_channels, spec.fit, spec.window, os.cpu_count() or 1)
+    dataset.load(progress, labelled.identities.known)
     if dataset.unreadable and progress:
         print(f"{len(dataset.unreadable)} unreadable {what} images were left out; the report lists them")
     return dataset, rows[dataset.rows]
@@ -239,43 +401,68 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_] | None, seed: int
         return folds, f"{how}; the groups are too few to divide, so validation sees images of groups it trains on"
 
 
-def check_overlap(encoder: str, trained: bool, archive: Archive, rows: Rows, allowed: bool) -> dict[str, Any]:
+def check_overlap(
+    encoder: str, trained: bool, labelled: Labelled, allowed: bool, source: Source | None = None
+) -> dict[str, Any]:
     """Whether pretraining has seen what is judged by, from ``seen.parquet`` beside the encoder.
 
     Args:
         encoder: as the user named it.
         trained: whether it has weights that were trained.
-        archive: that holds what is judged by.
-        rows: which.
+        labelled: the archive that it is judged by.
         allowed: whether somebody said that an overlap is wanted.
+        source: of the archive, for the command that mends it.
 
     Returns:
         JSON values for the report.
 
     Raises:
-        UserError: with examples, if it has and nobody said that this is wanted.
+        UserError: with examples and a remedy, if it has and nobody said that this is wanted.
     """
-    file = Path(encoder).parent / "seen.parquet"
     if not trained or not Path(encoder).is_file():
         return {"checked": "unknown: published weights" if trained else "not needed: fresh weights"}
-    if not file.is_file():
+    found = seen_by([encoder])
+    if not found:
         name = without_folder(encoder)
         print(f"No seen.parquet lies beside {name}, so nobody can tell whether pretraining saw the test images")
         return {"checked": "unknown: no seen.parquet beside the encoder"}
-    seen = SeenImages.load(file)
-    found = seen.overlap(archive, rows)
-    facts = {
+    seen, archive = found[0], labelled.archive
+    overlap = seen.overlap(labelled.identities, labelled.judged)
+    if len(overlap.rows) and not allowed:
+        raise UserError(_refusal(encoder, labelled, overlap, source))
+    return {
         "checked": "by content and group" if seen.complete else "in part: earlier training left no seen.parquet",
-        "same_image": [printable(archive.samples[row].path) for row in found.same_image],
-        "same_group": [printable(archive.samples[row].path) for row in found.same_group],
+        "same_image": [printable(archive.samples[row].path) for row in overlap.same_image],
+        "same_group": [printable(archive.samples[row].path) for row in overlap.same_group],
+        "left_out": labelled.saw,
         "allowed": allowed,
     }
-    if len(found.rows) and not allowed:
-        shown = ", ".join(printable(archive.samples[row].path) for row in found.rows[:5])
-        raise UserError(
-            f"`encoder` ({encoder}) must not have seen what it is judged by; of {len(rows)} validation and test "
-            f"images pretraining saw {len(found.same_image)} themselves and another of the group of "
-            f"{len(found.same_group)}: {shown}{', …' if len(found.rows) > 5 else ''}; pretrain with split=train, or "
-            "give allow_overlap=true, which the report will say"
-        )
-    return facts
+
+
+def _refusal(encoder: str, labelled: Labelled, overlap: Overlap, source: Source | None) -> str:
+    """Which of them pretraining saw, how many, and what mends it."""
+    samples, rows = labelled.archive.samples, overlap.rows.tolist()
+    groups = sorted({samples[row].group or samples[row].path for row in rows})
+    names = groups if labelled.archive.groups is not None else [samples[row].path for row in rows]
+    shown = ", ".join(printable(name) for name in names[:5])
+    kind = f"groups ({len(groups)})" if labelled.archive.groups is not None else "files"
+    remedy = "pretrain on images that leave these out" if source is None else _again(encoder, source)
+    return (
+        f"`encoder` ({encoder}) must not have seen what it is judged by; of {len(labelled.judged)} validation and test "
+        f"images pretraining saw {len(overlap.same_image)} themselves and another of the group of "
+        f"{len(overlap.same_group)}; {kind}: {shown}{', …' if len(names) > 5 else ''}; {remedy}, or give "
+        "allow_overlap=true, which the report will say"
+    )
+
+
+def _again(encoder: str, source: Source) -> str:
+    """The command that pretrains without the images that are judged by."""
+    folder = Path(encoder).parent
+    before = _settings_of(folder)
+    out = next(out for number in range(2, 1000) if not os.path.exists(out := f"{folder}-{number}"))
+    words = [f"config={folder / 'config.yaml'}"] if before else []
+    wanted = {"data": source.data, "manifest": source.manifest, "layout": source.layout}
+    words += [f"{key}={value}" for key, value in wanted.items() if value is not None and value != before.get(key)]
+    words += [f"{key}=null" for key in ("split",) if before.get(key) is not None]
+    words += [f"{key}=false" for key in ("resume", "overwrite") if before.get(key)]
+    return f"pretrain again without them by: jigsawssl pretrain {shlex.join([*words, f'out={out}'])}"

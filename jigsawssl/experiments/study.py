@@ -27,7 +27,6 @@ from .cells import (
     Cell,
     EncoderChoice,
     Rows,
-    Source,
     Tested,
     Workplace,
     load_cell,
@@ -37,7 +36,7 @@ from .cells import (
     save_predictions,
 )
 from .gallery import save_gallery
-from .labelled import open_domain, read_images
+from .labelled import Source, open_domain, read_images
 from .runner import Outcome, error_line, run_cells
 
 __all__ = ["Domain", "StudyPlan", "cost_of", "domain_file", "is_finished", "load_search", "run_searches", "run_study"]
@@ -248,7 +247,7 @@ class _Worker:
         model = tested.adaptation.model
         assert model is not None
         domain, labels = open_domain(*self.plan.domains[name], self.place.labelled.archive.classes)
-        images, rows = read_images(domain.archive, domain.test, model.encoder.spec, name, progress=False)
+        images, rows = read_images(domain, domain.test, model.encoder.spec, name, progress=False)
         labels = labels[np.isin(domain.test, rows)]
         probabilities = tested.adaptation.probabilities(images)
         predictions = predictions_of(tested.adaptation, probabilities, domain, rows, labels)

@@ -37,6 +37,7 @@ _WRITTEN_HERE = frozenset(
         "report.json",
         "search",
         "seen.parquet",
+        "split.csv",
         "subsets",
         "table.csv",
         "task.json",

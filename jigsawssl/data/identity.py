@@ -1,0 +1,104 @@
+"""What tells the images of an archive apart: their content, their patients and their groups."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .archive import Archive
+from .holdout import derive_split, is_held_out
+from .known import Found, KnownImages
+from .pixels import Unreadable
+from .table import content_key, salted
+
+__all__ = ["Identities"]
+
+
+class Identities:
+    """Content and patient of the images of an archive, each looked up once, from caches where they hold it.
+
+    Args:
+        archive: whose images are compared.
+        known: caches of it.
+        salt: of the hashed patients where no cache sets one; drawn where it is left out.
+
+    Attributes:
+        salt: with which patients are hashed.
+    """
+
+    def __init__(self, archive: Archive, *, known: KnownImages | None = None, salt: bytes | None = None) -> None:
+        self.archive = archive
+        self.known = known
+        self.salt = (known.salt if known is not None else None) or salt or secrets.token_bytes(32)
+        self._contents: dict[int, int | None] = {}
+        self._clear: dict[int, str | None] = {}  # patients of files that were opened; never written anywhere
+        self._hashed: dict[int, tuple[str | None, bool | None]] = {}
+
+    def look_up(self, rows: NDArray[np.int64], *, progress: bool = False) -> None:
+        """Look some rows up beforehand, with a bar where files have to be opened."""
+        opened = [row for row in rows.tolist() if row not in self._contents and self._found(row) is None]
+        for row in tqdm(opened, "Hashing", disable=not progress or not opened):
+            self._open(row)
+
+    def content(self, row: int) -> int | None:
+        """Key of an image's content, None where it cannot be read."""
+        self._look_up(row)
+        return self._contents[row]
+
+    def patient(self, row: int, salt: bytes | None = None) -> str | None:
+        """The patient of a DICOM file, hashed; ``salt`` takes the place of the own one."""
+        self._look_up(row)
+        if row in self._clear:
+            return salted(self._clear[row], salt or self.salt)
+        patient = self._hashed[row][0]
+        if patient is None or salt in (None, self.salt):
+            return patient
+        self._open(row)  # a hash cannot be hashed anew with another salt
+        return salted(self._clear[row], salt)
+
+    def patient_is_held_out(self, row: int) -> bool | None:
+        """The side of the patient in a derived split, None where no patient is known."""
+        self._look_up(row)
+        if row not in self._clear:
+            return self._hashed[row][1]
+        patient = self._clear[row]
+        return None if patient is None else is_held_out(f"patient {patient}")
+
+    def names(self, row: int, salt: bytes) -> set[str]:
+        """Group and patient of an image, as far as they are known, hashed."""
+        return {salted(self.archive.samples[row].group, salt), self.patient(row, salt)} - {None}  # type: ignore[return-value]
+
+    def split(self, rows: NDArray[np.int64], *, whole: bool = False) -> NDArray[np.str_]:
+        """The side of some rows, as :func:`jigsawssl.data.holdout.derive_split` says, which explains ``whole``."""
+        every = rows.tolist()
+        return derive_split(
+            [self.content(row) for row in every],
+            [self.patient(row) for row in every],
+            [self.patient_is_held_out(row) for row in every],
+            [self.archive.samples[row].group for row in every],
+            whole=whole,
+        )
+
+    def _look_up(self, row: int) -> None:
+        if row in self._contents:
+            return
+        found = self._found(row)
+        if found is None:
+            self._open(row)
+        else:
+            self._contents[row] = found.content
+            self._hashed[row] = found.patient, found.patient_held_out
+
+    def _found(self, row: int) -> Found | None:
+        return None if self.known is None else self.known.found(self.archive.samples[row].path)
+
+    def _open(self, row: int) -> None:
+        try:
+            picture = self.archive.open(row)
+        except Unreadable:
+            self._contents[row], self._clear[row] = None, None
+            return
+        self._contents[row], self._clear[row] = content_key(picture.content_hash), picture.info.patient
