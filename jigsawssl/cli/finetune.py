@@ -57,7 +57,7 @@ def run(config: FinetuneConfig) -> None:
     device = training_device(config.trainer.accelerator)
     source = source_of(config, [config.encoder])
     labelled = open_labelled(source, seen=[] if config.allow_overlap else seen_by([config.encoder]))
-    archive, pool = labelled.archive, labelled.pool
+    archive, pool, known = labelled.archive, labelled.pool, labelled.identities.known
     pl.seed_everything(config.seed, verbose=False)
     channels = PixelDataset(archive.select(pool.tolist()), 8).channels
     encoder, trained = choice_of(config, config.encoder, labelled).resolve(channels)
@@ -80,6 +80,8 @@ def run(config: FinetuneConfig) -> None:
     labels = f"all {len(pool)} labels (fraction=1)" if whole else f"{budget.facts['labels']} labels of {len(pool)}"
     print(f"{labels}; validation: {budget.facts['validation']}; mode {config.mode}")
     print(test_line(labelled))
+    if known.used:
+        print(f"{len(known.used)} images were taken from the cache of the pretraining")
     start = time.perf_counter()
     adaptation = adapt(
         encoder,
@@ -129,7 +131,7 @@ def run(config: FinetuneConfig) -> None:
     report = {
         "command": "finetune",
         "config": without_folders(config),
-        "data": data_facts(labelled),
+        "data": {**data_facts(labelled), "from_cache": len(known.used)},
         "encoder": provenance_of(config.encoder, trained),
         "leak_guard": guard,
         "budget": budget.facts,

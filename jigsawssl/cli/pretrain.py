@@ -76,6 +76,7 @@ def unlabeled_archive(config: PretrainConfig) -> Unlabeled:
         told = f"split=all: pretraining sees all {len(archive)} images; only images from elsewhere can test the result"
         return Unlabeled(archive, False, told)
     if config.split is None and not splits:
+        # As it is decided by content, everything is decoded; fine-tuning takes the rest from the cache.
         told = (
             f"test split: {TEST_SHARE:.0%} of the {len(archive)} images, by patient or group where known, is kept out "
             "of pretraining, for fine-tuning to test on; split=all takes them too"

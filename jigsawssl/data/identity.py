@@ -31,8 +31,8 @@ class Identities:
 
     def __init__(self, archive: Archive, *, known: KnownImages | None = None, salt: bytes | None = None) -> None:
         self.archive = archive
-        self.known = known
-        self.salt = (known.salt if known is not None else None) or salt or secrets.token_bytes(32)
+        self.known = known or KnownImages(archive, [])
+        self.salt = self.known.salt or salt or secrets.token_bytes(32)
         self._contents: dict[int, int | None] = {}
         self._clear: dict[int, str | None] = {}  # patients of files that were opened; never written anywhere
         self._hashed: dict[int, tuple[str | None, bool | None]] = {}
@@ -93,7 +93,7 @@ class Identities:
             self._hashed[row] = found.patient, found.patient_held_out
 
     def _found(self, row: int) -> Found | None:
-        return None if self.known is None else self.known.found(self.archive.samples[row].path)
+        return self.known.found(self.archive.samples[row].path)
 
     def _open(self, row: int) -> None:
         try:

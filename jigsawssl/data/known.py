@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .archive import Archive
 from .cache import Cache, caches_of
-from .pixels import fit_image
+from .pixels import shrink_square
 from .table import content_key
 
 __all__ = ["Found", "KnownImages"]
@@ -99,5 +99,5 @@ class KnownImages:
         if best is None:
             return None
         self.used.add(path)
-        stored: NDArray[Any] = best[0].pixels[best[1]].transpose(1, 2, 0)
-        return fit_image(stored, size, channels, "squash", deep or stored.dtype == np.uint16)
+        square: NDArray[Any] = shrink_square(best[0].pixels[best[1]], size)
+        return square.astype(np.uint16) * np.uint16(257) if deep and square.dtype == np.uint8 else square

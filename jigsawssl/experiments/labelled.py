@@ -181,7 +181,7 @@ def _derived(archive: Archive, identities: Identities, *, whole: bool = False) -
     pool, test = (np.flatnonzero(labelled & (sides == side)) for side in (TRAIN, TEST))
     made_by = f"made here: {TEST_SHARE:.0%} by patient, group or content, which pretraining leaves out by default"
     if whole:
-        made_by = "made here: groups of which pretraining, which did not know them, left out every image"
+        made_by = "made here: groups that pretraining left out whole by chance, as it did not know them"
     elif not _has_two_classes(archive, pool) or not _has_two_classes(archive, test):
         rows = np.flatnonzero(labelled)
         groups = archive.groups[rows] if archive.groups is not None else None
@@ -450,7 +450,8 @@ def _refusal(encoder: str, labelled: Labelled, overlap: Overlap, source: Source 
     return (
         f"`encoder` ({encoder}) must not have seen what it is judged by; of {len(labelled.judged)} validation and test "
         f"images pretraining saw {len(overlap.same_image)} themselves and another of the group of "
-        f"{len(overlap.same_group)}; {kind}: {shown}{', …' if len(names) > 5 else ''}; {remedy}, or give "
+        f"{len(overlap.same_group)}; {kind}: {shown}{', …' if len(names) > 5 else ''}; the others are too few to test on; "
+        f"{remedy}, or give "
         "allow_overlap=true, which the report will say"
     )
 

@@ -217,7 +217,9 @@ def test_unreadable_files_are_left_out_and_listed(tmp_path: Path, capsys: pytest
     (folder / "a" / "broken.png").write_bytes(b"not a picture")
     out = tmp_path / "run"
     arguments = ["pretrain", f"data={folder}", f"out={out}", f"config={SMOKE / 'pretrain.yaml'}", "batch.size=16"]
+    arguments.append("split=all")
     assert main([*arguments, "trainer.max_epochs=1"]) == 0
+    assert "split=all: pretraining sees all 81 images" in capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
     reason = "not an image of a known format"
     assert report["data"]["unreadable"] == {"a/broken.png": reason} and report["data"]["images"] == 80
@@ -262,7 +264,13 @@ def test_sixteen_bits_go_all_the_way(tmp_path: Path) -> None:
             else:
                 Image.fromarray(values).save(folder / label / f"{number}.png")
     run = tmp_path / "run"
-    smoke = [f"config={SMOKE / 'pretrain.yaml'}", "batch.size=8", "trainer.max_epochs=1", "reading.fit=crop"]
+    smoke = [
+        f"config={SMOKE / 'pretrain.yaml'}",
+        "batch.size=8",
+        "trainer.max_epochs=1",
+        "reading.fit=crop",
+        "split=all",
+    ]
     assert main(["pretrain", f"data={folder}", f"out={run}", *smoke, "reading.window=file"]) == 0
     report = json.loads((run / "report.json").read_text())
     assert report["data"]["bits"] == 16 and report["data"]["images"] == 40 and report["data"]["unreadable"] == {}
@@ -350,13 +358,14 @@ def test_fine_tuning_stops_where_pretraining_saw_the_test_images(
     folder = images_folder(tmp_path / "images", count=20)
     common = [f"data={folder}", "precision=32"]
     smoke = f"config={SMOKE / 'pretrain.yaml'}"
-    assert main(["pretrain", *common, smoke, "batch.size=16", "trainer.max_epochs=1", f"out={tmp_path / 'p'}"]) == 0
+    more = ["batch.size=16", "trainer.max_epochs=1", "split=all"]
+    assert main(["pretrain", *common, smoke, *more, f"out={tmp_path / 'p'}"]) == 0
     own = tmp_path / "p" / "encoder.safetensors"
     finetune = ["finetune", *common, "manifest=folders", "mode=linear"]
     capsys.readouterr()
     assert main([*finetune, f"encoder={own}", f"out={tmp_path / 'no'}"]) == 2
     message = capsys.readouterr().err
-    assert "of 8 validation and test images pretraining saw 8 themselves" in message and ".png" in message
+    assert "of 9 validation and test images pretraining saw 9 themselves" in message and ".png" in message
     assert not (tmp_path / "no").exists()
     answers = []
     moved = tmp_path / "moved" / "encoder.safetensors"
@@ -366,7 +375,7 @@ def test_fine_tuning_stops_where_pretraining_saw_the_test_images(
         out = tmp_path / f"f{number}"
         assert main([*finetune, f"encoder={encoder}", "allow_overlap=true", f"out={out}"]) == 0
         answers.append(json.loads((out / "report.json").read_text())["leak_guard"])
-    assert len(answers[0]["same_image"]) == 8 and answers[0]["allowed"] is True
+    assert len(answers[0]["same_image"]) == 9 and answers[0]["allowed"] is True
     assert answers[1]["checked"] == "by content and group" and answers[1]["same_image"] == []
     assert [answer["checked"].split(":")[0] for answer in answers[2:]] == ["not needed", "unknown"]
 

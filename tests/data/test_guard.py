@@ -8,12 +8,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jigsawssl.data.archive import open_archive
+from jigsawssl.data.archive import Archive, open_archive
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
-from jigsawssl.data.guard import SeenImages, seen_images
+from jigsawssl.data.guard import Overlap, SeenImages, seen_images
+from jigsawssl.data.identity import Identities
+from jigsawssl.data.known import KnownImages
 from jigsawssl.types import UserError
 from tests.data.test_dicom import STORED, dicom
+
+
+def seen_of(archive: Archive, caches: Path | None = None) -> SeenImages:
+    known = KnownImages(archive, [] if caches is None else [caches])
+    return seen_images(Identities(archive, known=known), np.arange(len(archive)))
+
+
+def overlap(seen: SeenImages, archive: Archive, rows: list[int]) -> Overlap:
+    return seen.overlap(Identities(archive), np.array(rows, dtype=np.int64))
 
 
 def images(root: Path, names: str, seed: int) -> Path:
@@ -30,9 +41,10 @@ def test_images_and_groups_are_found_again(tmp_path: Path, cached: bool) -> None
     manifest = tmp_path / "m.csv"
     manifest.write_text("path,label,group\na.png,x,patient-1\nb.png,x,patient-2\n")
     archive = open_archive(str(root), str(manifest))
-    cache = build_cache(archive, tmp_path / "cache", CacheOptions(8, 1), 1, progress=False) if cached else None
+    if cached:
+        build_cache(archive, tmp_path / "cache", CacheOptions(8, 1), 1, progress=False)
     file = tmp_path / "seen.parquet"
-    seen_images(archive, cache, progress=False).save(file)
+    seen_of(archive, tmp_path / "cache").save(file)
     seen = SeenImages.load(file)
     assert len(seen.contents) == 2 and [len(groups) for groups in seen.groups.values()] == [2]
     assert b"patient-1" not in file.read_bytes()
@@ -41,9 +53,9 @@ def test_images_and_groups_are_found_again(tmp_path: Path, cached: bool) -> None
     (other / "renamed.png").write_bytes((root / "a.png").read_bytes())
     manifest.write_text("path,label,group\ne.png,x,patient-2\nf.png,x,\nrenamed.png,y,patient-9\n")
     judged = open_archive(str(other), str(manifest))
-    found = seen.overlap(judged, np.arange(3))
+    found = overlap(seen, judged, [0, 1, 2])
     assert found.same_image.tolist() == [2] and found.same_group.tolist() == [0] and found.rows.tolist() == [0, 2]
-    assert not seen.overlap(judged, np.array([1])).rows.size
+    assert not overlap(seen, judged, [1]).rows.size
 
 
 def test_patients_of_dicom_files_count_as_groups(tmp_path: Path) -> None:
@@ -54,9 +66,8 @@ def test_patients_of_dicom_files_count_as_groups(tmp_path: Path) -> None:
             shift = number + 2 * (root == two)
             (root / f"{number}.dcm").write_bytes(dicom(np.roll(STORED, shift, axis=0), PatientID=patient))
     archive = open_archive(str(one))
-    cache = build_cache(archive, tmp_path / "cache", CacheOptions(8, 1, deep=True), 1, progress=False)
-    seen = seen_images(archive, cache, progress=False)
-    found = seen.overlap(open_archive(str(two)), np.arange(2))
+    build_cache(archive, tmp_path / "cache", CacheOptions(8, 1, deep=True), 1, progress=False)
+    found = overlap(seen_of(archive, tmp_path / "cache"), open_archive(str(two)), [0, 1])
     assert found.same_group.tolist() == [0] and not found.same_image.size
 
 
@@ -65,10 +76,10 @@ def test_a_group_of_the_manifest_does_not_hide_the_patient(tmp_path: Path) -> No
     for root, shift in ((one, 0), (two, 5)):
         root.mkdir()
         (root / "a.dcm").write_bytes(dicom(np.roll(STORED, shift, axis=0), PatientID="p1"))
-    seen = seen_images(open_archive(str(one)), None, progress=False)
+    seen = seen_of(open_archive(str(one)))
     manifest = tmp_path / "m.csv"
     manifest.write_text("path,label,group\na.dcm,x,pseudonym-8\n")
-    found = seen.overlap(open_archive(str(two), str(manifest)), np.arange(1))
+    found = overlap(seen, open_archive(str(two), str(manifest)), [0])
     assert found.same_group.tolist() == [0]
 
 
@@ -78,23 +89,32 @@ def test_a_union_remembers_both_with_their_own_salts(tmp_path: Path) -> None:
         manifest = tmp_path / f"{number}.csv"
         manifest.write_text(f"path,label,group\na.png,x,patient-{number}\n")
         archive = open_archive(str(images(tmp_path / str(number), "ab", seed=number)), str(manifest))
-        seen.append((archive, seen_images(archive, None, progress=False)))
+        seen.append((archive, seen_of(archive)))
     file = tmp_path / "seen.parquet"
     seen[0][1].union(seen[1][1]).save(file)
     both = SeenImages.load(file)
     assert both.complete and len(both.groups) == 2
     for archive, _ in seen:
-        assert both.overlap(archive, np.arange(1)).same_group.tolist() == [0]
-        assert both.overlap(archive, np.arange(1)).same_image.tolist() == [0]
+        assert overlap(both, archive, [0]).same_group.tolist() == [0]
+        assert overlap(both, archive, [0]).same_image.tolist() == [0]
     both.union(SeenImages(frozenset(), {}, complete=False)).save(file)
     assert not SeenImages.load(file).complete
 
 
 def test_only_what_was_used_counts(tmp_path: Path) -> None:
     archive = open_archive(str(images(tmp_path / "one", "abcd", seed=0)))
-    cache = build_cache(archive, tmp_path / "cache", CacheOptions(8, 1), 1, progress=False)
-    seen = seen_images(archive.select([1, 2]), cache, progress=False)
-    assert seen.overlap(archive, np.arange(4)).same_image.tolist() == [1, 2]
+    seen = seen_images(Identities(archive), np.array([1, 2]))
+    assert overlap(seen, archive, [0, 1, 2, 3]).same_image.tolist() == [1, 2]
+
+
+def test_a_group_is_seen_by_the_content_of_its_other_images(tmp_path: Path) -> None:
+    """A pretraining that knew no groups leaves no names of them."""
+    root = images(tmp_path / "one", "abcde", seed=0)
+    seen = seen_images(Identities(open_archive(str(root))), np.array([0, 2]))
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,label,group\na.png,x,p1\nb.png,x,p1\nc.png,x,p2\nd.png,x,p3\ne.png,x,\n")
+    found = overlap(seen, open_archive(str(root), str(manifest)), [1, 2, 3, 4])
+    assert found.same_image.tolist() == [2] and found.same_group.tolist() == [1]
 
 
 def test_damage_is_a_user_error(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""The first hour of a new user: README's lines, as printed, on a folder of images as clinics have it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jigsawssl import cli
+from jigsawssl.cli import main
+from jigsawssl.config import CurveConfig, PretrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = ("bright", "dark")
+
+
+def readme(command: str) -> list[str]:
+    """The arguments of a command as README prints it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    line = next(
+        found for found in text.splitlines() if re.match(rf"(python scripts/{command}\.py|jigsawssl {command}) ", found)
+    )
+    words = shlex.split(line, comments=True)
+    return [command, *words[2:]]
+
+
+@pytest.fixture
+def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with scans/ and nothing else, where a command's defaults are small and its arguments are as they are."""
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        label = CLASSES[number % 2]
+        (tmp_path / "scans" / label).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 120, (40, 48)) + (100 if label == "bright" else 0)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "scans" / label / f"{number:03}.png")
+    smoke = {
+        PretrainConfig: [
+            "batch.size=32",
+            "views.size=32",
+            "views.grids=[8,4,1]",
+            "block.width=16",
+            "block.projection=16",
+            "stem_stride=2",
+            "trainer.max_epochs=1",
+            "backbone_options={channels: [16,16,16,16]}",
+        ],
+        CurveConfig: ["mode=linear", "jobs=2"],
+    }
+    small: Callable[..., object] = cli.load_config
+
+    def load(schema: type, arguments: list[str]) -> object:
+        given = {argument.partition("=")[0] for argument in arguments}
+        defaults = [word for word in smoke.get(schema, ["mode=linear"]) if word.partition("=")[0] not in given]
+        return small(schema, [*defaults, *arguments, "precision=32"])
+
+    monkeypatch.setattr(cli, "load_config", load)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_manifest(clinic: Path, *columns: str, group_of: Callable[[int], str] = str) -> None:
+    lines = [",".join(("path", "label", *columns))]
+    for number in range(200):
+        label = CLASSES[number % 2]
+        cells = {"split": "test" if number % 5 < 2 else "train", "group": group_of(number)}
+        lines.append(",".join([f"{label}/{number:03}.png", label, *(cells[column] for column in columns)]))
+    (clinic / "labels.csv").write_text("\n".join(lines))
+
+
+def some_pairs(number: int) -> str:
+    """Patients of one image each, and some of two."""
+    return f"p{number}" if number < 150 else f"q{number // 2}"
+
+
+def split_of(run: str) -> dict[str, str]:
+    with (Path(run) / "split.csv").open(encoding="utf-8") as file:
+        return {line["path"]: line["split"] for line in csv.DictReader(file)}
+
+
+def held_out(run: str) -> set[str]:
+    return {path for path, side in split_of(run).items() if side == "test"}
+
+
+@pytest.mark.parametrize("kind", ["labels", "folders", "splits", "groups"])
+def test_readme_runs_as_printed(kind: str, clinic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_manifest(clinic, *{"splits": ["split"], "groups": ["group"]}.get(kind, []), group_of=some_pairs)
+    assert main(readme("pretrain")) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("test split: 20% of the 200 images, by patient or group where known, is kept out")
+    left_out = held_out("runs/pretrain")
+    assert f"{len(left_out)} images are kept out, {200 - len(left_out)} are left" in printed
+    arguments = [word.replace("labels.csv", "folders") if kind == "folders" else word for word in readme("finetune")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(Path("runs/labels/report.json").read_text())
+    assert report["leak_guard"]["same_image"] == report["leak_guard"]["same_group"] == []
+    assert report["test"]["count"] == len(held_out("runs/labels")) >= 10
+    assert held_out("runs/labels") <= left_out
+    if kind in ("labels", "folders"):
+        assert held_out("runs/labels") == left_out and "all 1" in printed and "labels (fraction=1)" in printed
+    if kind == "splits":
+        assert f"{80 - report['test']['count']} more are left out, as pretraining saw them" in printed
+        assert all(int(Path(path).stem) % 5 < 2 for path in held_out("runs/labels"))
+    # A network from fresh weights of the same architecture is tested on the same images.
+    fresh = [
+        word.replace("encoder=", "encoder=random:").replace("out=runs/labels", "out=runs/fresh") for word in arguments
+    ]
+    assert main(fresh) == 0 and held_out("runs/fresh") == held_out("runs/labels")
+
+
+def test_the_same_manifest_for_both_gives_a_fifth_of_the_groups(clinic: Path) -> None:
+    write_manifest(clinic, "group", group_of=lambda number: f"p{number // 4}")
+    assert main([*readme("pretrain"), "manifest=labels.csv"]) == 0
+    assert main(readme("finetune")) == 0
+    assert held_out("runs/labels") == held_out("runs/pretrain")
+    groups = {int(Path(path).stem) // 4 for path in held_out("runs/labels")}
+    assert len(held_out("runs/labels")) == 4 * len(groups) and 4 <= len(groups) <= 20
+
+
+def test_groups_that_allow_no_test_are_named_with_the_command_that_mends_it(
+    clinic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(clinic, "group", group_of=lambda number: f"patient-{number // 20}")
+    assert main(readme("pretrain")) == 0
+    capsys.readouterr()
+    assert main(readme("finetune")) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"groups \(\d\): patient-\d", message) and not Path("runs/labels").exists()
+    command = re.search(r"by: jigsawssl (pretrain .*?), or give allow_overlap=true", message)
+    assert command is not None
+    again = shlex.split(command[1])
+    assert main(again) == 0
+    encoder = again[-1].removeprefix("out=")
+    assert encoder == "runs/pretrain-2"
+    assert main([word.replace("runs/pretrain", encoder) for word in readme("finetune")]) == 0
+    assert held_out("runs/labels") == held_out(encoder)
+
+
+def test_a_grown_archive_keeps_its_sides(clinic: Path) -> None:
+    write_manifest(clinic)
+    hidden = clinic / "later"
+    hidden.mkdir()
+    for number in range(150, 200):
+        shutil.move(clinic / "scans" / CLASSES[number % 2] / f"{number}.png", hidden)
+    assert main(readme("pretrain")) == 0
+    before = split_of("runs/pretrain")
+    for number in range(150, 200):
+        shutil.move(hidden / f"{number}.png", clinic / "scans" / CLASSES[number % 2])
+    assert main(readme("finetune")) == 0
+    after = split_of("runs/labels")
+    assert before.items() <= after.items() and held_out("runs/labels") - before.keys()
+
+
+def test_everything_or_nothing_can_be_taken(clinic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_manifest(clinic)
+    assert main([*readme("pretrain"), "split=all"]) == 0
+    assert "split=all: pretraining sees all 200 images; only images from elsewhere" in capsys.readouterr().out
+    assert set(split_of("runs/pretrain").values()) == {"train"}
+    assert main(readme("finetune")) == 2
+    message = capsys.readouterr().err
+    assert "split=null" in message and "allow_overlap=true" in message
+    assert main([*readme("finetune"), "allow_overlap=true"]) == 0
+    assert json.loads(Path("runs/labels/report.json").read_text())["leak_guard"]["same_image"]
+
+
+def test_images_of_one_patient_have_no_test_split(clinic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_manifest(clinic, "group", group_of=lambda number: "only one")
+    assert main([*readme("pretrain"), "manifest=labels.csv"]) == 0
+    assert "test split: none, as all images belong together" in capsys.readouterr().out
+    assert set(split_of("runs/pretrain").values()) == {"train"}
+
+
+def test_fine_tuning_does_not_decode_what_pretraining_decoded(
+    clinic: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jigsawssl.data.loading import PixelDataset
+
+    write_manifest(clinic)
+    assert main([*readme("pretrain"), "cache=shared"]) == 0
+    decoded: list[int] = []
+    original = PixelDataset._decode
+
+    def decode(self: PixelDataset, row: int) -> object:
+        decoded.append(row)
+        return original(self, row)
+
+    monkeypatch.setattr(PixelDataset, "_decode", decode)
+    (clinic / "scans" / "bright" / "000.png").touch()
+    capsys.readouterr()
+    assert main(readme("finetune")) == 0
+    assert len(decoded) == 1, "only the file that changed"
+    assert json.loads(Path("runs/labels/report.json").read_text())["data"]["from_cache"] == 199
+    assert "images were taken from the cache of the pretraining" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_curve_of_readme_tests_on_what_fine_tuning_tests_on(clinic: Path) -> None:
+    write_manifest(clinic, "group", group_of=some_pairs)
+    assert main(readme("pretrain")) == 0
+    assert main(readme("finetune")) == 0
+    assert main(readme("curve")) == 0
+    assert held_out("runs/curve") == held_out("runs/labels")
+    report = json.loads(Path("runs/curve/report.json").read_text())
+    assert report["missing"] == 0 and report["data"]["test"]["images"] == len(held_out("runs/curve"))
