@@ -450,9 +450,8 @@ def _refusal(encoder: str, labelled: Labelled, overlap: Overlap, source: Source 
     return (
         f"`encoder` ({encoder}) must not have seen what it is judged by; of {len(labelled.judged)} validation and test "
         f"images pretraining saw {len(overlap.same_image)} themselves and another of the group of "
-        f"{len(overlap.same_group)}; {kind}: {shown}{', …' if len(names) > 5 else ''}; the others are too few to test on; "
-        f"{remedy}, or give "
-        "allow_overlap=true, which the report will say"
+        f"{len(overlap.same_group)}; {kind}: {shown}{', …' if len(names) > 5 else ''}; the others are too few to test "
+        f"on; {remedy}, or give allow_overlap=true, which the report will say"
     )
 
 

@@ -17,8 +17,8 @@ from sklearn.metrics import recall_score
 from jigsawssl.cli import main
 from jigsawssl.data import open_archive
 from jigsawssl.experiments import study as study_module
-from jigsawssl.experiments.cells import Cell, EncoderChoice, Source, load_cell, load_predictions
-from jigsawssl.experiments.labelled import open_labelled
+from jigsawssl.experiments.cells import Cell, EncoderChoice, load_cell, load_predictions
+from jigsawssl.experiments.labelled import Source, open_labelled
 from jigsawssl.experiments.reporting import study_report
 from jigsawssl.experiments.study import StudyPlan, domain_file, load_search
 from jigsawssl.experiments.subsets import draw_subset
@@ -182,9 +182,9 @@ def plan(tmp_path: Path) -> StudyPlan:
     """A search of five settings, in a folder that an address could trip over."""
     folder = tmp_path / "a?b {c} 100%20"
     (folder / "search").mkdir(parents=True)
-    source = Source("demo", None, None, "train", "budget")
+    source = Source("demo")
     choice = EncoderChoice("random:resnet18", 32, options={"channels": [16, 16, 32, 32]})
-    rows = draw_subset(open_labelled(*source), 0.13, 0, False)
+    rows = draw_subset(open_labelled(source), 0.13, 0, False)
     recipe = Recipe(5e-4, max_epochs=4)
     return StudyPlan(source, {"plain": choice}, {}, 1, recipe, {"lr": (1e-4, 1e-2)}, 5, 0.13, {0: rows}, folder)
 
