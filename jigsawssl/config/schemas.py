@@ -126,7 +126,7 @@ class PretrainConfig:
 
     data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
     out: str = _key("", "folder of this run (required)")
-    config: str | None = _key(None, "YAML file of keys, or the name of one listed below; the command line wins over it")
+    config: str | None = _key(None, "YAML file of keys, or the name of a shipped one; the command line wins over it")
     manifest: str | None = _key(None, "CSV with path[,label,split,group], or folders; labels are not read here")
     split: str | None = _key(
         None, "rows to train on; null: train where the archive has splits, else all; all: all rows"
@@ -166,7 +166,7 @@ class SupervisedConfig:
     data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
     manifest: str | None = _key(None, "CSV with path,label[,split,group], or folders; npz and demo bring their own")
     out: str = _key("", "folder of this run (required)")
-    config: str | None = _key(None, "YAML file of keys, or the name of one listed below; the command line wins over it")
+    config: str | None = _key(None, "YAML file of keys, or the name of a shipped one; the command line wins over it")
     mode: str = _key("auto", "auto (probe, full from it, or between), full, linear, knn or progressive")
     budget: str = _key("images", "what a fraction counts: images, or groups where a group is copies of one specimen")
     validation: str = _key(
@@ -281,7 +281,7 @@ class BenchConfig(PretrainConfig):
 class TransferConfig:
     """Keys of ``transfer``."""
 
-    config: str = _key("", "YAML file with the stages, or the name of one listed below (required)")
+    config: str = _key("", "YAML file with the stages, or the name of a shipped one (required)")
     out: str = _key("", "folder of the chain, with one for each stage in it (required)")
     stages: list[dict[str, Any]] = _key(
         [], "name, objective (supervised or jigsaw), encoder (previous: of the stage before) and keys of that command"
