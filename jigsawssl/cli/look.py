@@ -167,7 +167,8 @@ def _look_at_archive(data: str, manifest: str | None, layout: str | None, *, nee
             f"`manifest` ({manifest}) must have the columns path,label in its first line; it has: "
             f"{', '.join(rows[0][1])}; add `label`."
         )
-    if not rows or not all(os.path.isfile(os.path.join(folder, cells["path"])) for _, cells in rows[:_FEW]):
+    written = [cells["path"] for _, cells in rows[:_FEW]]
+    if not written or not all(os.path.isfile(folder / path) and not os.path.isabs(path) for path in written):
         open_archive(data, manifest)
 
 
@@ -238,7 +239,7 @@ def _misspelt(key: str, given: str) -> None:
         names = [entry.name for entry in islice(os.scandir(line[at]), 2000)]
     except OSError:
         return
-    for name in difflib.get_close_matches(line[at - 1].name, names, n=3, cutoff=0.7):
+    for name in difflib.get_close_matches(line[at - 1].name, names, n=3, cutoff=0.8):
         near = line[at] / name / path.relative_to(line[at - 1])
         if near.exists():
             raise UserError(f"`{key}` ({given}) must be there, and nothing is; did you mean {near}?")

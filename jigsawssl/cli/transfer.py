@@ -27,8 +27,6 @@ def run(config: TransferConfig) -> None:
     Raises:
         UserError: for what the user can mend.
     """
-    if not config.stages:
-        raise UserError(f"`config` ({config.config}) must list `stages`; see configs/transfer/ for examples")
     names = [f"{number}-{stage['name']}" for number, stage in enumerate(config.stages, start=1)]
     free = RESUME_MAY_CHANGE["transfer"]
     path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free, also=names)

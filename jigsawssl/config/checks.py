@@ -232,6 +232,8 @@ def _check_study(config: DictConfig) -> None:
 
 
 def _check_transfer(config: DictConfig) -> None:
+    if not config.stages:
+        raise UserError(f"`config` ({config.config}) must list `stages`; see configs/transfer/ for examples")
     if config.resume and config.overwrite:
         raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
     names = []

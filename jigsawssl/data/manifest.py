@@ -97,7 +97,7 @@ def _separator(text: str) -> str:
 def _separated_by(separator: str, text: str, what: str) -> str:
     if len(separator) > 1:
         return (
-            f"{what} must begin with the names of its columns; it begins with Excel's line {separator}; delete that "
+            f"{what} must begin with the names of its columns; it begins with Excel's line `{separator}`; delete that "
             "line, and separate the columns by commas."
         )
     name = {"\t": "tabs"}.get(separator, f"`{separator}`")
@@ -141,12 +141,12 @@ def _check_columns(header: Sequence[str], rows: Rows, what: str, labels: bool) -
     if not header:
         raise UserError(f"{what} must have the columns path,label in its first line; it has: none; rename them.")
     if renamed:
-        changes = " and ".join(f"rename the column `{name}` to `{column}`" for column, name in renamed.items())
+        changes = " and ".join(f"`{name}` to `{column}`" for column, name in renamed.items())
         group = renamed.get("group")
         hint = f" (or to `{group}_unused`, where images of one {_unit(group)} may be divided)" if group else ""
         raise UserError(
             f"{what} must have the columns path,label and, if known, split,group; it has: {', '.join(header)}; "
-            f"{changes}{hint}."
+            f"rename {changes}{hint}."
         )
 
 
@@ -177,7 +177,7 @@ def _check_values(rows: Rows, header: Sequence[str], what: str, labels: bool) ->
         )
     if labels and len(pairs) >= 10 and len(names) > 0.9 * len(pairs):
         others = [name for name in header if name not in ("path", "label")]
-        where = f"rename the column that holds it; there are {', '.join(others)}" if others else "add it"
+        where = f"rename the column that holds it (of {', '.join(others)})" if others else "add it"
         raise UserError(
             f"{what} must have the class in `label`; {len(pairs)} rows have {len(names)} labels, such as "
             f"{pairs[0][0]}, which names the image and no class; {where}."

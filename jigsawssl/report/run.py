@@ -74,13 +74,14 @@ def check_place(folder: str, *, key: str = "out") -> Path:
                 continue
     except OSError as error:
         raise UserError(f"`{key}` ({folder}) cannot be made; {_said(error)}; choose another folder") from None
+    shown = place if path.is_absolute() else os.path.relpath(place)
     if not place.is_dir():
         if missing:
-            raise UserError(f"`{key}` ({folder}) must be a folder; {place} is a file; choose another place")
+            raise UserError(f"`{key}` ({folder}) must be a folder; {shown} is a file; choose another place")
         raise UserError(f"`{key}` ({folder}) must be a folder; a file is there; choose another name")
     if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
         raise UserError(
-            f"`{key}` ({folder}) must be writable; you may not write to {place}; choose another folder, or change its "
+            f"`{key}` ({folder}) must be writable; you may not write to {shown}; choose another folder, or change its "
             "permissions"
         )
     return path
