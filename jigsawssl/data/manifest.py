@@ -166,14 +166,11 @@ def _check_values(rows: Rows, header: Sequence[str], what: str, labels: bool) ->
     pairs = [(cells["label"], cells.get("group", "")) for _, cells in rows if cells["label"]]
     names = Counter(label for label, _ in pairs)
     groups = {group for _, group in pairs if group}
-    homes = {pair for pair in pairs if pair[1]}
-    # Patients have one class each as a rule, and are many to a class; of classes neither holds for a patient.
-    if len(names) >= max(10, 2 * len(groups)) and 2 <= len(groups) <= 20 and len(homes) == len(names):
-        first = pairs[0]
+    if len(names) >= max(10, 2 * len(groups)) and 2 <= len(groups) <= 20 and _look_swapped(pairs, groups):
         raise UserError(
             f"{what} must have classes in `label` and patients (lesions, slides) in `group`; `label` has {len(names)} "
-            f"values, such as {first[0]}, and `group` {len(groups)}, such as {first[1]}; exchange the two names in the "
-            "first line."
+            f"values, such as {pairs[0][0]}, and `group` {len(groups)}, such as {pairs[0][1]}; exchange the two names "
+            "in the first line."
         )
     if labels and len(pairs) >= 10 and len(names) > 0.9 * len(pairs):
         others = [name for name in header if name not in ("path", "label")]
@@ -182,6 +179,18 @@ def _check_values(rows: Rows, header: Sequence[str], what: str, labels: bool) ->
             f"{what} must have the class in `label`; {len(pairs)} rows have {len(names)} labels, such as "
             f"{pairs[0][0]}, which names the image and no class; {where}."
         )
+
+
+def _look_swapped(pairs: Sequence[tuple[str, str]], groups: set[str]) -> bool:
+    """Whether labels look like patients, and groups like classes, where the labels are many and the groups few."""
+    homes: dict[str, set[str]] = {}
+    for label, group in pairs:
+        homes.setdefault(label, set()).add(group)
+    # A patient has one class as a rule; a class has many patients, or nothing could be learned of it.
+    if sum(len(found) == 1 for found in homes.values()) >= 0.9 * len(homes):
+        return True
+    numbered = sum(any(map(str.isdigit, label)) for label in homes)
+    return len(homes) > 50 and numbered >= 0.9 * len(homes) and not any(map(str.isdigit, "".join(groups)))
 
 
 def remedy_for_path(root: Path, written: str) -> str:
