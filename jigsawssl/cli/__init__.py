@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import gc
 import importlib
+import os
+import re
 import sys
 import textwrap
 import traceback
@@ -69,6 +71,7 @@ _BARE = {"report": "run", "study": "config", "transfer": "config", "doctor": "da
 """Key of the first argument, where it may stand alone."""
 
 _WIDTH, _COLUMN = 100, 36
+_FIXED = "\N{NO-BREAK SPACE}"
 
 
 def _help(command: str | None) -> str:
@@ -82,11 +85,15 @@ def _help(command: str | None) -> str:
     if any(key == "config" for key, _, _ in keys) and "FILE.yaml" not in usage:
         usage += " [config=FILE.yaml]"
     begin = f"usage: jigsawssl {command} "
-    lines = _wrapped(f"{usage} [key=value …]", begin, " " * len(begin))
+    whole = re.sub("'.*?'", lambda quoted: quoted[0].replace(" ", _FIXED), f"{usage} [key=value …]")
+    lines = [line.replace(_FIXED, " ") for line in _wrapped(whole, begin, " " * len(begin))]
     lines += ["", *_wrapped(meaning), "", "keys, with defaults:"]
     for key, default, text in keys:
         lines += _entry(f"{key}={default}", text, _COLUMN)
-    lines += ["", *_wrapped(f"A list is written without spaces, {_list_example(keys)}; a mapping in quotes.")]
+    example = next((f"{key}={value}" for key, value, _ in keys if value.startswith("[") and "," in value), None)
+    if example is not None:
+        tight = example.replace(" ", "")
+        lines += ["", *_wrapped(f"Write a list without spaces, such as {tight}, or in quotes; a mapping in quotes.")]
     folder = "pretrain" if command == "bench" else command
     own = {name: file for name, file in shipped_configs().items() if name.partition("/")[0] == folder}
     if own:
@@ -94,11 +101,6 @@ def _help(command: str | None) -> str:
         for name, file in own.items():
             lines += _entry(f"config={name.partition('/')[2]}", summary_of(file), _COLUMN)
     return "\n".join(lines)
-
-
-def _list_example(keys: Sequence[tuple[str, str, str]]) -> str:
-    found = next((f"{key}={default}" for key, default, _ in keys if default.startswith("[") and "," in default), None)
-    return f"such as {found.replace(' ', '')}" if found else "such as KEY=[1,2]"
 
 
 def _entry(name: str, meaning: str, column: int) -> list[str]:
@@ -112,6 +114,14 @@ def _entry(name: str, meaning: str, column: int) -> list[str]:
 
 def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
     return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def _show(text: str) -> None:
+    """Print what may be cut short, as by ``| head``."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
 
 
 def _no_command(given: str) -> str:
@@ -162,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = arguments[0] if arguments and arguments[0] in _COMMANDS else None
     if not arguments or "--help" in arguments or "-h" in arguments:
-        print(_help(command))
+        _show(_help(command))
         return 0
     config: Any = None
     try:

@@ -89,7 +89,8 @@ def look(config: Config) -> Config:
         _misspelt("subset", config.subset)
         csv_rows(Path(config.subset), key="subset")
     if isinstance(config, CurveConfig):
-        found["encoders"] = {name: _look_at_encoder(given, "encoders") for name, given in config.encoders.items()}
+        every = config.encoders.items()
+        found["encoders"] = {name: _look_at_encoder(given, f"encoders.{name}") for name, given in every}
         if config.subsets is not None and not any(Path(config.subsets).glob("fraction-*.csv")):
             raise UserError(
                 f"`subsets` ({config.subsets}) must be the folder subsets/ of another curve; it holds no "

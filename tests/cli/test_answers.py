@@ -191,7 +191,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     ),
     (
         ["curve", *FINETUNE[1:], "encoders={a: scans}"],
-        "`encoders` (scans) must be a run's folder with encoder.safetens",
+        "`encoders.a` (scans) must be a run's folder with encoder.safete",
     ),
     (
         ["study", *FINETUNE[1:], "variants={a: {encoder: scans}, b: {encoder: x}}"],
@@ -371,6 +371,14 @@ def test_help_fits_a_hundred_columns_and_lists_the_configurations(
         assert any(line.startswith(f"  config={stem} ") for line in shown) == (
             folder == arguments[0] or (folder == "pretrain" and arguments[0] == "bench")
         )
+
+
+def test_help_may_be_cut_short() -> None:
+    command = [sys.executable, "-m", "jigsawssl", "pretrain", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
 
 
 def encoder_file(path: Path) -> Path:
