@@ -183,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rest = [f"{_BARE[command]}={rest[0]}", *rest[1:]]
         from .look import look  # here, as --help needs none of the libraries that it takes
 
-        config = look(load_config(_COMMANDS[command][0], rest))
         prepare_process()
+        config = look(load_config(_COMMANDS[command][0], rest))
         code = _imported(command).run(config)
     except UserError as error:
         print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)

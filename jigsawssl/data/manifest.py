@@ -9,6 +9,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path, PureWindowsPath
 
 from ..types import UserError
@@ -31,13 +32,14 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff", ".bmp", ".webp", "
 Rows = list[tuple[int, dict[str, str]]]
 
 
-def csv_rows(manifest: Path, *, key: str = "manifest", labels: bool = False) -> Rows:
+def csv_rows(manifest: Path, *, key: str = "manifest", labels: bool = False, most: int | None = None) -> Rows:
     """Line numbers and cells by column, stripped; a short row has empty cells.
 
     Args:
         manifest: a CSV file in UTF-8 whose first line names the columns, ``path`` among them.
         key: the setting that names the file, for messages.
         labels: whether labels are read, which must then not go by another name, nor be names of the images.
+        most: how many rows are looked at; default: all.
 
     Raises:
         UserError: with what to change, where the file is none of that, where columns that say who belongs together or
@@ -51,7 +53,7 @@ def csv_rows(manifest: Path, *, key: str = "manifest", labels: bool = False) -> 
     try:
         reader = csv.reader(io.StringIO(text, newline=""))
         header = [name.strip() for name in next(reader, [])]
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in islice(reader, most) if row]
     except csv.Error as error:
         raise UserError(f"{what} must be a CSV file in UTF-8; {error}; save it as one.") from None
     found = [(line, dict(zip(header, row + [""] * len(header), strict=False))) for line, row in rows]

@@ -186,6 +186,12 @@ def test_a_short_row_has_empty_cells_and_quotes_may_hold_commas(tmp_path: Path) 
     ]
 
 
+def test_a_look_at_the_first_rows_does_not_read_the_others(tmp_path: Path) -> None:
+    file = written(tmp_path, "path,label", [*((path, "a") for path in images(5)), ("x" * 200_000, "b")])
+    assert len(csv_rows(file, most=3)) == 3
+    assert "field larger than field limit" in refusal(file)
+
+
 @pytest.mark.parametrize(
     ("wrong", "remedy"),
     [
