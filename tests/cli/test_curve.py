@@ -135,7 +135,7 @@ def test_a_report_is_made_anew_from_its_files_alone(
     assert main(["report", str(copy)]) == 0
     assert {name: (copy / name).read_bytes() for name in before} == before
     assert main(["report", str(tmp_path)]) == 2
-    assert "report.json cannot be used" in capsys.readouterr().err
+    assert "no report.json is there" in capsys.readouterr().err
 
 
 def test_a_curve_goes_on_and_ends_like_an_unbroken_one(finished: Path, encoder: Path, tmp_path: Path) -> None:
