@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .header import FORMAT, HEADER, read_header
 from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, create_encoder
 from .models.encoder import automatic_stem_stride, try_size
 from .stain import STAINS
@@ -31,10 +32,6 @@ __all__ = [
     "save_encoder",
 ]
 
-_FORMAT = 1
-_HEADER = "jigsawssl"
-_KINDS = ("encoder", "classifier", "hierarchical_classifier")
-
 
 def _versions() -> dict[str, str]:
     from . import __version__
@@ -46,7 +43,7 @@ def _save(path: Path, module: nn.Module, header: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={_HEADER: json.dumps(header)})
+    save_file(tensors, partial, metadata={HEADER: json.dumps(header)})
     os.replace(partial, path)
 
 
@@ -56,7 +53,7 @@ def _encoder_header(encoder: Encoder, provenance: Mapping[str, Any]) -> dict[str
         for name in encoder.tap_names
     ]
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "kind": "encoder",
         "encoder": dataclasses.asdict(encoder.spec),
         "taps": taps,
@@ -100,43 +97,14 @@ def save_classifier(
     _save(Path(path), model, header)
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The header of a file of ours: ``kind``, ``encoder``, ``taps``, ``versions``, ``provenance`` and more.
-
-    Raises:
-        UserError: if the file is missing, is not safetensors, or was not written by jigsawssl.
-    """
-    return _read(Path(path))[0]
-
-
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise UserError(f"`encoder` ({path}) must be a file; nothing is there; check the path")
+    header = read_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_HEADER)
-            if text is None:
-                raise UserError(
-                    f"`encoder` ({path}) must be a file written by jigsawssl; it has no header of ours; "
-                    "give weights of timm as timm:BACKBONE:FILE"
-                )
-            header = json.loads(text)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"`encoder` ({path}) must be a whole safetensors file; {reason}; copy it again") from None
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise UserError(f"`encoder` ({path}) must have format {_FORMAT}; update jigsawssl to read it")
-    if header.get("kind") not in _KINDS or (header["kind"] != "encoder" and not _is_classifier(header)):
-        raise UserError(f"`encoder` ({path}) must have a whole header; its kind or classes are missing; save it again")
-    return header, tensors
-
-
-def _is_classifier(header: Mapping[str, Any]) -> bool:
-    classes, width = header.get("classes"), header.get("width", 1)
-    named = isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes)
-    needs_width = header["kind"] == "hierarchical_classifier"
-    return named and type(width) is int and width > 0 and (not needs_width or "width" in header)
 
 
 def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from jigsawssl.config import DemoConfig, FinetuneConfig, PretrainConfig, describe_keys, load_config, to_yaml
+from jigsawssl.config import (
+    CurveConfig,
+    DemoConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    StudyConfig,
+    describe_keys,
+    load_config,
+    to_yaml,
+)
+from jigsawssl.config.checks import keys_of
+from jigsawssl.config.shipped import find_config, shipped_configs, summary_of
+from jigsawssl.config.suggest import SCHEMAS as SCHEMAS_OF_COMMANDS
+from jigsawssl.config.suggest import command_of
 from jigsawssl.types import UserError
 
 SCHEMAS = (PretrainConfig, FinetuneConfig, DemoConfig)
 REQUIRED: dict[type, list[str]] = {
     PretrainConfig: ["data=scans", "out=run"],
     FinetuneConfig: ["data=scans", "out=run", "encoder=encoder.safetensors"],
+    CurveConfig: ["data=scans", "out=run", "encoders={a: b}"],
+    StudyConfig: ["data=scans", "out=run"],
     DemoConfig: [],
 }
 
@@ -162,7 +178,7 @@ def test_a_file_nests_groups_and_an_argument_gives_their_keys_one_by_one(tmp_pat
         config = load(PretrainConfig, *given)
         assert (config.views.size, config.views.grids, config.views.preset) == (64, [8, 4, 2], "strong")
     message = refusal(PretrainConfig, f"views={views}")
-    assert message == "`views` is not a key of this command; did you mean `views.size`?"
+    assert message == "`views` is not a key of pretrain; did you mean `views.size`?"
 
 
 @pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig])
@@ -177,13 +193,28 @@ def test_a_required_key_that_is_missing_is_asked_for_by_name(schema: type) -> No
 @pytest.mark.parametrize(
     ("schema", "argument", "message"),
     [
-        (PretrainConfig, "batch.siz=3", "`batch.siz` is not a key of this command; did you mean `batch.size`?"),
-        (PretrainConfig, "batchsize=3", "`batchsize` is not a key of this command; did you mean `batch.size`?"),
-        (FinetuneConfig, "fractoin=1", "`fractoin` is not a key of this command; did you mean `fraction`?"),
-        (FinetuneConfig, "trainer.devices=2", "`trainer.devices` is not a key of this command"),
-        (DemoConfig, "sed=3", "`sed` is not a key of this command; did you mean `seed`?"),
-        (PretrainConfig, "qqqq=3", "`qqqq` is not a key of this command; `--help` lists the keys"),
-        (PretrainConfig, "views=64", "`views` is not a key of this command; did you mean `views.size`?"),
+        (PretrainConfig, "batch.siz=3", "`batch.siz` is not a key of pretrain; did you mean `batch.size`?"),
+        (PretrainConfig, "batchsize=3", "`batchsize` is not a key of pretrain; did you mean `batch.size`?"),
+        (FinetuneConfig, "fractoin=1", "`fractoin` is not a key of finetune; did you mean `fraction`?"),
+        (FinetuneConfig, "trainer.devices=2", "`trainer.devices` is not a key of finetune"),
+        (DemoConfig, "sed=3", "`sed` is not a key of demo; did you mean `seed`?"),
+        (PretrainConfig, "qqqq=3", "`qqqq` is not a key of pretrain; `--help` lists the keys"),
+        (PretrainConfig, "epochs=2", "`epochs` is not a key of pretrain; did you mean `trainer.max_epochs`?"),
+        (
+            PretrainConfig,
+            "training.epochs=2",
+            "`training.epochs` is not a key of pretrain; did you mean `trainer.max_e",
+        ),
+        (PretrainConfig, "lr=0.1", "`lr` is not a key of pretrain; did you mean `optimizer.lr`?"),
+        (PretrainConfig, "batch_size=8", "`batch_size` is not a key of pretrain; did you mean `batch.size`?"),
+        (PretrainConfig, "model=resnet50", "`model` is not a key of pretrain; did you mean `backbone`?"),
+        (PretrainConfig, "labels=a.csv", "`labels` is not a key of pretrain; did you mean `manifest`?"),
+        (PretrainConfig, "mode=knn", "`mode` is not a key of pretrain, but of finetune and curve and study; "),
+        (FinetuneConfig, "model=a", "`model` is not a key of finetune; did you mean `encoder`?"),
+        (FinetuneConfig, "gpus=1", "`gpus` is not a key of finetune; did you mean `trainer.accelerator`?"),
+        (FinetuneConfig, "fractions=0.1", "`fractions` is not a key of finetune; did you mean `fraction`?"),
+        (CurveConfig, "encoder=a", "`encoder` is not a key of curve; did you mean `encoders`?"),
+        (PretrainConfig, "views=64", "`views` is not a key of pretrain; did you mean `views.size`?"),
     ],
 )
 def test_an_unknown_key_is_refused_with_a_suggestion(schema: type, argument: str, message: str) -> None:
@@ -192,40 +223,89 @@ def test_an_unknown_key_is_refused_with_a_suggestion(schema: type, argument: str
 
 def test_an_unknown_key_of_the_file_is_refused_too(tmp_path: Path) -> None:
     assert refusal(PretrainConfig, written(tmp_path, "views: {siz: 64}\n")).startswith(
-        "`views.siz` is not a key of this command; did you mean `views.size`?"
+        "`views.siz` is not a key of pretrain; did you mean `views.size`?"
     )
 
 
 @pytest.mark.parametrize(
-    ("schema", "argument", "value"),
+    ("schema", "argument", "message"),
     [
-        (PretrainConfig, "batch.size=many", "many"),
-        (PretrainConfig, "batch.size=2.5", "2.5"),
-        (PretrainConfig, "batch.size=null", "None"),
-        (PretrainConfig, "seed=true", "True"),
-        (PretrainConfig, "resume=maybe", "maybe"),
-        (PretrainConfig, "views.grids=8", "8"),
-        (PretrainConfig, "views.grids=[8,4,x]", "[8, 4, 'x']"),
-        (PretrainConfig, "views.size={a: 1}", "{'a': 1}"),
-        (PretrainConfig, "optimizer.lr=fast", "fast"),
-        (PretrainConfig, "backbone_options=3", "3"),
-        (FinetuneConfig, "fraction=half", "half"),
-        (DemoConfig, "seed=x", "x"),
+        (PretrainConfig, "batch.size=many", "(many) must be a whole number, such as batch.size=256"),
+        (PretrainConfig, "batch.size=2.5", "(2.5) must be a whole number, such as batch.size=256"),
+        (PretrainConfig, "batch.size=null", "(null) must be a whole number, such as batch.size=256"),
+        (PretrainConfig, "seed=true", "(true) must be a whole number, such as seed=0"),
+        (PretrainConfig, "resume=maybe", "(maybe) must be true or false"),
+        (
+            PretrainConfig,
+            "views.grids=8",
+            "(8) must be a list of whole numbers, such as views.grids=[16,8,1], without ",
+        ),
+        (
+            PretrainConfig,
+            "views.grids=8,4,1",
+            "(8,4,1) must be a list of whole numbers; write views.grids=[8,4,1], with",
+        ),
+        (
+            PretrainConfig,
+            "views.grids=[8,4,x]",
+            "([8, 4, 'x']) must be a list of whole numbers, such as views.grids=[1",
+        ),
+        (PretrainConfig, "views.size={a: 1}", "({'a': 1}) must be a whole number, such as views.size=224"),
+        (PretrainConfig, "optimizer.lr=fast", "(fast) must be a number"),
+        (
+            PretrainConfig,
+            "loss.weights=1,1,2",
+            "(1,1,2) must be a list of numbers; write loss.weights=[1,1,2], without",
+        ),
+        (
+            PretrainConfig,
+            "backbone_options=3",
+            "(3) must be a mapping, such as 'backbone_options={channels: [32, 64, 1",
+        ),
+        (
+            FinetuneConfig,
+            "optimizer.lr=1e-3,1e-4",
+            "(1e-3,1e-4) must be a list of numbers; write optimizer.lr=[1e-3,1e",
+        ),
+        (FinetuneConfig, "subgroups=site", "(site) must be a list of words; write subgroups=[site], without spaces or"),
+        (FinetuneConfig, "fraction=half", "(half) must be a number, such as fraction=1.0"),
+        (CurveConfig, "fractions=1%,10%", "(1%,10%) must be a list of numbers; write fractions=[1%,10%], without"),
+        (CurveConfig, "encoders=RUN", "(RUN) must be a mapping, such as 'encoders={ours: RUN/encoder.safetensors, scr"),
+        (StudyConfig, "variants=3", "(3) must be a mapping; see configs/ for examples"),
+        (DemoConfig, "seed=x", "(x) must be a whole number, such as seed=0"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_by_key_and_value(
-    schema: type, argument: str, value: str, tmp_path: Path
+def test_a_value_of_the_wrong_type_is_answered_with_what_the_key_takes(
+    schema: type, argument: str, message: str, tmp_path: Path
 ) -> None:
     key, _, text = argument.partition("=")
-    message = refusal(schema, argument)
-    assert message.startswith(f"`{key}` ({value}) has the wrong type; ")
+    answer = refusal(schema, argument)
+    assert answer.startswith(f"`{key}` {message}")
     if schema is not DemoConfig:
-        assert refusal(schema, written(tmp_path, f"{key}: {text}\n")) == message
+        assert refusal(schema, written(tmp_path, f"{key}: {text}\n")) == answer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["views.grids=[8,", "4,", "1]"],
+            "`views.grids` ([8, 4, 1]) must be one argument; the shell cut it at its spac",
+        ),
+        (["backbone_options={depth:", "3}"], "`backbone_options` ({depth: 3}) must be one argument; the shell cut it"),
+    ],
+)
+def test_what_the_shell_cut_is_shown_whole(arguments: list[str], message: str) -> None:
+    answer = refusal(PretrainConfig, *arguments)
+    assert answer.startswith(message)
+    key, _, _ = arguments[0].partition("=")
+    example = re.search(rf"write '?({key}=.*?)'?, ", answer)
+    assert example is not None and leaves(load(PretrainConfig, example[1]))[key] in ([8, 4, 1], {"depth": 3})
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{a: 1}", "null"])
 def test_a_file_that_gives_something_else_for_text_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^`out` \(.+\) has the wrong type; "):
+    with pytest.raises(UserError, match=r"^`out` \(.+\) must be text; "):
         load_config(PretrainConfig, ["data=scans", written(tmp_path, f"out: {text}\n")])
 
 
@@ -272,6 +352,11 @@ def test_a_file_that_gives_something_else_for_text_is_refused(text: str, tmp_pat
         (FinetuneConfig, "views.grids=[]", "`views.grids` ([]) must have three entries"),
         (FinetuneConfig, "fraction=0", "`fraction` (0.0) must lie in (0, 1]"),
         (FinetuneConfig, "fraction=1.5", "`fraction` (1.5) must lie in (0, 1]"),
+        (
+            FinetuneConfig,
+            "fraction=10",
+            "`fraction` (10.0) must lie in (0, 1]; 1 is all labels, and 10 per cent is 0.1 or",
+        ),
         (FinetuneConfig, "fraction=.nan", "`fraction` (nan) must be finite"),
         (FinetuneConfig, "mode=half", "`mode` (half) must be one of auto, full, linear, knn, progressive"),
         (FinetuneConfig, "validation=none", "`validation` (none) must be one of budget, split"),
@@ -357,7 +442,7 @@ def test_references_in_arguments_are_refused(argument: str) -> None:
         ("seed: ${batch.size}\n", "`seed` (${batch.size}) must be a plain value; "),
         ("seed: ???\n", "`seed` (???) must be a plain value; "),
         ("views: {size: '${seed}'}\n", "`views.size` (${seed}) must be a plain value; "),
-        ("3: 4\n", "`3` is not a key of this command; "),
+        ("3: 4\n", "`3` is not a key of pretrain; "),
     ],
 )
 def test_references_and_keys_without_a_name_are_refused_in_files(tmp_path: Path, text: str, message: str) -> None:
@@ -377,6 +462,116 @@ def test_references_inside_lists_and_mappings_are_refused(argument: str) -> None
     message = refusal(PretrainConfig, argument)
     assert message.startswith(f"`{argument.split('=')[0]}` (")
     assert "must be a plain value" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--epochs", "2"],
+            "argument (--epochs 2) must have the form key=value, without dashes; write trainer.max_epochs=2",
+        ),
+        (["--data=x"], "argument (--data=x) must have the form key=value, without dashes; write data=x"),
+        (["--resume"], "argument (--resume) must have the form key=value, without dashes; write resume=true"),
+        (["--resume", "seed=1"], "argument (--resume) must have the form key=value, without dashes; write resume=true"),
+        (
+            ["--batch-size", "8"],
+            "argument (--batch-size 8) must have the form key=value, without dashes; write batch.size",
+        ),
+        (["seed", "3"], "argument (seed 3) must have the form key=value; write seed=3"),
+        (
+            ["--frobnicate"],
+            "argument (--frobnicate) must have the form key=value, without dashes; `--help` lists the ke",
+        ),
+        (["=3"], "argument (=3) must have the form key=value; `--help` lists the keys"),
+    ],
+)
+def test_an_argument_in_the_form_of_other_programs_is_shown_in_ours(arguments: list[str], message: str) -> None:
+    assert refusal(PretrainConfig, *arguments).startswith(message)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS_OF_COMMANDS)
+def test_every_word_from_elsewhere_leads_to_a_key_that_the_command_has(schema: type) -> None:
+    from jigsawssl.config.suggest import _ELSEWHERE, meant
+
+    every = {key for other in SCHEMAS_OF_COMMANDS for key in keys_of(other)}
+    assert set(_ELSEWHERE) <= every
+    for words in _ELSEWHERE.values():
+        for word in words.split():
+            assert meant(word, schema) in {None, *keys_of(schema)}
+
+
+@pytest.mark.parametrize("key", ["data", "out", "manifest", "encoder", "cache"])
+def test_a_character_that_no_path_can_hold_is_refused(key: str, tmp_path: Path) -> None:
+    message = f"`{key}` (a\\0b) must not hold the character NUL, which no path can"
+    assert refusal(PretrainConfig, f"{key}=a\0b").startswith(message)
+    assert refusal(PretrainConfig, written(tmp_path, f'{key}: "a\\0b"\n')).startswith(message)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1%", 0.01), ("0.7 %", 0.007), ("12.5%", 0.125), ("100%", 1.0)])
+def test_a_share_may_be_written_in_per_cent(text: str, value: float, tmp_path: Path) -> None:
+    assert load(FinetuneConfig, f"fraction={text}").fraction == value
+    assert (
+        load_config(FinetuneConfig, [*REQUIRED[FinetuneConfig], written(tmp_path, f"fraction: {text}\n")]).fraction
+        == value
+    )
+    assert load(CurveConfig, f"fractions=[{text},1]").fractions == [value, 1.0]
+    assert load(CurveConfig, f"fractions={text}").fractions == [value]
+
+
+@pytest.mark.parametrize("path", sorted(shipped_configs().values()), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_shipped_configuration_is_found_by_name(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = path.parent.name
+    for name in (f"{folder}/{path.stem}", f"configs/{folder}/{path.name}", str(path)):
+        assert find_config(name, "pretrain") == path
+    if folder != "smoke":
+        assert all(find_config(path.stem, command_of(schema)) == path for schema in SCHEMAS_OF_COMMANDS)
+    assert len(summary_of(path)) > 20
+
+
+def test_shipped_configurations_are_those_of_the_checkout() -> None:
+    root = Path(__file__).resolve().parents[1] / "configs"
+    assert sorted(shipped_configs().values()) == sorted(root.rglob("*.yaml"))
+    assert {file.parent.name for file in root.rglob("*.yaml")} <= {"smoke", *map(command_of, SCHEMAS_OF_COMMANDS)}
+
+
+def test_a_file_here_wins_over_a_shipped_configuration_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(PretrainConfig, "config=kermany_cpu").views.size == 64
+    (tmp_path / "kermany_cpu").write_text("views: {size: 32}\n")
+    assert load(PretrainConfig, "config=kermany_cpu").views.size == 32
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "message"),
+    [
+        (PretrainConfig, "kermany", "`config` (kermany) must be a YAML file or the name of one that comes with "
+         "jigsawssl (kermany_cpu, paper); nothing is there; did you mean kermany_cpu?"),
+        (PretrainConfig, "pneumonia_compact", "`config` (pneumonia_compact) is one of finetune, not of pretrain, which "
+         "has no `mode`; run jigsawssl finetune config=pneumonia_compact"),
+        (FinetuneConfig, "kermany_cpu", "`config` (kermany_cpu) is one of pretrain, not of finetune, which has no "),
+        (StudyConfig, "breast_histology", "`config` (breast_histology) is one of transfer, not of study, which has "),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_does_not_fit_is_answered_with_where_it_belongs(
+    schema: type, name: str, message: str
+) -> None:
+    assert refusal(schema, f"config={name}").startswith(message)
+
+
+def test_a_misspelt_key_in_a_file_is_not_taken_for_another_commands(tmp_path: Path) -> None:
+    message = refusal(FinetuneConfig, written(tmp_path, "fractions: 0.1\n"))
+    assert message == "`fractions` is not a key of finetune; did you mean `fraction`?"
+
+
+def test_a_run_named_as_configuration_is_answered_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert refusal(PretrainConfig, f"config={tmp_path}").endswith(f"did you mean {tmp_path / 'config.yaml'}?")
 
 
 def test_a_missing_configuration_file_is_refused(tmp_path: Path) -> None:

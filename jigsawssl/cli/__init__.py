@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import gc
 import importlib
+import os
+import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from .. import __version__
 from ..config import (
@@ -22,6 +27,8 @@ from ..config import (
     TransferConfig,
     describe_keys,
     load_config,
+    shipped_configs,
+    summary_of,
 )
 from ..process import prepare_process
 from ..types import UserError
@@ -33,26 +40,25 @@ _COMMANDS = {
     "finetune": (
         FinetuneConfig,
         "adapt an encoder to few labels and test it once",
-        "data=ARCHIVE manifest=labels.csv encoder=RUN/encoder.safetensors out=RUN2 [fraction=0.01]",
+        "data=ARCHIVE manifest=labels.csv encoder=RUN out=RUN2 [fraction=1%]",
     ),
     "curve": (
         CurveConfig,
         "say how many labels an encoder saves: adapt several to growing shares of the labels, and compare",
-        "data=ARCHIVE manifest=labels.csv encoders='{jigsaw: RUN/encoder.safetensors, scratch: "
-        '"random:RUN/encoder.safetensors"}\' out=CURVE',
+        "data=ARCHIVE manifest=labels.csv out=CURVE encoders='{jigsaw: RUN, scratch: \"random:./RUN\"}'",
     ),
     "study": (
         StudyConfig,
         "compare kinds of encoders: a search of equal size for each, repetitions, tests in and out of the domain",
-        "configs/study/attention.yaml data=ARCHIVE manifest=labels.csv out=STUDY",
+        "FILE.yaml data=ARCHIVE manifest=labels.csv out=STUDY",
     ),
     "transfer": (
         TransferConfig,
         "learn in stages, each from what the one before learned",
-        "config=configs/transfer/breast_histology.yaml out=CHAIN",
+        "FILE.yaml out=CHAIN",
     ),
     "report": (ReportConfig, "make report.html of a run, curve or study anew from its files", "RUN"),
-    "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "data=ARCHIVE [out=DIR]"),
+    "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "ARCHIVE [out=DIR]"),
     "bench": (
         BenchConfig,
         "say how fast a pretraining would be here, where its time goes, and what would help",
@@ -61,26 +67,71 @@ _COMMANDS = {
     "demo": (DemoConfig, "pretrain on embedded synthetic images, probe with few labels", "[out=runs/demo]"),
 }
 
-_BARE = {"report": "run", "study": "config"}
+_BARE = {"report": "run", "study": "config", "transfer": "config", "doctor": "data", "bench": "data"}
 """Key of the first argument, where it may stand alone."""
+
+_WIDTH, _COLUMN = 100, 36
+_FIXED = "\N{NO-BREAK SPACE}"
 
 
 def _help(command: str | None) -> str:
     if command is None:
         lines = ["usage: jigsawssl COMMAND key=value …", "", "commands:"]
-        lines += [f"  {name:<10}{meaning}" for name, (_, meaning, _) in _COMMANDS.items()]
+        for name, (_, meaning, _) in _COMMANDS.items():
+            lines += _entry(name, meaning, 12)
         return "\n".join([*lines, "", "jigsawssl COMMAND --help lists every key; jigsawssl --version"])
     schema, meaning, usage = _COMMANDS[command]
-    rows = describe_keys(schema)
-    width = max(len(f"{key}={default}") for key, default, _ in rows) + 2
-    lines = [
-        f"usage: jigsawssl {command} {usage} [config=FILE.yaml] [key=value …]",
-        "",
-        f"{meaning}",
-        "",
-        "keys, with defaults:",
-    ]
-    return "\n".join(lines + [f"  {f'{key}={default}':<{width}}{text}" for key, default, text in rows])
+    keys = describe_keys(schema)
+    if any(key == "config" for key, _, _ in keys) and "FILE.yaml" not in usage:
+        usage += " [config=FILE.yaml]"
+    begin = f"usage: jigsawssl {command} "
+    whole = re.sub("'.*?'", lambda quoted: quoted[0].replace(" ", _FIXED), f"{usage} [key=value …]")
+    lines = [line.replace(_FIXED, " ") for line in _wrapped(whole, begin, " " * len(begin))]
+    lines += ["", *_wrapped(meaning), "", "keys, with defaults:"]
+    for key, default, text in keys:
+        lines += _entry(f"{key}={default}", text, _COLUMN)
+    example = next((f"{key}={value}" for key, value, _ in keys if value.startswith("[") and "," in value), None)
+    if example is not None:
+        tight = example.replace(" ", "")
+        lines += ["", *_wrapped(f"Write a list without spaces, such as {tight}, or in quotes; a mapping in quotes.")]
+    folder = "pretrain" if command == "bench" else command
+    own = {name: file for name, file in shipped_configs().items() if name.partition("/")[0] == folder}
+    if own:
+        lines += ["", "configurations that come with jigsawssl:"]
+        for name, file in own.items():
+            lines += _entry(f"config={name.partition('/')[2]}", summary_of(file), _COLUMN)
+    return "\n".join(lines)
+
+
+def _entry(name: str, meaning: str, column: int) -> list[str]:
+    """A name and beside it, or below where it is long, what it means."""
+    begin = "  " + name
+    margin = " " * (column + 2)
+    if len(begin) < len(margin):
+        return _wrapped(meaning, begin.ljust(len(margin)), margin)
+    return [*_wrapped(name, "  ", "    "), *_wrapped(meaning, margin, margin)]
+
+
+def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def _show(text: str) -> None:
+    """Print what may be cut short, as by ``| head``."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+
+
+def _no_command(given: str) -> str:
+    """What to say of a first argument that is no command."""
+    commands = ", ".join(_COMMANDS)
+    if "=" in given:
+        return f"command ({given}) must come first, such as jigsawssl pretrain {given}; it is one of {commands}"
+    near = difflib.get_close_matches(given.lower().replace("-", "").replace("_", ""), _COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else "see jigsawssl --help"
+    return f"command ({given}) must be one of {commands}; {hint}"
 
 
 def _imported(command: str) -> ModuleType:
@@ -116,21 +167,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["--version"]:
+    if arguments[:1] in (["--version"], ["-V"], ["version"]):
         print(f"jigsawssl {__version__}")
         return 0
     command = arguments[0] if arguments and arguments[0] in _COMMANDS else None
     if not arguments or "--help" in arguments or "-h" in arguments:
-        print(_help(command))
+        _show(_help(command))
         return 0
+    config: Any = None
     try:
         if command is None:
-            raise UserError(f"command ({arguments[0]}) must be one of {', '.join(_COMMANDS)}; see jigsawssl --help")
+            raise UserError(_no_command(arguments[0]))
         rest = arguments[1:]
-        if command in _BARE and rest and "=" not in rest[0]:
+        if command in _BARE and rest and "=" not in rest[0] and not rest[0].startswith("-"):
             rest = [f"{_BARE[command]}={rest[0]}", *rest[1:]]
-        config = load_config(_COMMANDS[command][0], rest)
+        from .look import look  # here, as --help needs none of the libraries that it takes
+
         prepare_process()
+        config = look(load_config(_COMMANDS[command][0], rest))
         code = _imported(command).run(config)
     except UserError as error:
         print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)
@@ -144,6 +198,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(f"jigsawssl: interrupted; {again}", file=sys.stderr)
         return 130
+    except OSError as error:
+        from .look import place_at_fault
+
+        fault = place_at_fault(error, config)
+        if fault is None:
+            traceback.print_exc()
+            return 70
+        print(f"jigsawssl: {' '.join(fault.split())}", file=sys.stderr)
+        return 2
     except Exception:
         # A mistake of ours, which must not look like one of the user or like the doctor's findings.
         traceback.print_exc()

@@ -28,6 +28,7 @@ from ..training.adapt import Adaptation, adapt
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
 from ..types import Prediction
+from .look import RESUME_MAY_CHANGE
 from .supervised import (
     check_encoder,
     choice_of,
@@ -50,7 +51,7 @@ def run(config: FinetuneConfig) -> None:
     Raises:
         UserError: for what the user can mend.
     """
-    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free=("config",))
+    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE["finetune"])
     if config.resume and (path / "report.json").is_file():
         print(f"{path} holds the finished run of this configuration; nothing to do")
         return

@@ -40,11 +40,9 @@ from ..training.monitors import Checkpoint, Diagnostics, FiniteLoss, MetricsFile
 from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
+from .look import RESUME_MAY_CHANGE
 
 __all__ = ["Unlabeled", "build_dataset", "build_module", "fresh_encoder", "run", "unlabeled_archive"]
-
-RESUME_MAY_CHANGE = ("config", "out", "data", "manifest", "cache", "trainer")
-"""Keys that may differ on resume: names of places, and how long to train."""
 
 CROP_MARGIN = 1.25
 """Images are kept this much larger than the views where views are crops, so that crops are not all enlarged."""
@@ -111,15 +109,6 @@ def _starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
     """The encoder to go on from, if one is named."""
     if config.encoder is None:
         return None
-    fixed = {
-        "backbone": config.backbone,
-        "backbone_options": config.backbone_options,
-        "stem_stride": config.stem_stride,
-    }
-    defaults = PretrainConfig()
-    for key, value in fixed.items():
-        if value != getattr(defaults, key):
-            raise UserError(f"`{key}` ({value}) must be left out beside `encoder` ({config.encoder}), which decides it")
     attention = (config.attention, config.attention_stages)
     encoder = resolve_encoder(config.encoder, channels, config.views.size, *attention)[0]
     encoder.spec = replace(encoder.spec, fit=config.reading.fit, window=config.reading.window)
@@ -267,7 +256,9 @@ def run(config: PretrainConfig) -> Path:
     # With several devices this runs once in each process; the first one alone looks after the folder.
     first_process = getattr(rank_zero_only, "rank", 0) == 0
     if first_process:
-        path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE)
+        path = check_run_folder(
+            config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE["pretrain"]
+        )
         if config.resume and (path / "report.json").is_file():
             print(f"{path} holds the finished run of this configuration; nothing to do")
             return path / "encoder.safetensors"

@@ -27,6 +27,7 @@ from ..report.run import check_run_folder, clear_run_folder
 from ..training.finetune import Recipe, trained_stages
 from ..training.optim import autocast_precision, training_device
 from ..types import UserError
+from .look import RESUME_MAY_CHANGE
 
 MOST_SUBGROUPS = 20
 MOST_JOBS = 8
@@ -70,8 +71,7 @@ def open_cells(config: CurveConfig | StudyConfig) -> Opened:
     Raises:
         UserError: for what the user can mend.
     """
-    free = ("config", "jobs", "out")
-    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free)
+    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE["curve"])
     device = training_device(config.trainer.accelerator)
     if isinstance(config, CurveConfig):
         references = list(config.encoders.values())

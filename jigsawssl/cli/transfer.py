@@ -13,6 +13,7 @@ from ..report import format_table, write_json
 from ..report.run import check_run_folder, clear_run_folder
 from ..types import UserError
 from . import finetune, pretrain
+from .look import RESUME_MAY_CHANGE
 
 __all__ = ["run"]
 
@@ -26,10 +27,8 @@ def run(config: TransferConfig) -> None:
     Raises:
         UserError: for what the user can mend.
     """
-    if not config.stages:
-        raise UserError(f"`config` ({config.config}) must list `stages`; see configs/transfer/ for examples")
     names = [f"{number}-{stage['name']}" for number, stage in enumerate(config.stages, start=1)]
-    free = ("config", "out")
+    free = RESUME_MAY_CHANGE["transfer"]
     path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free, also=names)
     # All of it is read before anything is written, so that a mistake in the last stage shows now.
     left = [WEIGHTS[stage.get("objective", "supervised")] for stage in config.stages]

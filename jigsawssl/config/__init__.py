@@ -13,6 +13,7 @@ from .schemas import (
     SupervisedConfig,
     TransferConfig,
 )
+from .shipped import shipped_configs, summary_of
 
 __all__ = [
     "BenchConfig",
@@ -28,6 +29,8 @@ __all__ = [
     "config_of",
     "describe_keys",
     "load_config",
+    "shipped_configs",
+    "summary_of",
     "to_yaml",
     "without_folder",
     "without_folders",

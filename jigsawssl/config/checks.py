@@ -135,6 +135,12 @@ def check(config: DictConfig, schema: type) -> None:
             raise UserError(f"`views.share` ({config.views.share}) must lie in (0, 1]; 1 shuffles the whole batch")
         if not 0 <= config.max_bad_fraction <= 1:
             raise UserError(f"`max_bad_fraction` ({config.max_bad_fraction}) must lie in [0, 1]; 0.1 is a tenth")
+        fresh = PretrainConfig()
+        for key in ("backbone", "backbone_options", "stem_stride") if config.encoder is not None else ():
+            if _plain(config[key]) != getattr(fresh, key):
+                raise UserError(
+                    f"`{key}` ({config[key]}) must be left out beside `encoder` ({config.encoder}), which decides it"
+                )
         if config.cache == "off" and config.trainer.devices > 1:
             raise UserError("`cache` (off) must be left out with several devices, which share what was decoded once")
         if not 0 <= config.optimizer.warmup < 1:
@@ -157,7 +163,11 @@ def _check_supervised(config: DictConfig, schema: type) -> None:
     name = "fractions" if schema is CurveConfig else "fraction"
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         given = fractions if schema is CurveConfig else fractions[0]
-        raise UserError(f"`{name}` ({given}) must lie in (0, 1]; 0.01 is one per cent of the labels")
+        large = next((fraction for fraction in fractions if 1 < fraction <= 100), None)
+        hint = f"1 is all labels, and {large:g} per cent is {large / 100:g} or {large:g}%" if large else ""
+        raise UserError(
+            f"`{name}` ({given}) must lie in (0, 1]; {hint or '1 is all labels, 0.01 or 1% is one per cent'}"
+        )
     if schema is CurveConfig:
         _check_names("encoders", config.encoders)
     if schema is StudyConfig:
@@ -222,6 +232,8 @@ def _check_study(config: DictConfig) -> None:
 
 
 def _check_transfer(config: DictConfig) -> None:
+    if not config.stages:
+        raise UserError(f"`config` ({config.config}) must list `stages`; see configs/transfer/ for examples")
     if config.resume and config.overwrite:
         raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
     names = []

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
+import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +26,8 @@ from .schemas import (
     SupervisedConfig,
     TransferConfig,
 )
+from .shipped import find_config
+from .suggest import SCHEMAS, command_of, is_misspelt, meant, unknown_key
 
 __all__ = ["config_of", "describe_keys", "load_config", "to_yaml", "without_folder", "without_folders"]
 
@@ -69,10 +70,10 @@ def _from_arguments(arguments: Sequence[str], schema: type) -> dict[str, Any]:
     """``key=value`` arguments by key. Text is taken as it stands: YAML would read a folder 007 as 7."""
     leaves = keys_of(schema)
     values: dict[str, Any] = {}
-    for argument in arguments:
+    for number, argument in enumerate(arguments):
         key, sign, text = argument.partition("=")
-        if not sign or not key:
-            raise UserError(f"argument ({argument}) must have the form key=value; `--help` lists the keys")
+        if not sign or not key or key.startswith("-"):
+            raise _malformed(arguments[number:], schema)
         kind = leaves[key][1] if key in leaves else None
         if kind is str:
             values[key] = text
@@ -82,23 +83,76 @@ def _from_arguments(arguments: Sequence[str], schema: type) -> dict[str, Any]:
             try:
                 parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
             except Exception as error:
+                if kind is None:
+                    raise UserError(unknown_key(key, schema)) from None
+                if get_origin(_without_null(kind)) in (list, dict):
+                    whole = _rejoined(text, arguments[number + 1 :])
+                    if whole is not None:
+                        form = _compact(key, whole)
+                        raise UserError(
+                            f"`{key}` ({whole}) must be one argument; the shell cut it at its spaces; write {form}"
+                        ) from None
+                    raise UserError(f"`{key}` ({text}) must be {_form(key, kind, text, schema)}") from None
                 raise UserError(f"`{key}` ({text}) must be a YAML value; {_reason(error)}") from None
             values[key] = parsed["value"]  # type: ignore[index, call-overload]
     return values
 
 
+def _malformed(arguments: Sequence[str], schema: type) -> UserError:
+    """What to say of an argument that has not the form ``key=value``; those behind it may hold its value."""
+    argument, following = arguments[0], arguments[1] if len(arguments) > 1 else "="
+    word, sign, text = argument.lstrip("-–—").partition("=")
+    shown, key = argument, meant(word, schema) if word else None
+    if not sign and "=" not in following and not following.startswith("-"):
+        shown, text = f"{argument} {following}", following
+    dashes = ", without dashes" if argument[0] in "-–—" else ""
+    hint = "`--help` lists the keys"
+    if key is not None:
+        flag = keys_of(schema)[key][1] is bool
+        hint = f"write {key}={text or ('true' if flag else 'VALUE')}"
+    return UserError(f"argument ({shown}) must have the form key=value{dashes}; {hint}")
+
+
+def _rejoined(text: str, following: Sequence[str]) -> str | None:
+    """A list or mapping that the shell cut at its spaces, whole again; None where its end is missing."""
+    for number, argument in enumerate(following):
+        text = f"{text} {argument}"
+        if text.count("[") == text.count("]") and text.count("{") == text.count("}"):
+            return text
+        if number == 50:
+            break
+    return None
+
+
+def _compact(key: str, text: str) -> str:
+    """How to give a list or mapping to a shell."""
+    if "{" in text or '"' in text or "'" in text:
+        return f"'{key}={text}', in quotes"
+    tight = re.sub(r"\s*([,\[\]])\s*", r"\1", text)
+    return f"{key}={tight}, without spaces or in quotes"
+
+
 def _from_file(path: str, schema: type) -> dict[str, Any]:
     """The keys of a YAML file, groups flattened with dots."""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"`config` ({path}) must be a YAML file; nothing is there; check the path")
+    command = command_of(schema)
+    file = find_config(path, command)
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as error:
         raise UserError(f"`config` ({path}) must be valid YAML; {_reason(error)}") from None
     if not isinstance(loaded, dict):
         raise UserError(f"`config` ({path}) must hold keys and values; see configs/ for examples")
-    return _flat(loaded, schema)
+    values = _flat(loaded, schema)
+    foreign = [key for key in values if key not in keys_of(schema)]
+    if not all(is_misspelt(key, schema) for key in foreign):
+        owner = next((other for other in SCHEMAS if _flat(loaded, other).keys() <= keys_of(other).keys()), None)
+        if owner is not None:
+            other = command_of(owner)
+            raise UserError(
+                f"`config` ({path}) is one of {other}, not of {command}, which has no `{foreign[0]}`; run "
+                f"jigsawssl {other} config={path}"
+            )
+    return values
 
 
 def _flat(nested: Mapping[Any, Any], schema: type) -> dict[str, Any]:
@@ -123,30 +177,85 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).partition("full_key:")[0].split())[:200] or type(error).__name__
 
 
+_WORDS = {int: "whole number", float: "number", str: "word", bool: "true or false"}
+_EXAMPLES = {
+    "subgroups": "[site]",
+    "encoders": '{ours: RUN/encoder.safetensors, scratch: "random:RUN/encoder.safetensors"}',
+    "backbone_options": "{channels: [32, 64, 128, 256]}",
+}
+"""Of keys whose default is empty."""
+
+
+def _without_null(kind: Any) -> Any:
+    """The type of a value that may be null."""
+    if get_origin(kind) is not types.UnionType:
+        return kind
+    return next(part for part in get_args(kind) if part is not types.NoneType)
+
+
+def _form(key: str, kind: Any, value: Any, schema: type) -> str:
+    """What a key takes, in words and as an example that works: ``a whole number, such as batch.size=256``."""
+    kind = _without_null(kind)
+    origin, default = get_origin(kind), _default(keys_of(schema)[key][0])
+    if origin is None:
+        if kind is str:
+            return "text; in a YAML file, put it in quotes"
+        example = "" if default is None or kind is bool else f", such as {key}={default}"
+        return f"{_WORDS[kind]}{example}" if kind is bool else f"a {_WORDS[kind]}{example}"
+    example = _EXAMPLES.get(key, str(default) if default else "")
+    if origin is dict:
+        example = example.replace("'", "")
+        return f"a mapping, such as {_compact(key, example)}" if example else "a mapping; see configs/ for examples"
+    item = get_args(kind)[0]
+    parts = [part for part in re.split(r"[\s,;]+", str(value)) if part]
+    try:
+        for part in parts:
+            item(_percent(part) if item is float else part)
+        whole = not str(value).startswith(("[", "{")) and (len(parts) > 1 or len(default) < 2)
+    except ValueError:
+        whole = False
+    if whole:
+        return f"a list of {_WORDS[item]}s; write {_compact(key, '[' + ','.join(parts) + ']')}"
+    return f"a list of {_WORDS[item]}s, such as {_compact(key, example)}"
+
+
+def _percent(value: Any) -> Any:
+    """A share that is written in per cent: ``1%`` is 0.01."""
+    if isinstance(value, list):
+        return [_percent(part) for part in value]
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*", value) if isinstance(value, str) else None
+    return float(f"{found[1]}e-2") if found else value
+
+
 def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
     """Set one key, so that an error can name it and its value."""
     known = keys_of(schema)
     if key not in known:
-        parent = next((option for option in known if key.startswith(f"{option}.")), None)
+        parent = next((option for option in known if str(key).startswith(f"{option}.")), None)
         if parent is not None:
             raise UserError(f"`{key}` ({value}) must not go below `{parent}`; give {parent}=… as a whole")
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else "`--help` lists the keys"
-        raise UserError(f"`{key}` is not a key of this command; {hint}")
-    if known[key][1] == list[float] and isinstance(value, (int, float)):
+        raise UserError(unknown_key(str(key), schema))
+    kind = known[key][1]
+    if _without_null(kind) in (float, list[float]):
+        value = _percent(value)
+    if kind == list[float] and isinstance(value, (int, float)):
         value = [value]  # one of what may be several
     if "${" in str(value) or "???" in str(value):
         raise UserError(f"`{key}` ({value}) must be a plain value; references to other keys are not supported")
+    if any(isinstance(part, str) and "\0" in part for part in single_values(value)):
+        shown = str(value).replace("\0", "\\0")
+        raise UserError(f"`{key}` ({shown}) must not hold the character NUL, which no path can; take it out")
     if any(isinstance(number, float) and not math.isfinite(number) for number in single_values(value)):
         raise UserError(f"`{key}` ({value}) must be finite")
     try:
         OmegaConf.update(config, key, value, merge=False)
-    except OmegaConfBaseException as error:
-        raise UserError(f"`{key}` ({value}) has the wrong type; {_reason(error)}; see `--help`") from None
+    except OmegaConfBaseException:
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        raise UserError(f"`{key}` ({shown}) must be {_form(key, kind, value, schema)}") from None
 
 
 def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
-    """Defaults, then the YAML file named by ``config=``, then ``key=value`` arguments.
+    """Defaults, then the YAML file that ``config=`` names (a path, or a shipped one), then ``key=value`` arguments.
 
     Args:
         schema: one of :class:`PretrainConfig`, :class:`FinetuneConfig`, :class:`CurveConfig`, :class:`StudyConfig`,

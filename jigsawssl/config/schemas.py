@@ -126,7 +126,7 @@ class PretrainConfig:
 
     data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
     out: str = _key("", "folder of this run (required)")
-    config: str | None = _key(None, "YAML file of keys; the command line wins over it")
+    config: str | None = _key(None, "YAML file of keys, or the name of a shipped one; the command line wins over it")
     manifest: str | None = _key(None, "CSV with path[,label,split,group], or folders; labels are not read here")
     split: str | None = _key(
         None, "rows to train on; null: train, or without splits all but a test split made by hash; all: all rows"
@@ -144,7 +144,9 @@ class PretrainConfig:
     )
     attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
     train: str = _key("all", "what of the encoder learns: all, from:stage3 (deeper ones too) or to:stage2 (shallower)")
-    encoder: str | None = _key(None, "start from weights: an encoder.safetensors, or timm:BACKBONE; null: fresh")
+    encoder: str | None = _key(
+        None, "start from weights: an encoder.safetensors, the folder of its run, or timm:BACKBONE; null: fresh"
+    )
     cache: str | None = _key(None, "folder for decoded images, shared by runs; null: OUT/cache; off: decode each time")
     layout: str | None = _key(None, "public set that data is, as downloaded; see README")
     max_bad_fraction: float = _key(0.1, "share of unreadable images above which the run stops")
@@ -164,7 +166,7 @@ class SupervisedConfig:
     data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
     manifest: str | None = _key(None, "CSV with path,label[,split,group], or folders; npz and demo bring their own")
     out: str = _key("", "folder of this run (required)")
-    config: str | None = _key(None, "YAML file of keys; the command line wins over it")
+    config: str | None = _key(None, "YAML file of keys, or the name of a shipped one; the command line wins over it")
     mode: str = _key("auto", "auto (probe, full from it, or between), full, linear, knn or progressive")
     budget: str = _key("images", "what a fraction counts: images, or groups where a group is copies of one specimen")
     validation: str = _key(
@@ -202,8 +204,13 @@ class SupervisedConfig:
 class FinetuneConfig(SupervisedConfig):
     """Keys of ``finetune``."""
 
-    encoder: str = _key("", "encoder.safetensors, random:FILE, random:BACKBONE or timm:BACKBONE (required)")
-    fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
+    encoder: str = _key(
+        "", "encoder.safetensors or the folder of its run, random:FILE, random:BACKBONE or timm:BACKBONE (required)"
+    )
+    fraction: float = _key(
+        1.0,
+        "share of the training labels that may be used, validation included: 1 is all labels, 0.01 or 1% one per cent",
+    )
     subset: str | None = _key(None, "CSV with the paths whose labels may be used, such as one of a curve's subsets/")
     seed: int = _key(0, "seed of the label draw, weights and order")
 
@@ -215,7 +222,9 @@ class CurveConfig(SupervisedConfig):
     encoders: dict[str, str] = _key(
         {}, "name: encoder for each, as finetune takes them; the first is compared (required)"
     )
-    fractions: list[float] = _key([0.01, 0.03, 0.1, 0.3, 1.0], "shares of the training labels")
+    fractions: list[float] = _key(
+        [0.01, 0.03, 0.1, 0.3, 1.0], "shares of the training labels: 1 is all, 0.01 or 1% is one per cent"
+    )
     seeds: int = _key(5, "draws of the labels for each share")
     subsets: str | None = _key(
         None, "subsets/ of another curve, to use the same labels; null: drawn and written to out"
@@ -241,7 +250,10 @@ class StudyConfig(SupervisedConfig):
         "[low, high] of optimizer.lr, weight_decay, head_scale, layer_decay or dropout; by logarithm above 0",
     )
     trials: int = _key(10, "settings that the search tries for each variant, the default first; bad ones end early")
-    fraction: float = _key(1.0, "share of the training labels that may be used, validation included")
+    fraction: float = _key(
+        1.0,
+        "share of the training labels that may be used, validation included: 1 is all labels, 0.01 or 1% one per cent",
+    )
     seeds: int = _key(5, "trainings of each variant with the settings that its search chose")
     jobs: int | None = _key(None, "processes; null: one for each core or GPU, at most 8")
 
@@ -269,7 +281,7 @@ class BenchConfig(PretrainConfig):
 class TransferConfig:
     """Keys of ``transfer``."""
 
-    config: str = _key("", "YAML file with the stages (required)")
+    config: str = _key("", "YAML file with the stages, or the name of a shipped one (required)")
     out: str = _key("", "folder of the chain, with one for each stage in it (required)")
     stages: list[dict[str, Any]] = _key(
         [], "name, objective (supervised or jigsaw), encoder (previous: of the stage before) and keys of that command"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jigsawssl.data.containers import CONTAINER_SUFFIXES, MAX_BYTES, is_container, list_members, read_member
 from jigsawssl.data.layouts import medmnist_file, samples_of_layout
-from jigsawssl.data.manifest import csv_rows
+from jigsawssl.data.manifest import csv_rows, remedy_for_path
 from jigsawssl.data.phantom import demo_phantoms
 from jigsawssl.data.pixels import ImageInfo, Unreadable, robust_range, to_display
 from jigsawssl.data.readers import Picture, open_picture
@@ -438,7 +438,7 @@ def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], _Found]:
         if not written or absolute or path.split("/")[0] == ".." or not _is_inside(os.path.join(root, path), inside):
             raise UserError(
                 f"`manifest` ({manifest}) must name paths inside `data`; line {line} has '{written}'; "
-                "make it relative to that folder."
+                f"{remedy_for_path(root, written)}."
             )
         container = _container_of(path)
         if container is not None and container not in looked and os.path.isfile(os.path.join(root, container)):
@@ -452,7 +452,7 @@ def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], _Found]:
     if missing:
         raise UserError(
             f"`manifest` ({manifest}) must name files that exist in `data` ({root}); {len(missing)} of {len(samples)} "
-            f"are missing, the first is {missing[0]}; check that paths are relative to that folder."
+            f"are missing, the first is {missing[0]}; {remedy_for_path(root, missing[0])}."
         )
     repeated = [path for path, times in Counter(sample.path for sample in samples).items() if times > 1]
     if repeated:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import kornia
-import lightly
-import timm
-import torch
 from omegaconf import OmegaConf
 
 from ..types import UserError
 
-__all__ = ["check_run_folder", "clear_run_folder", "environment", "is_leftover"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_place", "check_run_folder", "clear_run_folder", "environment", "is_leftover"]
 
 _WRITTEN_HERE = frozenset(
     {
@@ -52,6 +52,46 @@ def is_leftover(name: str) -> bool:
     return name.startswith(".") and name.endswith((".partial", ".tmp"))
 
 
+def check_place(folder: str, *, key: str = "out") -> Path:
+    """Say whether a folder is there, or can be made, and may be written to; touches nothing.
+
+    Args:
+        folder: its path.
+        key: the setting that names it, for the message.
+
+    Raises:
+        UserError: if a file is in the way, a name is impossible, or this user may not write there.
+    """
+    path = Path(folder)
+    place, missing = path.absolute(), []
+    try:
+        while not os.path.lexists(place):
+            missing.append(place.name)
+            place = place.parent
+        for name in missing:
+            try:
+                os.lstat(place / name)  # fails in another way where no such name can be
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+    except OSError as error:
+        raise UserError(f"`{key}` ({folder}) cannot be made; {_said(error)}; choose another folder") from None
+    shown = place if path.is_absolute() else os.path.relpath(place)
+    if not place.is_dir():
+        if missing:
+            raise UserError(f"`{key}` ({folder}) must be a folder; {shown} is a file; choose another place")
+        raise UserError(f"`{key}` ({folder}) must be a folder; a file is there; choose another name")
+    if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+        raise UserError(
+            f"`{key}` ({folder}) must be writable; you may not write to {shown}; choose another folder, or change its "
+            "permissions"
+        )
+    return path
+
+
+def _said(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
+
+
 def check_run_folder(
     out: str, resume: bool, overwrite: bool, config: str, free: Sequence[str] = (), also: Sequence[str] = ()
 ) -> Path:
@@ -69,12 +109,10 @@ def check_run_folder(
         The folder.
 
     Raises:
-        UserError: if ``out`` is no folder, is not empty without leave, holds files that no run writes, or holds a run
-            of another configuration than the one to resume.
+        UserError: if ``out`` cannot be written to, is not empty without leave, holds files that no run writes, or holds
+            a run of another configuration than the one to resume.
     """
-    path = Path(out)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"`out` ({out}) must be a folder; a file is there; choose another name")
+    path = check_place(out)
     entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     if not entries:
         return path
@@ -110,27 +148,36 @@ def _check_same(path: Path, config: str, free: set[str]) -> None:
 
 
 def clear_run_folder(path: Path) -> None:
-    """Make the folder, and remove an earlier run that :func:`check_run_folder` allowed to replace."""
-    path.mkdir(parents=True, exist_ok=True)
-    for name in [*_WRITTEN_HERE, *(entry.name for entry in path.iterdir() if is_leftover(entry.name))]:
-        entry = path / name
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+    """Make the folder, and remove an earlier run that :func:`check_run_folder` allowed to replace.
+
+    Raises:
+        UserError: where the system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for name in [*_WRITTEN_HERE, *(entry.name for entry in path.iterdir() if is_leftover(entry.name))]:
+            entry = path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"`out` ({path}) must be writable; {_said(error)}; choose another folder") from None
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """Versions and device of a run, for its report; nothing that names the machine or the user."""
+    import torch  # here, as whether a folder may be written to must not wait for it
+
     from .. import __version__
 
     return {
         "jigsawssl": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "kornia": kornia.__version__,
-        "lightly": lightly.__version__,
+        "kornia": version("kornia"),
+        "lightly": version("lightly"),
         "pytorch_lightning": version("pytorch-lightning"),
-        "timm": timm.__version__,
+        "timm": version("timm"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

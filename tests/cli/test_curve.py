@@ -135,7 +135,7 @@ def test_a_report_is_made_anew_from_its_files_alone(
     assert main(["report", str(copy)]) == 0
     assert {name: (copy / name).read_bytes() for name in before} == before
     assert main(["report", str(tmp_path)]) == 2
-    assert "report.json cannot be used" in capsys.readouterr().err
+    assert "no report.json is there" in capsys.readouterr().err
 
 
 def test_a_curve_goes_on_and_ends_like_an_unbroken_one(finished: Path, encoder: Path, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_every_mode_has_a_curve(mode: str, found: list[str], encoder: Path, tmp_
         (["seeds=0"], "`seeds` (0) must be at least 1"),
         (["optimizer.lr=[]"], "`optimizer.lr` ([]) must be more than 0"),
         (["subgroups=[site]"], "`subgroups` (site) must be columns of a CSV manifest"),
-        (["subsets=nowhere"], "must be a CSV file with the column path"),
+        (["subsets=nowhere"], "`subsets` (nowhere) must be the folder subsets/ of another curve"),
         (["attention_stages=[9]", "attention=se"], "`attention_stages` ([9]) must be stages of resnet18"),
         (["budget=patients"], "`budget` (patients) must be one of images, groups"),
     ],

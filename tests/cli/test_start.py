@@ -6,6 +6,7 @@ import gc
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,9 @@ def test_help_and_version_do_not_wait_for_pytorch() -> None:
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
 
 
-def test_garbage_is_collected_again_once_a_command_was_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_garbage_is_collected_again_once_a_command_was_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, take = [], importlib.import_module
 
     def watched(*names: str, **options: str) -> object:
@@ -26,12 +29,13 @@ def test_garbage_is_collected_again_once_a_command_was_imported(monkeypatch: pyt
         return take(*names, **options)
 
     monkeypatch.setattr(importlib, "import_module", watched)
-    assert main(["pretrain", "data=nowhere", "out=nowhere-either"]) == 2
+    arguments = ["pretrain", "data=demo", f"out={tmp_path / 'run'}", "split=nowhere"]
+    assert main(arguments) == 2
     assert seen[0] is False and gc.isenabled() and gc.get_freeze_count() == 0
 
     def broken(*names: str) -> object:
         raise ImportError("half an installation")
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    assert main(["pretrain", "data=nowhere", "out=nowhere-either"]) == 70
+    assert main(arguments) == 70
     assert gc.isenabled() and gc.get_freeze_count() == 0

@@ -1,0 +1,214 @@
+"""Manifests: what is taken, and that what is not taken says what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from jigsawssl.data.manifest import csv_rows, remedy_for_path
+from jigsawssl.types import UserError
+
+
+def written(folder: Path, header: str, rows: Sequence[Sequence[object]], separator: str = ",") -> Path:
+    file = folder / "labels.csv"
+    text = "\n".join(
+        [*([header] if header else []), *(separator.join(str(cell).replace("|", "") for cell in row) for row in rows)]
+    )
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def refusal(file: Path, labels: bool = True) -> str:
+    with pytest.raises(UserError) as caught:
+        csv_rows(file, labels=labels)
+    message = str(caught.value)
+    assert message.startswith(f"`manifest` ({file}) must ") and message.endswith(".")
+    return message.removeprefix(f"`manifest` ({file}) ")
+
+
+def images(count: int) -> list[str]:
+    return [f"{number}.png" for number in range(count)]
+
+
+PLAUSIBLE = {
+    "two classes": ("path,label", [(path, "ab"[at % 2]) for at, path in enumerate(images(40))]),
+    "a grade for each of a few rows": ("path,label", [(path, at) for at, path in enumerate(images(9))]),
+    "few rows with a patient each": (
+        "path,label,group",
+        [(path, at % 5, f"p{at}") for at, path in enumerate(images(10))],
+    ),
+    "few patients with many classes that they share": (
+        "path,label,group",
+        [(path, f"c{at % 12}", f"p{at % 5}") for at, path in enumerate(images(120))],
+    ),
+    "a class for each patient": (
+        "path,label,group",
+        [(path, f"c{at // 10}", f"p{at // 5}") for at, path in enumerate(images(120))],
+    ),
+    "numbered classes of two hospitals": (
+        "path,label,group",
+        [(path, at % 11, ("north", "south")[at % 2]) for at, path in enumerate(images(220))],
+    ),
+    "many patients of two classes": (
+        "path,label,group",
+        [(path, "ab"[at // 50], f"p{at // 4}") for at, path in enumerate(images(100))],
+    ),
+    "as many classes as hospitals": (
+        "path,label,group",
+        [(path, f"c{at % 12}", f"h{at % 12}") for at, path in enumerate(images(120))],
+    ),
+    "a sex, an age and folds besides": (
+        "path,label,fold,sex,age",
+        [(path, "ab"[at % 2], at % 5, "mf"[at % 2], 40 + at % 7) for at, path in enumerate(images(40))],
+    ),
+    "a patient for each row, named so": (
+        "path,label,patient_id",
+        [(path, "ab"[at % 2], at) for at, path in enumerate(images(40))],
+    ),
+    "a name beside the group": (
+        "path,label,group,patient",
+        [(path, "ab"[at % 2], at // 2, at // 4) for at, path in enumerate(images(40))],
+    ),
+    "no label for most": ("path,label", [(path, "a" if at < 3 else "") for at, path in enumerate(images(40))]),
+    "one column": ("path", [(path,) for path in images(40)]),
+    "no rows": ("path,label", []),
+}
+
+
+@pytest.mark.parametrize("name", PLAUSIBLE)
+def test_what_is_plausible_is_taken(name: str, tmp_path: Path) -> None:
+    header, rows = PLAUSIBLE[name]
+    found = csv_rows(written(tmp_path, header, rows), labels=True)
+    assert [cells["path"] for _, cells in found] == [row[0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [(path, f"p{at // 4}", "ab"[at // 50]) for at, path in enumerate(images(100))],
+            "must have classes in `label` and patients (lesions, slides) in `group`; `label` has 25 values, such as p0,"
+            " and `group` 2, such as a; exchange the two names in the first line.",
+        ),
+        (
+            [(path, 9000 + at // 4, ("benign", "malignant")[at % 2]) for at, path in enumerate(images(240))],
+            "must have classes in `label` and patients (lesions, slides) in `group`; `label` has 60 values, such as 90",
+        ),
+        (
+            [(path, path[:-4], "abcde"[at % 5]) for at, path in enumerate(images(10))],
+            "must have classes in `label` and patients (lesions, slides) in `group`; `label` has 10 values, such as 0,",
+        ),
+        (
+            [(path, path[:-4], "") for path in images(10)],
+            "must have the class in `label`; 10 rows have 10 labels, such as 0, which names the image and no class; "
+            "rename the column that holds it (of group).",
+        ),
+        (
+            [(path, path[:-4] if at else "1", f"p{at}") for at, path in enumerate(images(40))],
+            "must have the class in `label`; 40 rows have 39 labels, such as 1, ",
+        ),
+    ],
+)
+def test_labels_that_are_names_are_refused(rows: Sequence[Sequence[str]], message: str, tmp_path: Path) -> None:
+    assert refusal(written(tmp_path, "path,label,group", rows)).startswith(message)
+
+
+def test_labels_that_are_names_do_not_matter_where_they_are_not_read(tmp_path: Path) -> None:
+    file = written(tmp_path, "path,label", [(path, path) for path in images(20)])
+    assert len(csv_rows(file)) == 20
+    assert len(csv_rows(written(tmp_path, "path,class", [(path, "a") for path in images(20)]))) == 20
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("filename,label", ["0.png", "a"], "rename `filename` to `path`."),
+        ("file,class", ["0.png", "a"], "it has: file, class; rename `file` to `path` and `class` to `label`."),
+        ("image_id,dx", ["0.png", "a"], "rename `image_id` to `path` and `dx` to `label`."),
+        ("Path,Label", ["0.png", "a"], "rename `Path` to `path` and `Label` to `label`."),
+        ("path,diagnosis", ["0.png", "a"], "rename `diagnosis` to `label`."),
+        ("path,y", ["0.png", "1"], "rename `y` to `label`."),
+        ("path,label,set", ["0.png", "a", "Train"], "rename `set` to `split`."),
+        ("path,label,partition", ["0.png", "a", "test"], "rename `partition` to `split`."),
+        (
+            "path,label,lesion_id",
+            ["0.png", "a", "l1"],
+            "rename `lesion_id` to `group` (or to `lesion_id_unused`, where images of one lesion may be divided).",
+        ),
+        ("id;class", ["0.png", "a"], "must separate its columns by commas; they are separated by `;`; "),
+        ("a,b", ["0.png", "a"], "must have the columns path,label in its first line; it has: a, b; rename them."),
+        ("", ["0.png", "a"], "must name its columns in the first line, which holds '0.png,a'; put the line path,label"),
+    ],
+)
+def test_columns_by_another_name_are_answered_with_the_right_one(
+    header: str, row: Sequence[str], message: str, tmp_path: Path
+) -> None:
+    file = written(tmp_path, header, [row, row])
+    assert message in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"path;label\na.png;x\n", "they are separated by `;`; replace each ; by a comma."),
+        (b"path;label\na.png;x, mild\n", "they are separated by `;`; export it with commas."),
+        (b"path\tlabel\na.png\tx\n", "they are separated by tabs; replace each tab by a comma."),
+        (b"sep=;\npath;label\n", "it begins with Excel's line `sep=;`; delete that line, and separate the columns by "),
+        ("path,label\na.png,x\n".encode("utf-16"), "it is in UTF-16; save it as CSV UTF-8."),
+        ("path,label\na.png,x\n".encode("utf-16-le"), "it is in UTF-16; save it as CSV UTF-8."),
+        ("path,label\na.png,x\nb.png,gutartig, größer\n".encode("latin-1"), "line 3 is in another encoding, such as L"),
+        (b"PK\x03\x04\x14\x00", "it is a spreadsheet by content; save it as CSV UTF-8, with commas."),
+        (b"", "must have the columns path,label in its first line; it has: none; rename them."),
+    ],
+)
+def test_a_file_of_another_form_is_answered_with_how_to_save_it(data: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_bytes(data)
+    assert message in refusal(file)
+
+
+def test_a_spreadsheet_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "labels.xlsx").write_bytes(b"PK\x03\x04")
+    assert (
+        refusal(tmp_path / "labels.xlsx") == "must be a CSV file, not a spreadsheet; save it as CSV UTF-8, with commas."
+    )
+    assert refusal(tmp_path / "none.csv").endswith("no file is there; check the path.")
+
+
+def test_a_short_row_has_empty_cells_and_quotes_may_hold_commas(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_bytes(b'\xef\xbb\xbfpath, label,group\r\n"a,b.png" ,x\r\n\r\nc.png,y,p1\r\n')
+    assert csv_rows(file) == [
+        (2, {"path": "a,b.png", "label": "x", "group": ""}),
+        (4, {"path": "c.png", "label": "y", "group": "p1"}),
+    ]
+
+
+def test_a_look_at_the_first_rows_does_not_read_the_others(tmp_path: Path) -> None:
+    file = written(tmp_path, "path,label", [*((path, "a") for path in images(5)), ("x" * 200_000, "b")])
+    assert len(csv_rows(file, most=3)) == 3
+    assert "field larger than field limit" in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "remedy"),
+    [
+        ("scans/a/1.png", "take scans/ off every path: a/1.png"),
+        ("home/scans/a/1.png", "take home/scans/ off every path: a/1.png"),
+        ("ROOT/a/1.png", "leave the folder out: a/1.png"),
+        ("a/1", "add the ending: a/1.png"),
+        ("1.png", "the file lies at a/1.png: write it so"),
+        ("1", "the file lies at a/1.png: write it so"),
+        ("a\\1.png", "write / in place of \\: a/1.png"),
+        ("b/9.png", "check that paths are relative to that folder"),
+        ("/elsewhere/1.png", "make it relative to that folder"),
+        ("C:\\scans\\1.png", "make it relative to that folder"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_answered_with_what_to_change(wrong: str, remedy: str, tmp_path: Path) -> None:
+    root = tmp_path / "scans"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "1.png").touch()
+    assert remedy_for_path(root, wrong.replace("ROOT", str(root))) == remedy
