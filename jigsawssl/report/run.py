@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 
 from ..types import UserError
 
-__all__ = ["check_run_folder", "clear_run_folder", "environment", "is_leftover"]
+__all__ = ["check_run_folder", "clear_run_folder", "environment", "is_leftover", "now"]
 
 _WRITTEN_HERE = frozenset(
     {
@@ -117,6 +118,11 @@ def clear_run_folder(path: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink(missing_ok=True)
+
+
+def now() -> str:
+    """The time, in UTC and to the second, for the ``when`` of a report: ``2024-05-01T08:30:00Z``."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def environment(device: torch.device) -> dict[str, str]:
