@@ -216,10 +216,10 @@ def _sentences(comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, A
     for domain, ranks in ranking.items():
         apart = [f"{row['first']} and {row['second']}" for row in ranks["pairs"] if row["p_holm"] < 0.05]
         which = f": {', '.join(apart)}" if 0 < len(apart) <= NAMED else ""
-        found.append(
-            f"{_place(domain)} the tests tell {len(apart)} of {len(ranks['pairs'])} pairs of variants apart, after "
-            f"Holm's correction over all of them{which}."
-        )
+        pairs = len(ranks["pairs"])
+        told = "no two variants" if not apart else f"{len(apart)} of {pairs} pairs of variants"
+        after = f", after Holm's correction over {f'all {pairs} pairs' if pairs > 1 else 'the one pair'}"
+        found.append(f"{_place(domain)} the tests tell {told} apart{after}{which}.")
     for row in comparisons:
         if row["metric"] != RANKED:
             continue

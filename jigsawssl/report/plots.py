@@ -60,9 +60,18 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": colours[index % len(colours)], "linestyle": LINES[index // len(colours) % len(LINES)]}
 
 
+def _with_least_span(low: float, high: float) -> tuple[float, float]:
+    """Limits of an axis of metrics in [0, 1] that is no magnifying glass: a tenth of it is shown at least."""
+    missing = max(0.0, LEAST_SPAN - (high - low)) / 2
+    return low - missing, high + missing
+
+
 def _label(text: str) -> str:
     return text.replace("$", r"\$")
 
+
+LEAST_SPAN = 0.1
+"""Part of the scale of a metric that an axis shows at least."""
 
 WIDTHS = {"wide": 7.0, "narrow": 3.6}
 """Inches of a figure for a screen and for a phone, at the same size of letters."""
@@ -111,6 +120,7 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, width:
                 linewidth=0,
             )
         places = sorted({(row["cost"], row["fraction"]) for row in table})
+        axis.set_ylim(*_with_least_span(*axis.get_ylim()))
         axis.set_xscale("log")
         ticks: dict[float, str] = {}
         for labels_, fraction in places:  # encoders may differ by a label or two
@@ -139,6 +149,7 @@ def variants_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, wid
             for place, value in zip(places, values, strict=True):
                 if value["low"] is not None:
                     axis.plot([value["low"], value["high"]], [place] * 2, color=style["color"], linewidth=1.4)
+        axis.set_xlim(*_with_least_span(*axis.get_xlim()))
         axis.set_yticks(range(len(variants)), [_label(variant) for variant in variants])
         axis.invert_yaxis()
         axis.set(xlabel=name)
@@ -172,7 +183,7 @@ def critical_difference_svg(ranking: Mapping[str, Any], title: str, width: str =
             text = f"{_label(name)}  {rank:.2f}" if left else f"{rank:.2f}  {_label(name)}"
             axis.text(end, height, text, ha="right" if left else "left", va="center")
         # Room for the names, which stand outside the line.
-        room = 0.11 * max(map(len, ranks)) * max(1.0, count / 6) * (1.0 if width == "wide" else 2.6) + 0.4
+        room = 0.11 * max(map(len, ranks)) * max(1.0, count / 6) * (1.0 if width == "wide" else 2.0) + 0.4
         axis.set(xlim=(0.8 - room, count + 0.2 + room), ylim=(-depth - 0.8 * half - 0.2, 1.3))
         return _svg(figure, title)
 

@@ -155,6 +155,10 @@ def _of_classes(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Fl
         found.append(
             Flag("few cases", f"Fewer than {FEW_CASES} test images show {_list(few)}: those numbers mean little.")
         )
+    called = [sum(column) for column in zip(*judged["metrics"]["confusion_matrix"], strict=True)]
+    if len(called) > 1 and sum(count > 0 for count in called) == 1:
+        answer = list(cases)[next(k for k, count in enumerate(called) if count)]
+        found.append(Flag("one answer", f"The model calls every test image {answer}."))
     if unseen := [name for name, count in report["budget"].get("per_class", {}).items() if not count]:
         found.append(Flag("no labels", f"No label of {_list(unseen)} was trained on: the model cannot find it."))
     return found
@@ -194,8 +198,9 @@ def _of_maps(seen: Mapping[str, Any]) -> list[Flag]:
         found.append(
             Flag(
                 "sanity",
-                f"Sanity check of the maps: with random weights they look much the same (rank correlation "
-                f"{seen['sanity_correlation']:.2f}, should be near 0), so they show the images more than the network.",
+                f"Sanity check of the maps: with random weights they agree with these by "
+                f"{seen['sanity_correlation']:.2f} (rank correlation, should be near 0), so they show the images and not "
+                "the network alone.",
             )
         )
     if seen and seen["border_share"] > BORDER * seen["border_area"]:
