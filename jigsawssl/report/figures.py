@@ -256,7 +256,8 @@ def honest_limits(family: str, curves: History) -> tuple[float, float]:
         return min(0.5, low), 1.0
     if family in ("accuracy", "balanced_accuracy", "diagonal", "feature_std"):
         return min(0.0, low), max(1.0, high)
-    return min(0.0, 1.05 * low), 1.05 * high if high > 0 else max(0.0, high) or 1.0
+    top = 1.05 * high if high > 0 else 0.0
+    return min(0.0, 1.05 * low), top if low or top else 1.0
 
 
 def save_finetune_curves(

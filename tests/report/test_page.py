@@ -101,10 +101,9 @@ def test_a_legend_hides_no_curve(tmp_path: Path) -> None:
     judged = report(["well", "ill"], tmp_path)["judgement"]
     for name in ("ROC", "Precision and recall", "Reliability"):
         svg = judgement_svgs(judged)[name]
-        frame = max(float(y) for y in re.findall(r'id="patch_2">\s*<path d="M [\d.]+ ([\d.]+)', svg))
-        legend = svg[svg.index('id="legend_1"') :]
-        below = [float(y) for y in re.findall(r"translate\([\d.]+ ([\d.]+)\)", legend)]
-        assert below and min(below) > frame, name
+        top, height = map(float, re.findall(r'<rect x=".*?" y="(.*?)" width=".*?" height="(.*?)"', svg)[0])
+        words = re.findall(r'<text [^>]* y="([\d.]+)"', svg[svg.index('id="legend_1"') :])
+        assert words and all(float(y) > top + height for y in words), name
 
 
 def pretraining(folder: Path) -> dict:  # type: ignore[type-arg]
