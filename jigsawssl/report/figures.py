@@ -38,7 +38,7 @@ WORDS = {
     "diagonal": "agreement of the views:",
 }
 
-PAPER_INK = "#777777"
+PAPER_INK = "#7f7f7f"
 """Ink of pictures without a background: it reads on white and on a dark page."""
 
 

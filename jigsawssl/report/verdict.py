@@ -124,20 +124,15 @@ def _of_supervised(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list
 
 def _of_result(judged: Mapping[str, Any]) -> list[Flag]:
     metrics, found = judged["metrics"], []
-    low, high = judged["intervals"].get("auroc") or (None, None)
-    if low is not None and high < 0.5:
-        found.append(
-            Flag("chance", "The test AUROC is below chance (0.5), its whole interval too: are the labels swapped?")
-        )
-    elif low is not None and low <= 0.5:
-        found.append(
-            Flag(
-                "chance",
-                f"The test AUROC cannot be told from chance: its interval, {low:.3f} to {high:.3f}, includes 0.5.",
-            )
-        )
-    elif low is not None and high - low > WIDE:
-        found.append(Flag("wide", f"The interval of the test AUROC, {low:.3f} to {high:.3f}, is too wide to say much."))
+    if (interval := _interval_of(judged)) is not None:
+        low, high = interval
+        words = f"interval, {low:.3f} to {high:.3f},"
+        if high < 0.5:
+            found.append(Flag("chance", "The test AUROC is below chance, its whole interval too: are labels swapped?"))
+        elif low <= 0.5:
+            found.append(Flag("chance", f"The test AUROC cannot be told from chance: its {words} includes 0.5."))
+        elif high - low > WIDE:
+            found.append(Flag("wide", f"The test AUROC says little: its {words} is wide."))
     images = metrics.get("count", sum(values["support"] for values in metrics["per_class"].values()))
     if images < SMALL_SPLIT:
         found.append(Flag("small test", f"The test split has {_count(images, 'image')}, too few for a firm result."))
@@ -199,8 +194,8 @@ def _of_maps(seen: Mapping[str, Any]) -> list[Flag]:
             Flag(
                 "sanity",
                 f"Sanity check of the maps: with random weights they agree with these by "
-                f"{seen['sanity_correlation']:.2f} (rank correlation, should be near 0), so they show the images and not "
-                "the network alone.",
+                f"{seen['sanity_correlation']:.2f} (rank correlation, should be near 0), so they show the images and "
+                "not the network alone.",
             )
         )
     if seen and seen["border_share"] > BORDER * seen["border_area"]:
@@ -362,10 +357,16 @@ def _tested(test: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
 
 
 def _number(name: str, judged: Mapping[str, Any]) -> str:
-    value, (low, high) = judged["metrics"]["auroc"], judged["intervals"].get("auroc") or (None, None)
+    value, interval = judged["metrics"]["auroc"], _interval_of(judged)
     if value is None:
         return f"{name}: not defined, as the test images show one class."
-    return f"{name} {value:.3f}{_interval(low, high)}."
+    return f"{name} {value:.3f}{_interval(*interval or (None, None))}."
+
+
+def _interval_of(judged: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Of the test AUROC, where it is defined."""
+    low, high = judged["intervals"].get("auroc") or (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -438,8 +439,8 @@ def validation_sentence(judged: Mapping[str, Any], budget: Mapping[str, Any]) ->
         return None
     how = budget["validation"].partition(";")[0]
     text = f"Validation AUROC {known['auroc']:.3f} ({how}), test AUROC {test:.3f}."
-    low, high = judged["intervals"].get("auroc") or (None, None)
-    if low is not None and low <= known["auroc"] <= high:
+    interval = _interval_of(judged)
+    if interval is not None and interval[0] <= known["auroc"] <= interval[1]:
         text += " Chance alone may explain that they differ."
     reasons = ["the settings were chosen by it, which makes it too high"]
     if "groups it trains on" in budget["validation"]:
