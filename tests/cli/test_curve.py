@@ -118,6 +118,7 @@ def test_the_report_is_one_file_that_asks_for_nothing(finished: Path, encoder: P
     assert str(finished.parent) not in text and str(encoder.parent) not in text
     assert "prefers-color-scheme: dark" in text and "@media print" in text
     report = json.loads((finished / "report.json").read_text())
+    assert report["when"]["began"] <= report["when"]["ended"] and report["verdict"]["result"] in text
     for sentence in report["sentences"]:
         assert sentence.split("(")[0].strip() in text
     names = {"ROC", "Precision and recall", "Reliability", "Leaving the least sure to a person"}
