@@ -29,6 +29,7 @@ from .supervised import (
     data_facts,
     default_jobs,
     digest,
+    end_cells,
     fingerprint,
     open_cells,
     provenance_of,
@@ -71,6 +72,7 @@ def run(config: CurveConfig) -> int:
         path / "cells",
     )
     _work(plan, config, device)
+    end_cells(path)
     report = curve_report(path)
     print(f"\n{summary(report)}\n\nreport: {path / 'report.html'}  table: {path / 'table.csv'}")
     for cell, reason in report["failed"].items():

@@ -19,11 +19,11 @@ from ..evaluation.judgement import judge
 from ..experiments.cells import predictions_of, save_predictions
 from ..experiments.gallery import save_gallery
 from ..experiments.labelled import check_overlap, open_labelled, read_images, seen_by, take_budget, write_split
-from ..experiments.reporting import LIMITS, rebuild
+from ..experiments.reporting import LIMITS, write_report
 from ..experiments.subsets import draw_subset, read_subset
 from ..models import Classifier
-from ..report import format_table, write_csv, write_json
-from ..report.run import check_run_folder, clear_run_folder, environment
+from ..report import format_table, write_csv
+from ..report.run import check_run_folder, clear_run_folder, environment, now
 from ..training.adapt import Adaptation, adapt
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
@@ -51,6 +51,7 @@ def run(config: FinetuneConfig) -> None:
     Raises:
         UserError: for what the user can mend.
     """
+    began = now()
     path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE["finetune"])
     if config.resume and (path / "report.json").is_file():
         print(f"{path} holds the finished run of this configuration; nothing to do")
@@ -145,12 +146,14 @@ def run(config: FinetuneConfig) -> None:
         "seconds": seconds,
         "precision": str(recipes[0].precision),
         "environment": environment(device),
+        "when": {"began": began, "ended": now()},
         "limits": LIMITS["finetune"],
         "judgement": {key: value for key, value in judgement.items() if key != "metrics"},
     }
     save_predictions(path / "predictions.npz", predictions)
-    _write(path, archive, prediction, adaptation, metrics, report)
-    _summary(path, metrics, adaptation)
+    _write(path, archive, prediction, adaptation, metrics)
+    lines = write_report(path, report)
+    _summary(path, metrics, adaptation, lines)
 
 
 def _write(
@@ -159,7 +162,6 @@ def _write(
     prediction: Prediction,
     adaptation: Adaptation,
     metrics: dict[str, Any],
-    report: dict[str, Any],
 ) -> None:
     from ..report.figures import save_confusion_matrix, save_finetune_curves
 
@@ -184,15 +186,14 @@ def _write(
         adaptation.history, prediction.probabilities, prediction.labels, archive.classes, path / "curves.png"
     )
     save_confusion_matrix(metrics["confusion_matrix"], archive.classes, path / "confusion.png")
-    write_json(path / "report.json", report)
-    rebuild(path)
 
 
-def _summary(path: Path, metrics: dict[str, Any], adaptation: Adaptation) -> None:
+def _summary(path: Path, metrics: dict[str, Any], adaptation: Adaptation, lines: list[str]) -> None:
     names = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "precision", "recall", "f1")
     chosen = ", ".join(f"{key} {value}" for key, value in adaptation.chosen.items())
     print(f"\nchosen by validation: {chosen}; test split of {metrics['count']} images:\n")
     print(format_table(["metric", "test"], [[name.replace("_", " "), metrics[name]] for name in names]))
     recall = [[name, values["support"], values["recall"]] for name, values in metrics["per_class"].items()]
     print("\n" + format_table(["class", "images", "recall"], recall))
+    print("\n" + "\n".join(lines))
     print(f"\nreport: {path / 'report.html'}  pictures: {path / 'curves.png'}, {path / 'confusion.png'}")

@@ -32,9 +32,9 @@ from ..data.loading import PixelDataset, channel_statistics, stain_target, train
 from ..data.table import printable
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
-from ..report import write_csv, write_json
+from ..report import write_csv
 from ..report.figures import save_curves
-from ..report.run import check_run_folder, clear_run_folder, environment
+from ..report.run import check_run_folder, clear_run_folder, environment, now
 from ..training.finetune import trained_stages
 from ..training.monitors import Checkpoint, Diagnostics, FiniteLoss, MetricsFile, Throughput, ViewsSheet
 from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
@@ -252,7 +252,7 @@ def run(config: PretrainConfig) -> Path:
     Raises:
         UserError: for what the user can mend.
     """
-    path = Path(config.out)
+    began, path = now(), Path(config.out)
     # With several devices this runs once in each process; the first one alone looks after the folder.
     first_process = getattr(rank_zero_only, "rank", 0) == 0
     if first_process:
@@ -365,13 +365,12 @@ def run(config: PretrainConfig) -> Path:
         },
         "metrics": metrics,
         "environment": environment(device),
+        "when": {"began": began, "ended": now()},
     }
     _curves(path, metrics_file.rows)
-    write_json(path / "report.json", report)
-    from ..experiments.reporting import rebuild  # much to import for the last second of a run
+    from ..experiments.reporting import write_report  # much to import for the last second of a run
 
-    rebuild(path)
-    _summary(path, encoder, dataset, metrics, metrics_file.seconds)
+    _summary(path, write_report(path, report))
     return path / "encoder.safetensors"
 
 
@@ -406,16 +405,8 @@ def _curves(path: Path, rows: list[dict[str, Any]]) -> None:
     save_curves(history, path / "curves.png", "Pretraining by epoch")
 
 
-def _summary(path: Path, encoder: Encoder, dataset: PixelDataset, metrics: dict[str, float], seconds: float) -> None:
-    diagonal = [value for name, value in metrics.items() if name.startswith("diagonal_")]
-    agreement, rank = sum(diagonal) / max(1, len(diagonal)), metrics["effective_rank"]
-    print(
-        f"\npretrained in {seconds / 60:.1f} min; agreement of the views (diagonal of C, 1 is best) {agreement:.2f}; "
-        f"effective rank {rank:.0f} of {encoder.features}"
-    )
-    bad = len(_bad(dataset))
-    if bad:
-        print(f"{bad} unreadable images were left out; quarantine.csv lists them with the reason")
+def _summary(path: Path, lines: list[str]) -> None:
+    print("\n" + "\n".join(lines))
     print(f"encoder:  {path / 'encoder.safetensors'}")
     print(f"pictures: {path / 'views.png'}, {path / 'curves.png'}")
     print(f"report:   {path / 'report.html'}")

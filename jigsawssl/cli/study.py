@@ -33,6 +33,7 @@ from .supervised import (
     data_facts,
     default_jobs,
     digest,
+    end_cells,
     fingerprint,
     open_cells,
     provenance_of,
@@ -108,6 +109,7 @@ def run(config: StudyConfig) -> int:
         path,
     )
     _work(plan, config, device)
+    end_cells(path)
     report = study_report(path)
     print(f"\n{study_summary(report)}\n\nreport: {path / 'report.html'}  table: {path / 'table.csv'}")
     for part, reason in report["failed"].items():

@@ -23,7 +23,7 @@ from ..experiments.subsets import write_subsets
 from ..functional import nearest_sizes
 from ..models import Encoder
 from ..report import write_json
-from ..report.run import check_run_folder, clear_run_folder
+from ..report.run import check_run_folder, clear_run_folder, now
 from ..training.finetune import Recipe, trained_stages
 from ..training.optim import autocast_precision, training_device
 from ..types import UserError
@@ -44,6 +44,7 @@ __all__ = [
     "data_facts",
     "default_jobs",
     "digest",
+    "end_cells",
     "fingerprint",
     "open_cells",
     "provenance_of",
@@ -111,8 +112,9 @@ def begin_cells(
         UserError: where images, labels or weights changed since the run to resume began.
     """
     path = opened.path
+    began = now()
     if config.resume:
-        _check_unchanged(path / "task.json", task["fingerprints"])
+        began = _check_unchanged(path / "task.json", task["fingerprints"]) or began
     else:
         clear_run_folder(path)
     for name in folders:
@@ -120,6 +122,13 @@ def begin_cells(
     (path / "config.yaml").write_text(to_yaml(config))
     write_split(path / "split.csv", opened.labelled)
     write_subsets(path / "subsets", opened.labelled, subsets)
+    write_json(path / "task.json", {**task, "when": {"began": began, "ended": None}})
+
+
+def end_cells(path: Path) -> None:
+    """Note when the work on a curve or study ended."""
+    task = json.loads((path / "task.json").read_text(encoding="utf-8"))
+    task["when"]["ended"] = now()
     write_json(path / "task.json", task)
 
 
@@ -285,12 +294,13 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> None:
-    """A curve or study may only go on with the images, labels and weights that it began with."""
+def _check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> str | None:
+    """A curve or study may only go on with the images, labels and weights that it began with; says when that was."""
     if not file.is_file():
-        return
+        return None
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))["fingerprints"]
+        task = json.loads(file.read_text(encoding="utf-8"))
+        before, when = task["fingerprints"], task.get("when") or {}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"`out` ({file.parent}) must hold what is to be resumed; {file.name} is damaged; choose another"
@@ -301,6 +311,7 @@ def _check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> None:
                 f"`{name}` must be what it began with; files or rows were added, removed or changed; restore "
                 "them, or choose another `out`"
             )
+    return when.get("began")
 
 
 def default_jobs(device: torch.device) -> int:

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..config import FinetuneConfig, PretrainConfig, TransferConfig, config_of, to_yaml
-from ..experiments.reporting import LIMITS, rebuild
-from ..report import format_table, write_json
+from ..config import FinetuneConfig, PretrainConfig, TransferConfig, config_of, to_yaml, without_folders
+from ..experiments.reporting import LIMITS, write_report
+from ..report import format_table
 from ..report.run import check_run_folder, clear_run_folder
 from ..types import UserError
 from . import finetune, pretrain
@@ -45,7 +45,7 @@ def run(config: TransferConfig) -> None:
             pretrain.run(stage)
         else:
             finetune.run(stage)
-    _report(path, names)
+    _report(path, names, config)
     print(f"model:  {path / names[-1] / left[-1]}")
 
 
@@ -65,7 +65,7 @@ def _stage(
         raise UserError(f"`stages` ({names[number]}): {error}") from None
 
 
-def _report(path: Path, names: list[str]) -> None:
+def _report(path: Path, names: list[str], config: TransferConfig) -> None:
     """One page for the whole chain."""
     stages = []
     for name in names:
@@ -78,17 +78,18 @@ def _report(path: Path, names: list[str]) -> None:
     last = stages[-1]
     report = {
         "command": "transfer",
-        "config": {"data": last["config"]["data"], "stages": names},
+        "config": {**without_folders(config), "data": last["config"]["data"], "stages": names},
         "stages": stages,
         "environment": last["environment"],
+        "when": {"began": stages[0].get("when", {}).get("began"), "ended": last.get("when", {}).get("ended")},
         "limits": LIMITS["transfer"],
     }
-    write_json(path / "report.json", report)
-    page = rebuild(path)
+    lines = write_report(path, report)
     rows = [
         [stage["name"], stage["command"], stage["config"]["train"], stage.get("test", {}).get("auroc"),
          stage.get("test", {}).get("balanced_accuracy")]
         for stage in stages
     ]  # fmt: skip
     print("\n" + format_table(["stage", "command", "learns", "test AUROC", "balanced accuracy"], rows))
-    print(f"\nreport: {page}")
+    print("\n" + "\n".join(lines))
+    print(f"\nreport: {path / 'report.html'}")

@@ -1,6 +1,7 @@
 """Configuration: typed schemas hold every default; a YAML file and then ``key=value`` arguments override them."""
 
 from .loading import config_of, describe_keys, load_config, to_yaml, without_folder, without_folders
+from .repeat import command_to_repeat
 from .schemas import (
     BenchConfig,
     CurveConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "StudyConfig",
     "SupervisedConfig",
     "TransferConfig",
+    "command_to_repeat",
     "config_of",
     "describe_keys",
     "load_config",

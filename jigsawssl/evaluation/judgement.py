@@ -81,8 +81,8 @@ def judge(
 
     Returns:
         ``metrics`` and ``intervals`` (95 %, of patients drawn with replacement), ``curves``, ``calibration``,
-        ``risk_coverage``, and where they can be had ``operating_point``, ``net_benefit``, ``conformal``,
-        ``disagreement`` and ``subgroups``; ``notes`` says what could not and why.
+        ``risk_coverage``, and where they can be had ``validation`` (its AUROC), ``operating_point``, ``net_benefit``,
+        ``conformal``, ``disagreement`` and ``subgroups``; ``notes`` says what could not and why.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -110,10 +110,12 @@ def judge(
         "units": len(np.unique(predictions.groups)),
         "curves": _curves(scores, target, classes),
         "risk_coverage": _risk_coverage(scores, target),
-        **dict.fromkeys(("conformal", "operating_point", "net_benefit", "disagreement")),
+        **dict.fromkeys(("validation", "conformal", "operating_point", "net_benefit", "disagreement")),
     }
     temperature = 1.0
     if len(predictions.validation_labels):
+        known = classification_metrics(predictions.validation, predictions.validation_labels, classes)
+        result["validation"] = {"auroc": known["auroc"], "images": len(predictions.validation_labels)}
         temperature = fit_temperature(predictions.validation, predictions.validation_labels)
         result["conformal"] = _conformal(predictions, scores, target, coverage, weights)
     else:

@@ -17,6 +17,7 @@ from .points import (
     common_seeds,
     compared,
     detail_of,
+    difference_in_words,
     on_common_cases,
     points_of,
     row_of,
@@ -24,7 +25,7 @@ from .points import (
     with_holm,
 )
 
-__all__ = ["analyse"]
+__all__ = ["analyse", "saving_in_words"]
 
 
 def analyse(
@@ -112,7 +113,9 @@ def _savings(points: Mapping[tuple[str, float], Point], first: str, second: str)
         saving = label_saving(costs, theirs, ours[:, column], at)
         if saving is not None:
             row = {"first": first, "second": second, "fraction": fraction, "cost": at, "auroc": float(ours[0, column])}
-            rows.append({**row, **{name: bound._asdict() for name, bound in saving._asdict().items()}})
+            bounds = {name: bound._asdict() for name, bound in saving._asdict().items()}
+            words = {"times_in_words": _bound(bounds["times"]), "interval_in_words": _interval(bounds)}
+            rows.append({**row, **bounds, **words})
     return rows
 
 
@@ -135,23 +138,69 @@ def _sentences(
     for row in comparisons:
         if row["metric"] != "auroc":
             continue
-        ahead = "ahead of" if row["difference"] >= 0 else "behind"
         cost = _cost(by_place[row["first"], row["fraction"]])
         found.append(
-            f"With {cost} {row['first']} is {abs(row['difference']):.3f} AUROC {ahead} {row['second']} "
-            f"(95 % interval {row['low']:+.3f} to {row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']}): "
-            f"{verdict(row)} (p = {row['p_holm']:.2g} after Holm's correction)."
+            f"With {cost} {difference_in_words(row, 'AUROC')}: {verdict(row)} "
+            f"(p = {row['p_holm']:.2g} after Holm's correction)."
         )
     for row in savings:
         times, last = row["times"], max(row["fraction"] for row in savings)
         if row["fraction"] == last and times["side"] == "more than":
             continue  # there are no more labels that could have told
         cost = _cost(by_place[row["first"], row["fraction"]])
-        found.append(
-            f"To be as good as {row['first']} with {cost} (AUROC {row['auroc']:.3f}), {row['second']} needs "
-            f"{_bound(times)} times the labels (95 % interval {_bound(row['low'])} to {_bound(row['high'])})."
-        )
+        found.append(saving_in_words(row, cost))
     return found
+
+
+def saving_in_words(row: Mapping[str, Any], cost: str) -> str:
+    """How many labels the second encoder needs to be as good as the first, wherever its curve ends.
+
+    Args:
+        row: of the savings: names, AUROC, and ``times``, ``low`` and ``high``, each with its value and side.
+        cost: what the first one used, in words.
+
+    Example:
+        >>> end, beyond = {"value": 1.0, "side": "at most"}, {"value": 10.0, "side": "more than"}
+        >>> row = {"first": "jigsaw", "second": "scratch", "auroc": 0.8, "times": end, "low": end, "high": beyond}
+        >>> saving_in_words(row, "48 labels")
+        'With 48 labels scratch is already as good as jigsaw (AUROC 0.800); the interval is too wide to say more.'
+    """
+    first, second, times = row["first"], row["second"], row["times"]
+    value, interval = _digits(times["value"]), _interval(row)
+    goal = f"To be as good as {first} with {cost} (AUROC {row['auroc']:.3f}), {second} needs"
+    if interval == OPEN:
+        tail = "; the interval is too wide to say more"
+    elif interval == _bound(times):
+        tail = "; its whole 95 % interval lies there"
+    else:
+        tail = f" (95 % interval {interval} times the labels)"
+    if times["side"] == "at most" and value >= 1:
+        return f"With {cost} {second} is already as good as {first} (AUROC {row['auroc']:.3f}){tail}."
+    if times["side"] == "more than" and value <= 1:
+        return f"With {cost} {second} is not yet as good as {first} (AUROC {row['auroc']:.3f}){tail}."
+    if times["side"]:
+        tried = "fewest" if times["side"] == "at most" else "most"
+        return f"{goal} {times['side']} {value:g} times the labels, the {tried} that were tried{tail}."
+    return f"{goal} {'as many labels' if value == 1 else f'{value:g} times the labels'}{tail}."
+
+
+OPEN = "open"
+"""What an interval is called that reaches beyond both ends of a curve."""
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    """An interval of times the labels, either end of which may lie beyond the curve."""
+    low, high = row["low"], row["high"]
+    ends = (low["side"], high["side"])
+    if ends == ("at most", "more than"):
+        return OPEN
+    if low["side"] == high["side"] and low["side"]:
+        return _bound(low)
+    if ends == ("at most", ""):
+        return f"up to {_digits(high['value']):g}"
+    if ends == ("", "more than"):
+        return f"{_digits(low['value']):g} or more"
+    return f"{_digits(low['value']):g} to {_digits(high['value']):g}"
 
 
 def _cost(row: Mapping[str, Any]) -> str:
@@ -168,8 +217,12 @@ def _repeats(row: Mapping[str, Any]) -> str:
 
 
 def _bound(bound: Mapping[str, Any]) -> str:
-    value = float(f"{bound['value']:.2g}")  # two digits, and no exponent
-    return f"{bound['side']} {value:g}".strip()
+    return f"{bound['side']} {_digits(bound['value']):g}".strip()
+
+
+def _digits(value: float) -> float:
+    """Two digits, and no exponent where it is shown."""
+    return float(f"{value:.2g}")
 
 
 def _range(low: float | None, high: float | None) -> str:

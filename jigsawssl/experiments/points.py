@@ -23,6 +23,7 @@ __all__ = [
     "common_seeds",
     "compared",
     "detail_of",
+    "difference_in_words",
     "on_common_cases",
     "points_of",
     "row_of",
@@ -199,6 +200,35 @@ def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same comparisons with ``p_holm``: their p-values corrected for their number."""
     corrected = holm([row["p"] for row in rows])
     return [{**row, "p_holm": value} for row, value in zip(rows, corrected, strict=True)]
+
+
+def difference_in_words(row: Mapping[str, Any], name: str) -> str:
+    """Which of two encoders is ahead by how much, with the interval and in how many repetitions.
+
+    Args:
+        row: a comparison, as :func:`compared` gives it.
+        name: of the metric, as it stands in a sentence.
+
+    Example:
+        >>> row = {"first": "a", "second": "b", "difference": -0.02, "low": -0.05, "high": 0.01, "ahead": 2, "seeds": 3}
+        >>> difference_in_words(row, "AUROC")
+        'a is 0.020 AUROC behind b (95 % interval −0.050 to +0.010), though ahead in 2 of 3 repetitions'
+    """
+    first, second, size = row["first"], row["second"], f"{abs(row['difference']):.3f}"
+    interval = f"(95 % interval {_signed(row['low'])} to {_signed(row['high'])})"
+    if float(size) == 0:
+        return f"{first} and {second} do not differ in {name} to three digits {interval}"
+    behind = row["difference"] < 0
+    text = f"{first} is {size} {name} {'behind' if behind else 'ahead of'} {second} {interval}"
+    if row["seeds"] == 1:
+        return text
+    against = row["ahead"] > row["seeds"] / 2 if behind else row["ahead"] < row["seeds"] / 2
+    often = f"in {row['ahead']} of {row['seeds']} repetitions" if row["ahead"] else "in no repetition"
+    return f"{text}, though ahead {often}" if against else f"{text}, ahead {often}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−") if float(f"{value:.3f}") else "0.000"
 
 
 def verdict(row: Mapping[str, Any]) -> str:

@@ -11,7 +11,19 @@ from numpy.typing import ArrayLike
 from scipy.stats import friedmanchisquare, rankdata
 
 from ..evaluation.judgement import NO_GROUPS
-from .points import COMPARED, Done, Point, compared, detail_of, on_common_cases, points_of, row_of, verdict, with_holm
+from .points import (
+    COMPARED,
+    Done,
+    Point,
+    compared,
+    detail_of,
+    difference_in_words,
+    on_common_cases,
+    points_of,
+    row_of,
+    verdict,
+    with_holm,
+)
 
 __all__ = ["IN_DOMAIN", "analyse_study", "cliques", "rank_variants"]
 
@@ -204,18 +216,15 @@ def _sentences(comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, A
     for domain, ranks in ranking.items():
         apart = [f"{row['first']} and {row['second']}" for row in ranks["pairs"] if row["p_holm"] < 0.05]
         which = f": {', '.join(apart)}" if 0 < len(apart) <= NAMED else ""
-        found.append(
-            f"{_place(domain)} the tests tell {len(apart)} of {len(ranks['pairs'])} pairs of variants apart, after "
-            f"Holm's correction over all of them{which}."
-        )
+        pairs = len(ranks["pairs"])
+        told = "no two variants" if not apart else f"{len(apart)} of {pairs} pairs of variants"
+        after = f", after Holm's correction over {f'all {pairs} pairs' if pairs > 1 else 'the one pair'}"
+        found.append(f"{_place(domain)} the tests tell {told} apart{after}{which}.")
     for row in comparisons:
         if row["metric"] != RANKED:
             continue
-        ahead = "ahead of" if row["difference"] >= 0 else "behind"
         found.append(
-            f"{_place(row['domain'])} {row['first']} has a balanced accuracy of {row['first_mean']:.3f}, "
-            f"{abs(row['difference']):.3f} {ahead} {row['second']} (95 % interval {row['low']:+.3f} to "
-            f"{row['high']:+.3f}, ahead in {row['ahead']} of {row['seeds']}): {verdict(row)} "
-            f"(p = {row['p_holm']:.2g} after Holm's correction)."
+            f"{_place(row['domain'])} {difference_in_words(row, 'balanced accuracy')}: {verdict(row)} "
+            f"({row['first']} has {row['first_mean']:.3f}; p = {row['p_holm']:.2g} after Holm's correction)."
         )
     return found

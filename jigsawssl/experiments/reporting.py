@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ..report import format_table, write_csv, write_json
 from ..report.page import write_page
+from ..report.verdict import verdict, verdict_lines
 from ..types import UserError
 from .analysis import analyse
 from .cells import Cell, load_cell, load_predictions
@@ -16,7 +18,7 @@ from .points import Done
 from .ranking import IN_DOMAIN, analyse_study
 from .study import domain_file, load_search
 
-__all__ = ["LIMITS", "curve_report", "rebuild", "study_report", "study_summary", "summary"]
+__all__ = ["LIMITS", "curve_report", "rebuild", "study_report", "study_summary", "summary", "write_report"]
 
 LIMITS = {
     "pretrain": [
@@ -51,6 +53,52 @@ LIMITS = {
 """What a reader has to keep in mind, by command."""
 
 
+def write_report(folder: Path, report: Mapping[str, Any]) -> list[str]:
+    """Write ``report.json`` with its verdict, and ``report.html``, when a run has ended.
+
+    Args:
+        folder: of the run, whose other files are there.
+        report: all facts of it but the verdict.
+
+    Returns:
+        The verdict for the terminal, line by line.
+    """
+    found = _completed(folder, _with_verdict(folder, report))
+    write_page(folder, found)
+    return verdict_lines(verdict(found))
+
+
+def _with_verdict(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``report.json`` and give what it holds; the verdict is of that, and not of arrays that become lists."""
+    file = folder / "report.json"
+    write_json(file, report)
+    found = verdict(_completed(folder, _read(file)))
+    write_json(file, {**report, "verdict": {**found._asdict(), "flags": [flag._asdict() for flag in found.flags]}})
+    return _read(file)
+
+
+def _completed(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report with what lies beside it, as a run of any version left it."""
+    found: dict[str, Any] = {"limits": LIMITS[report["command"]], **report}
+    if found["command"] == "finetune":
+        found["judgement"] = {**found["judgement"], "metrics": found["test"]}
+    if found["command"] == "pretrain":
+        found["first_epoch"] = _first_epoch(folder / "metrics.csv")
+    for stage in found.get("stages", []):
+        if stage["command"] == "pretrain":
+            stage["first_epoch"] = _first_epoch(folder / Path(stage["name"]).name / "metrics.csv")
+    return found
+
+
+def _first_epoch(file: Path) -> dict[str, float] | None:
+    """What was measured after the first epoch of a pretraining."""
+    if not file.is_file():
+        return None
+    with file.open(newline="", encoding="utf-8") as opened:
+        row = next(csv.DictReader(opened), {})
+    return {name: float(value) for name, value in row.items() if value}
+
+
 def curve_report(folder: Path) -> dict[str, Any]:
     """Analyse what is finished of a curve, and write ``report.json``, ``table.csv`` and ``report.html``.
 
@@ -83,6 +131,7 @@ def curve_report(folder: Path) -> dict[str, Any]:
         "missing": len(keys) - len(done),
         "failed": failed,
         "environment": task["environment"],
+        "when": task.get("when"),
         "limits": LIMITS["curve"],
         **analysis,
     }
@@ -148,6 +197,7 @@ def study_report(folder: Path) -> dict[str, Any]:
         "missing": len(keys) - len(whole),
         "failed": failed,
         "environment": task["environment"],
+        "when": task.get("when"),
         "limits": LIMITS["study"],
         **analysis,
         "galleries": galleries,
@@ -158,7 +208,7 @@ def study_report(folder: Path) -> dict[str, Any]:
 
 def _write(folder: Path, report: dict[str, Any], columns: Mapping[str, str]) -> None:
     """The three files; ``columns`` of the table, with what they are called in the report."""
-    write_json(folder / "report.json", report)
+    found = _with_verdict(folder, report)
     of_value = ["mean", "sd", "low", "high"]
     rows = [
         [*(row[name] for name in columns.values()), metric, *(value[name] for name in of_value)]
@@ -166,7 +216,7 @@ def _write(folder: Path, report: dict[str, Any], columns: Mapping[str, str]) -> 
         for metric, value in row["metrics"].items()
     ]
     write_csv(folder / "table.csv", [*columns, "metric", *of_value], rows)
-    write_page(folder, _read(folder / "report.json"))
+    write_page(folder, found)
 
 
 def _cells(folder: Path, keys: Sequence[Cell]) -> tuple[list[Done], dict[str, str]]:
@@ -219,7 +269,8 @@ def study_summary(report: dict[str, Any]) -> str:
         "balanced accuracy",
         "AUROC",
     ]
-    return "\n".join([format_table(header, rows), "", *report["sentences"], *report["notes"]])
+    table = format_table(header, rows)
+    return "\n".join([*verdict_lines(verdict(report)), "", table, "", *report["sentences"], *report["notes"]])
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -238,7 +289,7 @@ def summary(report: dict[str, Any]) -> str:
             ]
         )
     table = format_table(["encoder", "mode", "share", "labels", "AUROC", "balanced accuracy"], rows)
-    return "\n".join([table, "", *report["sentences"], *report["notes"]])
+    return "\n".join([*verdict_lines(verdict(report)), "", table, "", *report["sentences"], *report["notes"]])
 
 
 def _spread(value: dict[str, Any] | None) -> str | None:
@@ -261,9 +312,7 @@ def rebuild(folder: Path) -> Path:
     command = report.get("command")
     if command not in LIMITS or (command == "finetune" and "judgement" not in report):
         raise UserError(f"`run` ({folder}) must be of pretrain, finetune, transfer, curve or study; run it again")
-    if command == "finetune":
-        report["judgement"]["metrics"] = report["test"]
-    return write_page(folder, {"limits": LIMITS[command], **report})
+    return write_page(folder, _completed(folder, report))
 
 
 def _read(file: Path) -> dict[str, Any]:

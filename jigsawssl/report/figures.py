@@ -25,17 +25,27 @@ from jigsawssl.evaluation.metrics import Array, classification_metrics
 from jigsawssl.report.files import write_bytes
 
 History = Mapping[str, Sequence[tuple[int, float]]]
-Place = Literal["best", "lower right", "lower left"]
-
 # Okabe and Ito's palette (2008), distinguishable under the common colour vision deficiencies; yellow is left out
 # because it vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":")
-WORDS = {"train": "training", "val": "validation", "auroc": "AUROC", "lr": "learning rate", "std": "spread"}
+WORDS = {
+    "train": "training",
+    "val": "validation",
+    "auroc": "AUROC",
+    "lr": "learning rate",
+    "std": "spread",
+    "diagonal": "agreement of the views:",
+}
+
+PAPER_INK = "#7f7f7f"
+"""Ink of pictures without a background: it reads on white and on a dark page."""
 
 
 def save_views_sheet(rows: Mapping[str, Tensor], path: str | os.PathLike[str], title: str) -> None:
     """Draw a labelled sheet of images, one row per kind of view, the first 8 images of each as columns.
+
+    It has no background, so that a dark page shows it dark.
 
     Args:
         rows: label → float ``(B, C, H, W)`` in [0, 1] (clamped), C = 1 (grey) or 3 (RGB); sizes may differ by row.
@@ -56,20 +66,22 @@ def save_views_sheet(rows: Mapping[str, Tensor], path: str | os.PathLike[str], t
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
             raise ValueError(f"`rows[{name!r}]` must be (B, 1 or 3, H, W), not empty, got shape {tuple(images.shape)}")
     columns = min(8, max(len(images) for images in rows.values()))
-    labels = [_short(name) for name in rows]
+    labels = [_short(name, 36) for name in rows]
     margin = 0.25 + 0.085 * max(len(label) for label in labels)
-    figure = _figure(max(margin + 1.15 * columns, 4.5), 1.15 * len(rows) + 0.5, title, space=0.04)
+    figure = _figure(max(margin + 1.15 * columns, 4.5), 1.15 * len(rows) + 0.5, title, space=0.04, ink=PAPER_INK)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, label, images in zip(grid, labels, rows.values(), strict=True):
         pictures = images[:columns].detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
         for index, axis in enumerate(axes):
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
+            axis.set_facecolor("none")
             if index < len(pictures):
                 picture = pictures[index]
                 grey = picture.shape[-1] == 1
                 axis.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=PAPER_INK)
+    figure.set_facecolor("none")
     _save(figure, path)
 
 
@@ -197,11 +209,7 @@ def save_curves(history: History, path: str | os.PathLike[str], title: str) -> N
         >>> history = {"train_loss": [(1, 0.9), (2, 0.5)], "val_auroc": [(1, 0.6), (2, 0.8)]}
         >>> save_curves(history, os.path.join(tempfile.mkdtemp(), "curves.png"), "Pretraining")
     """
-    families: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
-    drawn = {name: points for name, points in history.items() if len(points)}
-    for name in sorted(drawn, key=lambda name: "loss" not in name):  # stable: losses first, else the order given
-        family = "loss" if "loss" in name else name.removeprefix("train_").removeprefix("val_")
-        families.setdefault(family, {})[name] = drawn[name]
+    families = families_of(history)
     if not families:
         raise ValueError("`history` must hold at least one (epoch, value) pair, got none")
     columns = min(3, len(families))
@@ -209,10 +217,47 @@ def save_curves(history: History, path: str | os.PathLike[str], title: str) -> N
     figure = _figure(max(4.4 * columns, 5), 3.5 * lines + 0.3, title)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for axis, (family, curves) in zip(panels, families.items(), strict=False):
-        _draw_history(axis, curves, _words(family))
+        _draw_history(axis, curves, words_of(family))
     for axis in list(figure.axes)[len(families) :]:
         axis.remove()
     _save(figure, path)
+
+
+def families_of(history: History) -> dict[str, dict[str, Sequence[tuple[int, float]]]]:
+    """The curves of each panel: every loss in the first, all agreements of views in one, others with their like.
+
+    Example:
+        >>> found = families_of({"val_auroc": [(1, 0.6)], "train_loss": [(1, 0.9)], "val_loss": [(1, 1.0)], "lr": []})
+        >>> {family: list(curves) for family, curves in found.items()}
+        {'loss': ['train_loss', 'val_loss'], 'auroc': ['val_auroc']}
+    """
+    families: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
+    drawn = {name: points for name, points in history.items() if len(points)}
+    for name in sorted(drawn, key=lambda name: "loss" not in name):  # stable: losses first, else the order given
+        family = next((word for word in ("loss", "diagonal") if word in name), name)
+        families.setdefault(family.removeprefix("train_").removeprefix("val_"), {})[name] = drawn[name]
+    return families
+
+
+def honest_limits(family: str, curves: History) -> tuple[float, float]:
+    """Limits of a vertical axis that does not make a fall of a thousandth look like one of all.
+
+    Shares show all that they can be, AUROC from chance, and everything else begins at 0.
+
+    Example:
+        >>> honest_limits("effective_rank", {"effective_rank": [(1, 65.42), (2, 65.35)]})[0]
+        0.0
+        >>> honest_limits("auroc", {"val_auroc": [(1, 0.91), (2, 0.912)]})
+        (0.5, 1.0)
+    """
+    values = [value for points in curves.values() for _, value in points if math.isfinite(value)] or [0.0]
+    low, high = min(values), max(values)
+    if family == "auroc":
+        return min(0.5, low), 1.0
+    if family in ("accuracy", "balanced_accuracy", "diagonal", "feature_std"):
+        return min(0.0, low), max(1.0, high)
+    top = 1.05 * high if high > 0 else 0.0
+    return min(0.0, 1.05 * low), top if low or top else 1.0
 
 
 def save_finetune_curves(
@@ -254,7 +299,7 @@ def save_finetune_curves(
     figure = _figure(4.6 * columns, 4.0 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for axis, (word, curves) in zip(panels, groups.items(), strict=False):
-        _draw_history(axis, curves, _words(word))
+        _draw_history(axis, curves, words_of(word))
     roc, precision_recall = list(figure.axes)[len(groups) :]
 
     scores = torch.as_tensor(probabilities).detach().cpu().double().clamp(0, 1)
@@ -276,39 +321,58 @@ def save_finetune_curves(
         precision_recall.plot(recall, precision, label=label, drawstyle="steps-post", **style)
     for axis in (roc, precision_recall):
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    _decorate(roc, "Test set: ROC curve", "False positive rate", "True positive rate", "lower right")
-    _decorate(precision_recall, "Test set: precision and recall", "Recall", "Precision", "lower left")
+    _decorate(roc, "Test set: ROC curve", "False positive rate", "True positive rate")
+    _decorate(precision_recall, "Test set: precision and recall", "Recall", "Precision")
     _save(figure, path)
 
 
 def _draw_history(axis: Axes, curves: History, name: str) -> None:
+    draw_history(axis, curves)
+    name = f"{name[:1].upper()}{name[1:]}".rstrip(":")
+    _decorate(axis, f"{name} by epoch", "Epoch", name)
+
+
+def draw_history(axis: Axes, curves: History) -> None:
+    """Lines by epoch on an honest vertical axis, without words around them."""
     for index, (key, points) in enumerate(curves.items()):
         epochs = [epoch for epoch, _ in points]
         values = [value if math.isfinite(value) else math.nan for _, value in points]
         marker = "o" if len(points) < 20 else ""
-        axis.plot(epochs, values, label=_text(_words(key)), marker=marker, markersize=3, **_style(index))
+        axis.plot(epochs, values, label=_text(_within(key)), marker=marker, markersize=3, **_style(index))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     if len({epoch for points in curves.values() for epoch, _ in points}) == 1:  # else the axis shows 0.95 to 1.05
         axis.set_xlim(axis.dataLim.x0 - 0.5, axis.dataLim.x0 + 0.5)
-    name = f"{name[:1].upper()}{name[1:]}"
-    _decorate(axis, f"{name} by epoch", "Epoch", name, "best")
+    low, high = honest_limits(next(iter(families_of(curves))), curves)
+    edge = 0.02 * (high - low)
+    axis.set_ylim(low - edge, high + edge)
 
 
-def _decorate(axis: Axes, title: str, horizontal: str, vertical: str, legend: Place) -> None:
+def _decorate(axis: Axes, title: str, horizontal: str, vertical: str) -> None:
     axis.set_title(_text(title), fontsize=11)
     axis.set_xlabel(horizontal)
     axis.set_ylabel(_text(vertical))
     axis.grid(color="0.9", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc=legend, fontsize=8, framealpha=0.85)
+    legend_below(axis, columns=1 if len(axis.lines) < 3 else 2)
+
+
+def legend_below(axis: Axes, columns: int) -> None:
+    """A legend under the axis, where it hides no curve."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, fontsize=9, frameon=False)
 
 
 def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
 
 
-def _words(name: str) -> str:
+def _within(name: str) -> str:
+    """What tells a curve from the others of its panel, in plain words."""
+    rest = [word for word in name.replace("/", "_").split("_") if word not in ("loss", "auroc", "diagonal")]
+    return words_of("_".join(rest) or name)
+
+
+def words_of(name: str) -> str:
     """``val_auroc`` in plain words: ``validation AUROC``."""
     return " ".join(WORDS.get(word, word) for word in name.replace("/", " ").split("_") if word) or name
 
@@ -319,15 +383,15 @@ def _text(text: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _short(name: str) -> str:
-    return _text(name if len(name) <= 24 else f"{name[:23]}…")
+def _short(name: str, most: int = 24) -> str:
+    return _text(name if len(name) <= most else f"{name[: most - 1]}…")
 
 
-def _figure(width: float, height: float, title: str = "", space: float = 0.1) -> Figure:
+def _figure(width: float, height: float, title: str = "", space: float = 0.1, ink: str = "black") -> Figure:
     """An empty figure, sizes in inches; ``space`` around each panel keeps the labels of neighbours apart."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=space, h_pad=space))
     if title:
-        figure.suptitle(_text(title), fontsize=12)
+        figure.suptitle(_text(title), fontsize=12, color=ink)
     return figure
 
 

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..config import command_to_repeat
 from .files import write_bytes
-from .plots import critical_difference_svg, curve_svg, judgement_svgs, variants_svg
+from .plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg
+from .verdict import duration, learning_rule, validation_sentence, verdict
 
 __all__ = ["write_page"]
 
-_PICTURES = {
-    "views.png": "Views of a batch, as the encoder saw them",
-    "curves.png": "By epoch",
-    "confusion.png": "Confusion matrix",
+_FILES = {
+    "report.json": "everything on this page, for programs",
+    "config.yaml": "every setting",
+    "encoder.safetensors": "the encoder",
+    "model.safetensors": "the adapted model",
+    "predictions.csv": "what it said of each test image",
+    "table.csv": "the table, for programs",
+    "split.csv": "which images were set apart for the test",
+    "metrics.csv": "what was measured, by epoch",
+    "quarantine.csv": "what could not be read, and why",
+    "views.png": "the views that the encoder saw",
+    "curves.png": "curves as a picture",
+    "confusion.png": "the confusion matrix as a picture",
+    "explanations.jpg": "where the network looks",
 }
+"""Files of a run that its page leads to, where they are there."""
+
+_FIRST_METRICS = ("auroc", "balanced_accuracy")
+"""Metrics that every table begins with; the rest folds away."""
 
 _TITLES = {
     "pretrain": "Pretraining",
@@ -58,22 +78,96 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
         loader=PackageLoader("jigsawssl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["zip_with"] = lambda first, second: list(zip(first, second, strict=True))
-    environment.filters |= {"number": _number, "percent": _percent, "metric": _metric, "words": _words}
+    environment.filters |= {"anchored": _anchored, "metric": _metric, "words": _words}
+    environment.filters |= {"number": _number, "signed": _signed, "percent": _percent}
     # As it is read back from disk, so that a page made anew is the same.
     plain = json.loads(json.dumps(report))
     page = environment.get_template("page.html.j2").render(
         title=_TITLES[plain["command"]],
         report=plain,
-        curve_svg=lambda *arguments: Markup(curve_svg(*arguments)),
-        variants_svg=lambda *arguments: Markup(variants_svg(*arguments)),
-        critical_difference_svg=lambda *arguments: Markup(critical_difference_svg(*arguments)),
-        judgement_svgs=lambda judged: {name: Markup(svg) for name, svg in judgement_svgs(judged).items()},
-        pictures={title: _embedded(folder, name) for name, title in _PICTURES.items() if (folder / name).is_file()},
+        verdict=verdict(plain),
+        when=_when(plain),
+        repeat=command_to_repeat(plain["command"], plain["config"]),
+        files={name: text for name, text in _FILES.items() if (folder / name).is_file()},
+        pages=_pages(folder, plain),
+        learning_rule=learning_rule(),
+        validation_sentence=validation_sentence,
+        first_metrics=_FIRST_METRICS,
+        curve_svg=_both_widths(curve_svg),
+        variants_svg=_both_widths(variants_svg),
+        critical_difference_svg=_both_widths(critical_difference_svg),
+        judgement_svgs=lambda judged: _marked(judgement_svgs(judged)),
+        history_svgs=lambda part="": _marked(history_svgs(_history(folder / Path(part).name))),
+        views=_embedded(folder, "views.png"),
         picture=lambda name: _embedded(folder, name),
         facts=_facts,
     )
     write_bytes(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def _marked(figures: Mapping[str, str]) -> dict[str, Markup]:
+    return {name: Markup(svg) for name, svg in figures.items()}
+
+
+def _both_widths(draw: Callable[..., str]) -> Callable[..., Markup]:
+    """A figure twice: for a screen and for a phone, of which the style sheet shows one."""
+
+    def drawn(*arguments: Any) -> Markup:
+        parts = (f'<div class="only-{width}">{draw(*arguments, width=width)}</div>' for width in ("wide", "narrow"))
+        return Markup("".join(parts))
+
+    return drawn
+
+
+def _anchored(body: Markup) -> dict[str, Any]:
+    """The body with a number on each ``h2``, and these headings, for a list of contents."""
+    names: list[Markup] = []
+
+    def numbered(found: re.Match[str]) -> str:
+        names.append(Markup(found[1]))
+        return f'<h2 id="part-{len(names)}">{found[1]}</h2>'
+
+    text = re.sub(r"<h2>(.*?)</h2>", numbered, str(body), flags=re.DOTALL)
+    return {"names": names, "body": Markup(text)}
+
+
+def _when(report: Mapping[str, Any]) -> str | None:
+    """Date and duration of a run, as far as they are known: ``2024-05-01 08:30 UTC, 3.2 minutes``."""
+    when = report.get("when") or {}
+    seconds = report.get("seconds") or (report.get("run") or {}).get("seconds")
+    known = [datetime.fromisoformat(when[name].replace("Z", "+00:00")) for name in ("began", "ended") if when.get(name)]
+    if len(known) == 2:
+        seconds = (known[1] - known[0]).total_seconds()
+    words = [f"{known[0].astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"] if known else []
+    words += [f"took {duration(seconds)}"] if seconds else []
+    return ", ".join(words) or None
+
+
+def _pages(folder: Path, report: Mapping[str, Any]) -> dict[str, str]:
+    """Pages of the stages of a chain, by name; names come from a file that others may have written."""
+    names = [Path(stage["name"]).name for stage in report.get("stages", [])]
+    return {name: f"{quote(name)}/report.html" for name in names if (folder / name / "report.html").is_file()}
+
+
+def _history(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What ``metrics.csv`` says by epoch: a row for each value after fine-tuning, one for each epoch after pretraining.
+
+    Of pretraining, what tells whether it went well.
+    """
+    file, found = folder / "metrics.csv", dict[str, list[tuple[int, float]]]()
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as opened:
+        for row in csv.DictReader(opened):
+            if "value" in row:
+                if "loss" in row["name"] or "auroc" in row["name"]:
+                    found.setdefault(row["name"], []).append((int(row["epoch"]), float(row["value"] or "nan")))
+                continue
+            for name, value in row.items():
+                if name.startswith(("loss_", "diagonal_")) or name in ("effective_rank", "feature_std"):
+                    found.setdefault(name, []).append((int(row["epoch"]) + 1, float(value or "nan")))
+    return found
 
 
 def _embedded(folder: Path, name: str) -> str:
@@ -93,6 +187,12 @@ def _number(value: Any, digits: int = 3) -> str:
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) >= 10):
         return f"{value:,.0f}"
     return f"{value:.{digits}f}" if isinstance(value, float) and abs(value) < 1000 else f"{value}"
+
+
+def _signed(value: float) -> str:
+    """A difference with its sign, of which one that rounds to nothing has none."""
+    text = f"{value:+.3f}".replace("-", "−")
+    return text[1:] if float(f"{value:.3f}") == 0 else text
 
 
 def _percent(value: float | None) -> str:

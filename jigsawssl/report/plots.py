@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from .figures import COLOURS, LINES, Place
+from .figures import COLOURS, LINES, History, draw_history, families_of, legend_below, words_of
 
-__all__ = ["critical_difference_svg", "curve_svg", "judgement_svgs", "variants_svg"]
+__all__ = ["critical_difference_svg", "curve_svg", "history_svgs", "judgement_svgs", "variants_svg"]
 
 MARKERS = ("o", "s", "^", "D", "v")
 _INK = "#010203"  # stands for the page's text colour
@@ -60,21 +60,56 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": colours[index % len(colours)], "linestyle": LINES[index // len(colours) % len(LINES)]}
 
 
+def _with_least_span(low: float, high: float) -> tuple[float, float]:
+    """Limits of an axis of metrics in [0, 1] that is no magnifying glass: a tenth of it is shown at least."""
+    missing = max(0.0, LEAST_SPAN - (high - low)) / 2
+    return low - missing, high + missing
+
+
 def _label(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> str:
-    """Mean over seeds of a metric by number of labels, one line per encoder with its interval."""
+LEAST_SPAN = 0.1
+"""Part of the scale of a metric that an axis shows at least."""
+
+WIDTHS = {"wide": 7.0, "narrow": 3.6}
+"""Inches of a figure for a screen and for a phone, at the same size of letters."""
+
+
+def history_svgs(history: History) -> dict[str, str]:
+    """Curves by epoch, a figure for each family, by title."""
     with mpl.rc_context(_STYLE):
-        figure, axis = _figure(7.0, 4.2)
+        found = {}
+        for family, curves in families_of(history).items():
+            figure, axis = _figure()
+            draw_history(axis, curves)
+            axis.set(xlabel="epoch")
+            name = words_of(family).rstrip(":")
+            if len(curves) > 1 or family == "loss":
+                legend_below(axis, columns=2)
+            found[f"{name[:1].upper()}{name[1:]} by epoch"] = _svg(figure, f"{name} by epoch")
+        return found
+
+
+def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, width: str = "wide") -> str:
+    """Mean over seeds of a metric by number of labels, one line per encoder with its interval.
+
+    Args:
+        table: rows of the report.
+        metric: one of theirs.
+        name: of the metric, for the axis.
+        width: ``wide`` or ``narrow``, for a phone.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axis = _figure(WIDTHS[width], 4.2 if width == "wide" else 3.9)
         encoders = list(dict.fromkeys(row["encoder"] for row in table))
         for index, encoder in enumerate(encoders):
             rows = [row for row in table if row["encoder"] == encoder and metric in row["metrics"]]
             labels = [row["cost"] for row in rows]
             values = [row["metrics"][metric] for row in rows]
-            style = _style(index)
-            axis.plot(labels, [value["mean"] for value in values], marker="o", markersize=4, label=encoder, **style)
+            means, style = [value["mean"] for value in values], _style(index)
+            axis.plot(labels, means, marker="o", markersize=4, label=_label(encoder), **style)
             known = [(x, value) for x, value in zip(labels, values, strict=True) if value["low"] is not None]
             axis.fill_between(
                 [x for x, _ in known],
@@ -85,24 +120,25 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> str
                 linewidth=0,
             )
         places = sorted({(row["cost"], row["fraction"]) for row in table})
+        axis.set_ylim(*_with_least_span(*axis.get_ylim()))
         axis.set_xscale("log")
         ticks: dict[float, str] = {}
         for labels_, fraction in places:  # encoders may differ by a label or two
             ticks.setdefault(fraction, f"{labels_:.0f}\n{100 * fraction:.3g} %")
         at = [next(x for x, f in places if f == fraction) for fraction in ticks]
-        axis.set_xticks(at, list(ticks.values()))
+        axis.set_xticks(at, list(ticks.values()), fontsize=10 if width == "wide" else 8)
         axis.minorticks_off()
         axis.set(xlabel=f"{table[0]['unit']} (share of those that there are)", ylabel=name)
-        axis.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=2 if width == "narrow" else 4, frameon=False)
         return _svg(figure, f"{name} by number of labels for {', '.join(encoders)}")
 
 
-def variants_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> str:
+def variants_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, width: str = "wide") -> str:
     """Mean over seeds of a metric with its interval, one line per variant and a mark for each archive tested on."""
     with mpl.rc_context(_STYLE):
         variants = list(dict.fromkeys(row["encoder"] for row in table))
         domains = list(dict.fromkeys(row["domain"] for row in table))
-        figure, axis = _figure(7.0, 0.8 + 0.34 * len(variants) * max(1, 0.6 * len(domains)))
+        figure, axis = _figure(WIDTHS[width], 0.8 + 0.34 * len(variants) * max(1, 0.6 * len(domains)))
         for index, domain in enumerate(domains):
             rows = [row for row in table if row["domain"] == domain and metric in row["metrics"]]
             shift = (index - (len(domains) - 1) / 2) * 0.5 / len(domains)
@@ -113,20 +149,21 @@ def variants_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str) -> 
             for place, value in zip(places, values, strict=True):
                 if value["low"] is not None:
                     axis.plot([value["low"], value["high"]], [place] * 2, color=style["color"], linewidth=1.4)
+        axis.set_xlim(*_with_least_span(*axis.get_xlim()))
         axis.set_yticks(range(len(variants)), [_label(variant) for variant in variants])
         axis.invert_yaxis()
         axis.set(xlabel=name)
         if len(domains) > 1:
-            figure.legend(loc="outside lower center", ncols=len(domains))
+            figure.legend(loc="outside lower center", ncols=len(domains) if width == "wide" else 1)
         return _svg(figure, f"{name} of {', '.join(variants)}")
 
 
-def critical_difference_svg(ranking: Mapping[str, Any], title: str) -> str:
+def critical_difference_svg(ranking: Mapping[str, Any], title: str, width: str = "wide") -> str:
     """Mean ranks on a line, best on the left; bars join variants that the tests do not tell apart (Demšar 2006)."""
     ranks = dict(sorted(ranking["ranks"].items(), key=lambda pair: pair[1]))
     count, half = len(ranks), (len(ranks) + 1) // 2
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.0, 1.0 + 0.26 * (half + len(ranking["cliques"]))), layout="constrained")
+        figure = Figure(figsize=(WIDTHS[width], 1.0 + 0.26 * (half + len(ranking["cliques"]))), layout="constrained")
         axis = figure.subplots()
         axis.set_axis_off()
         axis.plot([1, count], [0, 0], color=_INK, linewidth=1.2)
@@ -146,7 +183,7 @@ def critical_difference_svg(ranking: Mapping[str, Any], title: str) -> str:
             text = f"{_label(name)}  {rank:.2f}" if left else f"{rank:.2f}  {_label(name)}"
             axis.text(end, height, text, ha="right" if left else "left", va="center")
         # Room for the names, which stand outside the line.
-        room = 0.11 * max(map(len, ranks)) * max(1.0, count / 6) + 0.4
+        room = 0.11 * max(map(len, ranks)) * max(1.0, count / 6) * (1.0 if width == "wide" else 2.0) + 0.4
         axis.set(xlim=(0.8 - room, count + 0.2 + room), ylim=(-depth - 0.8 * half - 0.2, 1.3))
         return _svg(figure, title)
 
@@ -156,9 +193,9 @@ def judgement_svgs(judged: Mapping[str, Any]) -> dict[str, str]:
     with mpl.rc_context(_STYLE):
         found = {}
         if judged["curves"]:
-            found["ROC"] = _class_curves(judged, "roc", "1 - specificity", "sensitivity", "auroc", "lower right")
+            found["ROC"] = _class_curves(judged, "roc", "1 - specificity", "sensitivity", "auroc")
             found["Precision and recall"] = _class_curves(
-                judged, "precision_recall", "recall (sensitivity)", "precision", "average_precision", "lower left"
+                judged, "precision_recall", "recall (sensitivity)", "precision", "average_precision"
             )
         found["Reliability"] = _reliability(judged["calibration"])
         found["Leaving the least sure to a person"] = _risk(judged["risk_coverage"])
@@ -167,7 +204,7 @@ def judgement_svgs(judged: Mapping[str, Any]) -> dict[str, str]:
         return found
 
 
-def _class_curves(judged: Mapping[str, Any], kind: str, horizontal: str, vertical: str, area: str, place: Place) -> str:
+def _class_curves(judged: Mapping[str, Any], kind: str, horizontal: str, vertical: str, area: str) -> str:
     figure, axis = _figure()
     if kind == "roc":
         axis.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
@@ -176,7 +213,7 @@ def _class_curves(judged: Mapping[str, Any], kind: str, horizontal: str, vertica
         style = {**_style(index), "drawstyle": "steps-post" if kind == "precision_recall" else "default"}
         axis.plot(curves[kind]["x"], curves[kind]["y"], label=f"{_label(name)} ({value:.3f})", **style)
     axis.set(xlabel=horizontal, ylabel=vertical, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axis.legend(loc=place, fontsize=8)
+    legend_below(axis, columns=2)
     return _svg(figure, f"{vertical} by {horizontal}")
 
 
@@ -188,7 +225,7 @@ def _reliability(calibration: Mapping[str, Any]) -> str:
         label = f"{name} (error {calibration[key]['calibration_error']:.3f})"
         axis.plot(points["confidence"], points["accuracy"], marker="o", markersize=4, label=label, **_style(index))
     axis.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1.02), ylim=(-0.02, 1.02))
-    axis.legend(loc="upper left", fontsize=8)
+    legend_below(axis, columns=1)
     return _svg(figure, "Share of right answers by confidence")
 
 
@@ -207,5 +244,5 @@ def _benefit(points: Mapping[str, Any]) -> str:
     axis.axhline(0, color="#888888", linewidth=1, linestyle="--", label="nobody positive")
     top = max(0.05, *points["model"], *points["everybody"])
     axis.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1), ylim=(-0.3 * top, 1.1 * top))
-    axis.legend(fontsize=8)
+    legend_below(axis, columns=3)
     return _svg(figure, "Net benefit by threshold probability")

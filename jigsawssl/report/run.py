@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ..types import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_place", "check_run_folder", "clear_run_folder", "environment", "is_leftover"]
+__all__ = ["check_place", "check_run_folder", "clear_run_folder", "environment", "is_leftover", "now"]
 
 _WRITTEN_HERE = frozenset(
     {
@@ -163,6 +164,11 @@ def clear_run_folder(path: Path) -> None:
                 entry.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"`out` ({path}) must be writable; {_said(error)}; choose another folder") from None
+
+
+def now() -> str:
+    """The time, in UTC and to the second, for the ``when`` of a report: ``2024-05-01T08:30:00Z``."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def environment(device: torch.device) -> dict[str, str]:

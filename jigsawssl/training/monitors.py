@@ -23,6 +23,13 @@ DIAGNOSTIC_IMAGES = 512
 """Images whose features are judged each epoch: enough to see collapse, cheap enough for a CPU."""
 
 
+VIEW_ROWS = {
+    "strong": ("view 1 (crop, flip, jitter, blur)", "view 2 (crop, flip, jitter, blur)"),
+    "paper": ("view 1 (whole, flip, blur)", "view 2 (whole, blur, solarise)"),
+}
+"""What the two views of each preset are called in the picture of them: neither is the original image."""
+
+
 class Throughput(Callback):
     """Images per second, the share of time spent waiting for data, and the seconds of each epoch."""
 
@@ -162,9 +169,10 @@ class ViewsSheet(Callback):
             return
         assert isinstance(pl_module, JigsawPretraining) and pl_module.sample_views is not None
         views, maker = pl_module.sample_views, pl_module.views
-        rows = {"original X'": views.original, "distorted X''": views.distorted}
+        first, second = VIEW_ROWS[maker.preset]
+        rows = {first: views.original, second: views.distorted}
         rows |= {
-            f"jigsaw {grid}x{grid} of X'": view
+            f"tiles of view 1, {grid}×{grid}": view
             for grid, view in zip(maker.grids, views.jigsaw, strict=True)
             if grid > 1
         }

@@ -172,6 +172,8 @@ def test_finetuning_reports_budget_and_test(mode: str, pretrained: Path, tmp_pat
     budget = report["budget"]
     assert sum(budget["per_class"].values()) == budget["labels"] == pytest.approx(0.05 * budget["available"], abs=8)
     assert "inside the fraction" in budget["validation"]
+    assert report["when"]["began"] <= report["when"]["ended"]
+    assert report["verdict"]["result"].startswith("Test AUROC") and report["judgement"]["validation"]["images"] > 0
     assert set(report["test"]) >= {"auroc", "average_precision", "balanced_accuracy", "f1", "confusion_matrix"}
     with (out / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))

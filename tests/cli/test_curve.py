@@ -112,11 +112,13 @@ def test_the_report_is_one_file_that_asks_for_nothing(finished: Path, encoder: P
     text = (finished / "report.html").read_text()
     page = Page(text)
     assert page.scripts == 0
-    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    links = [address for address in page.addresses if not address.startswith(("data:", "#"))]
+    assert {"report.json", "table.csv"} <= set(links) and all((finished / link).is_file() for link in links)
     assert not re.search(r"url\(\s*['\"]?(?!#|data:)", text) and "@import" not in text
     assert str(finished.parent) not in text and str(encoder.parent) not in text
     assert "prefers-color-scheme: dark" in text and "@media print" in text
     report = json.loads((finished / "report.json").read_text())
+    assert report["when"]["began"] <= report["when"]["ended"] and report["verdict"]["result"] in text
     for sentence in report["sentences"]:
         assert sentence.split("(")[0].strip() in text
     names = {"ROC", "Precision and recall", "Reliability", "Leaving the least sure to a person"}

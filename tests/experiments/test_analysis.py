@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jigsawssl.evaluation.judgement import Predictions
-from jigsawssl.experiments.analysis import analyse
-from jigsawssl.experiments.points import Done
+from jigsawssl.experiments.analysis import analyse, saving_in_words
+from jigsawssl.experiments.points import Done, difference_in_words
 
 TRUTH = np.repeat([0, 1], 40)
 COSTS = {0.01: (10, 2), 0.1: (100, 20), 1.0: (1000, 200)}
@@ -58,7 +58,73 @@ def test_an_encoder_that_lost_is_told_so() -> None:
     assert found["savings"][0]["times"] == {"value": pytest.approx(1), "side": "at most"}
     assert found["savings"][2]["times"] == {"value": pytest.approx(0.01), "side": "at most"}
     sentences = " ".join(found["sentences"])
-    assert "ours is 0.100 AUROC behind theirs" in sentences and "theirs needs at most 1 times" in sentences
+    assert "ours is 0.100 AUROC behind theirs" in sentences
+    assert "With 10 labels theirs is already as good as ours (AUROC 0.800)" in sentences
+
+
+def bound(value: float, side: str = "") -> dict[str, Any]:
+    return {"value": value, "side": side}
+
+
+LEAST, MOST = bound(1.0, "at most"), bound(10.0, "more than")
+
+
+@pytest.mark.parametrize(
+    ("times", "low", "high", "expected"),
+    [
+        # Inside the curve, with an interval inside, open below, open above and open at both ends.
+        (bound(2.46), bound(1.2), bound(5.0), "theirs needs 2.5 times the labels (95 % interval 1.2 to 5 times"),
+        (bound(2.5), LEAST, bound(5.0), "theirs needs 2.5 times the labels (95 % interval up to 5 times the labels)."),
+        (bound(2.5), bound(1.2), MOST, "theirs needs 2.5 times the labels (95 % interval 1.2 or more times the"),
+        (bound(2.5), LEAST, MOST, "theirs needs 2.5 times the labels; the interval is too wide to say more."),
+        (bound(0.998), bound(0.5), bound(2.0), "theirs needs as many labels (95 % interval 0.5 to 2 times the labels)"),
+        (bound(120.0), bound(51.4), bound(310.0), "theirs needs 120 times the labels (95 % interval 51 to 310 times"),
+        # At its lower end: it is as good with the fewest labels already.
+        (
+            LEAST,
+            LEAST,
+            MOST,
+            "With 48 labels theirs is already as good as ours (AUROC 0.800); the interval is too wide",
+        ),
+        (LEAST, LEAST, bound(3.0), "already as good as ours (AUROC 0.800) (95 % interval up to 3 times the labels)."),
+        (LEAST, LEAST, LEAST, "already as good as ours (AUROC 0.800); its whole 95 % interval lies there."),
+        (
+            bound(0.1, "at most"),
+            bound(0.1, "at most"),
+            bound(0.6),
+            "theirs needs at most 0.1 times the labels, the fewest that were tried (95 % interval up to 0.6 times",
+        ),
+        # At its upper end: it never gets there.
+        (MOST, bound(8.9), MOST, "theirs needs more than 10 times the labels, the most that were tried (95 % interval"),
+        (MOST, MOST, MOST, "needs more than 10 times the labels, the most that were tried; its whole 95 % interval"),
+        (bound(1.0, "more than"), LEAST, MOST, "With 48 labels theirs is not yet as good as ours (AUROC 0.800); the"),
+    ],
+)
+def test_labels_saved_in_words(times: Any, low: Any, high: Any, expected: str) -> None:
+    row = {"first": "ours", "second": "theirs", "auroc": 0.8, "times": times, "low": low, "high": high}
+    found = saving_in_words(row, "48 labels")
+    assert expected in found and found.endswith(".") and found.count(".") <= 8
+    assert "at most 1 times" not in found and "at most 1 to" not in found
+
+
+@pytest.mark.parametrize(
+    ("difference", "ahead", "seeds", "expected"),
+    [
+        (0.02, 3, 3, "a is 0.020 AUROC ahead of b (95 % interval −0.010 to 0.000), ahead in 3 of 3 repetitions"),
+        (0.02, 1, 3, "ahead of b (95 % interval −0.010 to 0.000), though ahead in 1 of 3 repetitions"),
+        (-0.02, 2, 3, "a is 0.020 AUROC behind b (95 % interval −0.010 to 0.000), though ahead in 2 of 3 repetitions"),
+        (-0.02, 1, 3, "behind b (95 % interval −0.010 to 0.000), ahead in 1 of 3 repetitions"),
+        (-0.02, 0, 3, "behind b (95 % interval −0.010 to 0.000), ahead in no repetition"),
+        (-0.0004, 2, 3, "a and b do not differ in AUROC to three digits (95 % interval −0.010 to 0.000)"),
+        (0.0004, 2, 3, "a and b do not differ in AUROC to three digits"),
+        (0.0006, 1, 1, "a is 0.001 AUROC ahead of b (95 % interval −0.010 to 0.000)"),
+    ],
+)
+def test_a_difference_in_words(difference: float, ahead: int, seeds: int, expected: str) -> None:
+    row = {"first": "a", "second": "b", "low": -0.01, "high": -0.0001, "ahead": ahead, "seeds": seeds}
+    found = difference_in_words({**row, "difference": difference}, "AUROC")
+    assert expected in found and "0.000 AUROC" not in found and "-" not in found
+    assert ("repetition" in found) == ("repetition" in expected)
 
 
 def test_seeds_that_do_not_differ_leave_one_test_undefined() -> None:

@@ -62,7 +62,7 @@ def test_what_is_far_apart_is_told_apart_and_what_is_near_is_joined() -> None:
     assert rows["last"]["difference"] == pytest.approx(-0.404) and rows["last"]["p_holm"] < 0.001
     assert rows["next"]["p_holm"] > 0.05
     sentence = next(text for text in found["sentences"] if "last has" in text)
-    assert "a balanced accuracy of 0.538, 0.404 behind best" in sentence and "hardly explains" in sentence
+    assert "last is 0.404 balanced accuracy behind best" in sentence and "hardly explains" in sentence
     assert "the tests tell 2 of 3 pairs" in found["sentences"][0]
 
 

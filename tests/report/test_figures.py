@@ -11,7 +11,13 @@ import torch
 from matplotlib import pyplot
 from PIL import Image
 
-from jigsawssl.report.figures import save_confusion_matrix, save_curves, save_finetune_curves, save_views_sheet
+from jigsawssl.report.figures import (
+    honest_limits,
+    save_confusion_matrix,
+    save_curves,
+    save_finetune_curves,
+    save_views_sheet,
+)
 
 HISTORY = {
     "train_loss": [(1, 0.9), (2, 0.6), (3, 0.5)],
@@ -57,6 +63,31 @@ def test_views_sheet_shows_the_images(tmp_path: Path, channels: int) -> None:
 def test_views_sheet_colours_are_not_rescaled(tmp_path: Path) -> None:
     save_views_sheet({"orange": torch.tensor([1.0, 0.6, 0.2]).view(1, 3, 1, 1)}, tmp_path / "a.png", "One colour")
     assert (picture(tmp_path / "a.png") == [255, 153, 51]).all(axis=2).mean() > 0.05
+
+
+def test_views_sheet_has_no_background_that_glares_on_a_dark_page(tmp_path: Path) -> None:
+    save_views_sheet({"view 1 (crop, flip, jitter, blur)": torch.rand(2, 1, 8, 8)}, tmp_path / "a.png", "Views")
+    with Image.open(tmp_path / "a.png") as image:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    assert (alpha == 0).mean() > 0.2 and (alpha == 255).mean() > 0.2
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "expected"),
+    [
+        ("effective_rank", [65.42, 65.35], (0.0, 1.05 * 65.42)),
+        ("loss", [0.31, 0.3], (0.0, 1.05 * 0.31)),
+        ("loss", [-2.0, -1.0], (-2.1, 0.0)),
+        ("auroc", [0.91, 0.912], (0.5, 1.0)),
+        ("auroc", [0.41, 0.6], (0.41, 1.0)),
+        ("diagonal", [0.8, 0.81], (0.0, 1.0)),
+        ("diagonal", [-0.2, 0.81], (-0.2, 1.0)),
+        ("feature_std", [0.4, 1.2], (0.0, 1.2)),
+        ("loss", [float("nan")], (0.0, 1.0)),
+    ],
+)
+def test_an_axis_is_no_magnifying_glass(family: str, values: list[float], expected: tuple[float, float]) -> None:
+    assert honest_limits(family, {family: list(enumerate(values))}) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("size", [2, 10])

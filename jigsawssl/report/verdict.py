@@ -1,0 +1,500 @@
+"""What a busy person reads of a run: what was done, the one number, and a flag for each thing that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from scipy.stats import binom
+
+__all__ = ["Flag", "Verdict", "duration", "flags", "learning_rule", "validation_sentence", "verdict", "verdict_lines"]
+
+WORSE_CALIBRATION = 0.005
+"""Rise of the test calibration error by the temperature above which the temperature did harm."""
+SHORTFALL = 0.025
+"""Probability of covering so few cases by chance, were the promise kept, below which it was not kept."""
+SANITY = 0.3
+"""Rank correlation of the maps with those of random weights above which they show the images and not the network."""
+BORDER = 1.5
+"""Times its share of the area that the border may get of the maps."""
+FEW_CASES = 10
+"""Test images of a class below which its own numbers mean little."""
+SMALL_SPLIT = 30
+"""Images below which a test or validation split is small."""
+WIDE = 0.2
+"""Width of the interval of the test AUROC above which it says little."""
+COLLAPSED_SPREAD = 0.05
+"""Spread of the normalised features (1 is healthy) below which all images look the same to the encoder."""
+COLLAPSED_RANK = 2.0
+"""Effective rank below which the features use one direction."""
+FALLING_RANK = 0.5
+"""Share of the first epoch's effective rank below which the features are narrowing."""
+AGREEMENT, LEARNED = 0.2, 0.5
+"""Agreement of the views (mean diagonal of C) below which nothing was learned, and from which it clearly was."""
+
+
+class Flag(NamedTuple):
+    """Something that failed: its kind, a sentence about it, and the part of the report that it is about, if any."""
+
+    kind: str
+    text: str
+    where: str = ""
+
+
+class Verdict(NamedTuple):
+    """What was done, what came of it, and what failed."""
+
+    done: str
+    result: str
+    flags: list[Flag]
+
+
+def verdict(report: Mapping[str, Any]) -> Verdict:
+    """The first lines of a report.
+
+    Args:
+        report: what ``report.json`` of any command holds; what an older one lacks is left out.
+    """
+    done, result = {
+        "pretrain": _pretraining,
+        "finetune": _finetuning,
+        "curve": _curve,
+        "study": _study,
+        "transfer": _transfer,
+    }[report["command"]](report)
+    return Verdict(done, result, flags(report))
+
+
+def verdict_lines(found: Verdict) -> list[str]:
+    """The same for the terminal, a line for each flag.
+
+    Example:
+        >>> verdict_lines(Verdict("Done.", "AUROC 0.9.", [Flag("chance", "That is chance.", "scratch")]))
+        ['Done. AUROC 0.9.', '! scratch: That is chance.']
+    """
+    lines = [f"! {flag.where}: {flag.text}" if flag.where else f"! {flag.text}" for flag in found.flags]
+    return [f"{found.done} {found.result}", *lines]
+
+
+def flags(report: Mapping[str, Any]) -> list[Flag]:
+    """Everything in a report that failed one of the checks above; equal flags of several parts become one.
+
+    Args:
+        report: as for :func:`verdict`.
+    """
+    command = report["command"]
+    if command == "pretrain":
+        return [*_of_pretraining(report), *_unreadable(report)]
+    if command == "finetune":
+        return _of_supervised(report, _judged(report))
+    found: list[Flag] = []
+    if command == "transfer":
+        for stage in report["stages"]:
+            found += [flag._replace(where=stage["name"]) for flag in flags(stage)]
+        return _together(found)
+    if report.get("missing"):
+        found.append(Flag("missing", f"{report['missing']} of {report['cells']} parts are missing."))
+    for detail in report.get("details", []):
+        budget = {"budget": detail["budget"], "data": report["data"], "config": report["config"]}
+        where = f"{detail['encoder']} with {100 * detail['fraction']:.3g} % of the labels"
+        found += [flag._replace(where=where) for flag in _of_supervised(budget, detail)]
+    for name, encoder in (report.get("encoders") or report.get("variants") or {}).items():
+        for guard in _guards(encoder.get("leak_guard")):
+            found += [flag._replace(where=name) for flag in _of_guard(guard)]
+    return _together(found)
+
+
+def _judged(report: Mapping[str, Any]) -> dict[str, Any]:
+    judged = report["judgement"]
+    return {**judged, "metrics": judged.get("metrics") or report["test"]}
+
+
+def _of_supervised(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Flag]:
+    """Flags of one adapted encoder: ``report`` says what it was trained on, ``judged`` what came of it."""
+    return [
+        *_of_result(judged),
+        *_of_classes(report, judged),
+        *_of_certainty(judged),
+        *_of_maps(judged.get("explanations") or {}),
+        *_of_validation(report),
+        *(flag for guard in _guards(report.get("leak_guard")) for flag in _of_guard(guard)),
+        *_unreadable(report),
+    ]
+
+
+def _of_result(judged: Mapping[str, Any]) -> list[Flag]:
+    metrics, found = judged["metrics"], []
+    if (interval := _interval_of(judged)) is not None:
+        low, high = interval
+        words = f"interval, {low:.3f} to {high:.3f},"
+        if high < 0.5:
+            found.append(Flag("chance", "The test AUROC is below chance, its whole interval too: are labels swapped?"))
+        elif low <= 0.5:
+            found.append(Flag("chance", f"The test AUROC cannot be told from chance: its {words} includes 0.5."))
+        elif high - low > WIDE:
+            found.append(Flag("wide", f"The test AUROC says little: its {words} is wide."))
+    images = metrics.get("count", sum(values["support"] for values in metrics["per_class"].values()))
+    if images < SMALL_SPLIT:
+        found.append(Flag("small test", f"The test split has {_count(images, 'image')}, too few for a firm result."))
+    return found
+
+
+def _of_classes(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Flag]:
+    found = []
+    cases = {name: values["support"] for name, values in judged["metrics"]["per_class"].items()}
+    if absent := [name for name, count in cases.items() if not count]:
+        found.append(
+            Flag("no cases", f"No test image shows {_list(absent)}: nothing is known of how well it is found.")
+        )
+    if few := [f"{name} ({count})" for name, count in cases.items() if 0 < count < FEW_CASES]:
+        found.append(
+            Flag("few cases", f"Fewer than {FEW_CASES} test images show {_list(few)}: those numbers mean little.")
+        )
+    called = [sum(column) for column in zip(*judged["metrics"]["confusion_matrix"], strict=True)]
+    if len(called) > 1 and sum(count > 0 for count in called) == 1:
+        answer = list(cases)[next(k for k, count in enumerate(called) if count)]
+        found.append(Flag("one answer", f"The model calls every test image {answer}."))
+    if unseen := [name for name, count in report["budget"].get("per_class", {}).items() if not count]:
+        found.append(Flag("no labels", f"No label of {_list(unseen)} was trained on: the model cannot find it."))
+    return found
+
+
+def _of_certainty(judged: Mapping[str, Any]) -> list[Flag]:
+    found = []
+    before, after = (judged["calibration"][part]["calibration_error"] for part in ("before", "after"))
+    if None not in (before, after) and after - before > WORSE_CALIBRATION:
+        found.append(
+            Flag(
+                "calibration",
+                f"The temperature fitted on validation made calibration worse on the test split: the error rose from "
+                f"{before:.3f} to {after:.3f}. Use the probabilities as they are.",
+            )
+        )
+    sets = judged.get("conformal")
+    if sets and _falls_short(sets["reached"], sets["asked"], judged["units"]):
+        found.append(
+            Flag(
+                "conformal",
+                f"Conformal sets promise {100 * sets['asked']:.3g} % and hold the true class in "
+                f"{100 * sets['reached']:.3g} % of the test cases, less than chance explains.",
+            )
+        )
+    return found
+
+
+def _falls_short(reached: float, asked: float, cases: int) -> bool:
+    """Whether so few cases are covered that chance hardly explains it; images of one patient count once."""
+    return bool(binom.cdf(round(reached * cases), cases, asked) < SHORTFALL)
+
+
+def _of_maps(seen: Mapping[str, Any]) -> list[Flag]:
+    found = []
+    if abs(seen.get("sanity_correlation") or 0.0) > SANITY:
+        found.append(
+            Flag(
+                "sanity",
+                f"Sanity check of the maps: with random weights they agree with these by "
+                f"{seen['sanity_correlation']:.2f} (rank correlation, should be near 0), so they show the images and "
+                "not the network alone.",
+            )
+        )
+    if seen and seen["border_share"] > BORDER * seen["border_area"]:
+        found.append(
+            Flag(
+                "border",
+                f"{100 * seen['border_share']:.0f} % of the maps lies on the outer tenth of the image, which has "
+                f"{100 * seen['border_area']:.0f} % of its area: the network may be using the background.",
+            )
+        )
+    if seen.get("coarse"):
+        cells = "×".join(map(str, seen["grid"])) if seen.get("grid") else "too few"
+        found.append(
+            Flag("coarse", f"The maps have {cells} cells: too coarse to show what in the image was looked at.")
+        )
+    return found
+
+
+def _of_validation(report: Mapping[str, Any]) -> list[Flag]:
+    found = []
+    split = report["data"].get("validation")
+    if report["config"].get("validation") == "split" and split and split["images"] < SMALL_SPLIT:
+        found.append(
+            Flag(
+                "small validation",
+                f"The validation split has {_count(split['images'], 'image')}: what it chose was chosen largely by "
+                "chance. Leave validation=split out to choose inside the labels.",
+            )
+        )
+    if "groups it trains on" in report["budget"].get("validation", ""):
+        found.append(
+            Flag("validation groups", "Validation saw images of patients it was trained on, so its score is too high.")
+        )
+    return found
+
+
+def _guards(guard: Mapping[str, Any] | None) -> Iterable[Mapping[str, Any]]:
+    """One for an encoder, or one for each archive it was tested on."""
+    if not guard:
+        return []
+    return [guard] if "checked" in guard else guard.values()
+
+
+def _of_guard(guard: Mapping[str, Any]) -> list[Flag]:
+    checked = str(guard.get("checked", ""))
+    if checked.startswith("unknown: no seen.parquet"):
+        return [Flag("leak", "Nobody can tell whether pretraining saw the test images: no seen.parquet was there.")]
+    images, patients = (_size(guard.get(key)) for key in ("same_image", "same_group"))
+    if images or patients:
+        text = f"Pretraining saw {_count(images, 'image')} that the result is judged by"
+        text += f" and others of the patients of {patients}" if patients else ""
+        return [Flag("leak", f"{text}, as allow_overlap=true permitted: the result may be too good.")]
+    if checked.startswith("in part"):
+        return [Flag("leak", "What the weights saw before this pretraining is unknown: test images may be among it.")]
+    return []
+
+
+def _unreadable(report: Mapping[str, Any]) -> list[Flag]:
+    judged, data = report.get("test_unreadable"), report["data"].get("unreadable")
+    found = []
+    if judged:
+        found.append(Flag("unreadable", f"{_count(_size(judged), 'test image')} could not be read and were left out."))
+    if data:
+        found.append(
+            Flag("unreadable", f"{_count(_size(data), 'image')} could not be read; quarantine.csv lists them.")
+        )
+    return found
+
+
+def _of_pretraining(report: Mapping[str, Any]) -> list[Flag]:
+    metrics, found = report["metrics"], []
+    agreement, rank, spread = _agreement(metrics), metrics.get("effective_rank"), metrics.get("feature_std")
+    if (spread is not None and spread < COLLAPSED_SPREAD) or (rank is not None and rank < COLLAPSED_RANK):
+        found.append(
+            Flag(
+                "collapse",
+                f"The features collapsed: all images look nearly the same to the encoder (spread {spread:.3f}, 1 is "
+                f"healthy; effective rank {rank:.1f} of {report['encoder']['features']}).",
+            )
+        )
+    if agreement is not None and agreement < AGREEMENT:
+        found.append(
+            Flag("agreement", f"The two views of an image hardly agree ({agreement:.2f} of 1): little was learned.")
+        )
+    first = (report.get("first_epoch") or {}).get("effective_rank")
+    if first and rank is not None and rank < FALLING_RANK * first:
+        found.append(
+            Flag(
+                "rank",
+                f"The features use fewer and fewer directions: effective rank {first:.0f} after the first epoch, "
+                f"{rank:.0f} at the end.",
+            )
+        )
+    return found
+
+
+def _agreement(metrics: Mapping[str, Any]) -> float | None:
+    """Mean diagonal of the cross-correlation matrices."""
+    diagonal = [value for name, value in metrics.items() if name.startswith("diagonal_")]
+    return sum(diagonal) / len(diagonal) if diagonal else None
+
+
+def _pretraining(report: Mapping[str, Any]) -> tuple[str, str]:
+    run, encoder, metrics = report["run"], report["encoder"], report["metrics"]
+    done = (
+        f"Pretrained {encoder['backbone']} on {_count(report['data']['images'], 'image')} without labels: "
+        f"{_count(run['epochs'], 'epoch')} in {duration(run['seconds'])}."
+    )
+    kinds = {flag.kind for flag in _of_pretraining(report)}
+    agreement = _agreement(metrics)
+    if agreement is None:
+        return done, ""
+    if kinds & {"collapse", "agreement"}:
+        learned = "It did not learn"
+    elif "rank" in kinds or agreement < LEARNED:
+        learned = "It learned a little"
+    else:
+        learned = "It learned"
+    first, rank = report.get("first_epoch") or {}, metrics["effective_rank"]
+    begun, used = _agreement(first), first.get("effective_rank")
+    since = f"{begun:.2f} after the first epoch; " if begun is not None and run["epochs"] > 1 else ""
+    grown = f"; {used:.0f} after the first epoch" if used is not None and run["epochs"] > 1 else ""
+    return done, (
+        f"{learned}: the two views of an image agree by {agreement:.2f} ({since}1 is best), and the features use "
+        f"{rank:.0f} of {encoder['features']} directions (effective rank{grown})."
+    )
+
+
+def learning_rule() -> str:
+    """When a pretraining counts as one that learned."""
+    return (
+        f"A pretraining counts as one that learned where the two views of an image agree by {LEARNED:g} or more (mean "
+        f"diagonal of the cross-correlation, 1 at best); as one that learned a little from {AGREEMENT:g}, or where the "
+        f"effective rank fell below {FALLING_RANK:g} of that after the first epoch. The features have collapsed where "
+        f"their spread is below {COLLAPSED_SPREAD:g} or their effective rank below {COLLAPSED_RANK:g}. Whether they "
+        "serve a task, only labels tell."
+    )
+
+
+def _finetuning(report: Mapping[str, Any]) -> tuple[str, str]:
+    budget, test = report["budget"], report["data"]["test"]
+    done = (
+        f"Adapted {report['encoder']['reference']} with {_count(budget['labels'], 'label')}"
+        f"{_of_available(budget)} and tested once on {_tested(test, _judged(report))}."
+    )
+    return done, _number("Test AUROC", _judged(report))
+
+
+def _of_available(budget: Mapping[str, Any]) -> str:
+    groups = budget.get("groups")
+    text = f" of {groups:,} groups" if groups is not None else ""
+    share = f"{100 * budget['fraction']:.3g} % of those that there are" if budget.get("fraction", 1) < 1 else ""
+    return f"{text} ({share})" if share else text
+
+
+def _tested(test: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
+    text = _count(judged["metrics"].get("count", test["images"]), "image")
+    return text if test.get("groups") is None else f"{text} of {test['groups']:,} groups"
+
+
+def _number(name: str, judged: Mapping[str, Any]) -> str:
+    value, interval = judged["metrics"]["auroc"], _interval_of(judged)
+    if value is None:
+        return f"{name}: not defined, as the test images show one class."
+    return f"{name} {value:.3f}{_interval(*interval or (None, None))}."
+
+
+def _interval_of(judged: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Of the test AUROC, where it is defined."""
+    low, high = judged["intervals"].get("auroc") or (None, None)
+    return None if low is None or high is None else (low, high)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" (95 % interval {low:.3f} to {high:.3f})"
+
+
+def _curve(report: Mapping[str, Any]) -> tuple[str, str]:
+    names, table, test = list(report["encoders"]), report["table"], report["data"]["test"]
+    fractions = sorted({row["fraction"] for row in table})
+    draws = max((row["seeds"] for row in table), default=0)
+    images = table[0]["images"] if table else test["images"]
+    groups = f" of {test['groups']:,} groups" if test.get("groups") is not None else ""
+    done = (
+        f"Compared {_list(names)} at {_count(len(fractions), 'share')} of the labels with "
+        f"{_count(draws, 'draw')} of each, tested on {_count(images, 'image')}{groups}."
+    )
+    known = [row for row in table if row["fraction"] == fractions[0] and "auroc" in row["metrics"]] if table else []
+    if not known:
+        return done, "Nothing is known yet." if not table else "The AUROC is not defined."
+    parts = [
+        f"{row['encoder']} {row['metrics']['auroc']['mean']:.3f}"
+        f"{_interval(row['metrics']['auroc']['low'], row['metrics']['auroc']['high'])}"
+        for row in known
+    ]
+    return done, f"Test AUROC with the fewest labels ({known[0]['labels']:.0f}): {'; '.join(parts)}."
+
+
+def _study(report: Mapping[str, Any]) -> tuple[str, str]:
+    names, test = list(report["variants"]), report["data"]["test"]
+    repetitions = max((row["seeds"] for row in report["table"]), default=0)
+    groups = f" of {test['groups']:,} groups" if test.get("groups") is not None else ""
+    done = (
+        f"Compared {_list(names)}, {_count(repetitions, 'repetition')} of each, tested on "
+        f"{_count(test['images'], 'image')}{groups}."
+    )
+    best = next((row for row in report["table"] if row["encoder"] == report["best"]), None)
+    if best is None or "balanced_accuracy" not in best["metrics"]:
+        return done, "Nothing is known yet."
+    value = best["metrics"]["balanced_accuracy"]
+    result = f"Validation likes {report['best']} best: balanced accuracy {value['mean']:.3f}"
+    result += f"{_interval(value['low'], value['high'])} on the test split"
+    ranks = report["ranking"].get(best["domain"])
+    if ranks:
+        apart = sum(row["p_holm"] < 0.05 for row in ranks["pairs"])
+        told = "no two variants" if not apart else f"{apart} of {_count(len(ranks['pairs']), 'pair')}"
+        result += f"; the tests tell {told} apart"
+    return done, f"{result}."
+
+
+def _transfer(report: Mapping[str, Any]) -> tuple[str, str]:
+    stages = report["stages"]
+    done = f"Learned in {_count(len(stages), 'stage')}: {', then '.join(stage['name'] for stage in stages)}."
+    last = stages[-1]
+    if last["command"] == "pretrain":
+        return done, _pretraining(last)[1]
+    judged = _judged(last)
+    tested = _tested(last["data"]["test"], judged)
+    return done, f"{_number('The last one has a test AUROC of', judged)[:-1]} on {tested}."
+
+
+def validation_sentence(judged: Mapping[str, Any], budget: Mapping[str, Any]) -> str | None:
+    """The validation AUROC beside that of the test split, and why they differ; ``None`` where one is not defined.
+
+    Args:
+        judged: what :func:`jigsawssl.evaluation.judgement.judge` found.
+        budget: what the labels were and how they were divided.
+    """
+    known, test = judged.get("validation") or {}, judged["metrics"]["auroc"]
+    if known.get("auroc") is None or test is None:
+        return None
+    how = budget["validation"].partition(";")[0]
+    text = f"Validation AUROC {known['auroc']:.3f} ({how}), test AUROC {test:.3f}."
+    interval = _interval_of(judged)
+    if interval is not None and interval[0] <= known["auroc"] <= interval[1]:
+        text += " Chance alone may explain that they differ."
+    reasons = ["the settings were chosen by it, which makes it too high"]
+    if "groups it trains on" in budget["validation"]:
+        reasons.append("it sees images of patients that it was trained on, which makes it too high")
+    if "cross-validation" in how:
+        reasons.append("its networks were trained on a part of the labels, which makes it too low")
+    elif "val split" not in how:
+        reasons.append("its network was trained without these labels, which makes it too low")
+    else:
+        reasons.append("the two splits were drawn by the manifest and may hold different cases")
+    if known["images"] < 100:
+        reasons.append(f"{_count(known['images'], 'image')} give a rough number")
+    return f"{text} Validation is not the result: {'; '.join(reasons)}."
+
+
+def _together(found: Iterable[Flag]) -> list[Flag]:
+    """One flag for each kind: its text once, and where else it holds."""
+    kinds: dict[str, list[Flag]] = {}
+    for flag in found:
+        kinds.setdefault(flag.kind, []).append(flag)
+    result = []
+    for group in kinds.values():
+        places = list(dict.fromkeys(flag.where for flag in group))
+        first = group[0]
+        if len({flag.text for flag in group}) == 1:
+            result.append(first._replace(where=_list(places) if len(places) <= 4 else ""))
+        else:
+            rest = [place for place in places if place != first.where]
+            also = f" The same holds of {_list(rest)}." if rest else ""
+            result.append(first._replace(text=f"{first.text}{also}"))
+    return result
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    Example:
+        >>> duration(42), duration(192), duration(9000)
+        ('42 seconds', '3.2 minutes', '2.5 hours')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _size(value: Any) -> int:
+    return value if isinstance(value, int) else len(value or ())
+
+
+def _count(number: float, name: str) -> str:
+    return f"{number:,.0f} {name}{'' if number == 1 else 's'}"
+
+
+def _list(names: Iterable[str]) -> str:
+    """Names as in a sentence."""
+    *before, last = list(names)
+    return f"{', '.join(before)} and {last}" if before else last
