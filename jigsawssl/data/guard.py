@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..readers import Unreadable
 from ..types import UserError
 from .archive import Archive
 from .cache import Cache
-from .pixels import Unreadable
 from .table import salted
 
 __all__ = ["Overlap", "SeenImages", "content_key", "seen_images"]

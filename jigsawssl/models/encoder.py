@@ -39,7 +39,7 @@ class EncoderSpec:
         options: numbers or lists of numbers for the timm model, such as ``{"channels": [32, 64, 128, 256]}``.
         fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
         window: how files of more than 8 bits were mapped to display values, see
-            :func:`jigsawssl.data.readers.read`.
+            :func:`jigsawssl.readers.read`.
         attention: one of :data:`jigsawssl.models.attention.ATTENTIONS`.
         attention_stages: where; stage k is the one whose features are 2^(k+1) times smaller than the image in the
             network as published: 1 to 4 for most.

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from jigsawssl.cli import main
 from jigsawssl.data.examine import examine, near_duplicates, perceptual_hash
-from tests.data.test_dicom import dicom
+from tests.readers.test_dicom import dicom
 
 
 def smooth(seed: int, size: int = 96) -> np.ndarray:

@@ -13,7 +13,7 @@ from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.guard import SeenImages, seen_images
 from jigsawssl.types import UserError
-from tests.data.test_dicom import STORED, dicom
+from tests.readers.test_dicom import STORED, dicom
 
 
 def images(root: Path, names: str, seed: int) -> Path:

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from jigsawssl.data.pixels import fit_image
 from jigsawssl.models import Encoder, EncoderSpec, create_encoder
 from jigsawssl.models.encoder import automatic_stem_stride
+from jigsawssl.readers import fit_image
 from jigsawssl.types import UserError
 
 BACKBONES: dict[str, dict[str, Any]] = {
