@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, open_picture, read
+from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, from_pillow, open_picture, read, read_file
 from .pixels import ImageInfo, Unreadable, fit_image, robust_range, to_display
 
 __all__ = [
@@ -12,8 +12,10 @@ __all__ = [
     "Picture",
     "Unreadable",
     "fit_image",
+    "from_pillow",
     "open_picture",
     "read",
+    "read_file",
     "robust_range",
     "to_display",
 ]
