@@ -6,6 +6,7 @@ Drawn on ``matplotlib.figure.Figure`` without pyplot, so nothing global changes 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
@@ -31,6 +33,10 @@ Place = Literal["best", "lower right", "lower left"]
 # because it vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":")
+
+CELL = 1.5
+"""Side of a cell of a contact sheet in inches; a caption below it has this many letters of 6 points a line:"""
+LETTERS = 25
 WORDS = {"train": "training", "val": "validation", "auroc": "AUROC", "lr": "learning rate", "std": "spread"}
 
 
@@ -73,33 +79,93 @@ def save_views_sheet(rows: Mapping[str, Tensor], path: str | os.PathLike[str], t
     _save(figure, path)
 
 
-def save_contact_sheet(images: Tensor, captions: Sequence[str], path: str | os.PathLike[str], title: str) -> None:
-    """Draw images in rows of 8, each with a caption of at most 16 characters, its end where it is longer.
+def save_contact_sheet(
+    images: Tensor, captions: Sequence[str], path: str | os.PathLike[str], title: str, *, sets: Sequence[int] = ()
+) -> None:
+    """Draw images in rows of 8, each with its caption, and a frame around those that belong together.
 
     Args:
         images: float ``(B, C, H, W)`` in [0, 1] (clamped), C = 1 (grey) or 3 (RGB), B at least 1.
-        captions: B texts.
+        captions: B texts; long lines are wrapped, and very long ones lose their middle.
         path: PNG to write, atomically.
         title: plain words above the sheet.
+        sets: how many of the images, from the first on, belong together, set after set; a set begins a new row where
+            the rest of one is too short for it.
 
     Example:
         >>> import tempfile
         >>> path = os.path.join(tempfile.mkdtemp(), "sheet.png")
-        >>> save_contact_sheet(torch.rand(3, 1, 8, 8), ["a", "b", "c"], path, "All")
+        >>> save_contact_sheet(torch.rand(3, 1, 8, 8), ["a", "b", "c"], path, "All", sets=[2, 1])
     """
     columns = min(8, len(images))
-    lines = -(-len(images) // columns)
-    figure = _figure(max(1.25 * columns, 3.0), 1.45 * lines + 0.5, title, space=0.02)
+    places = _places([*sets] or [1] * len(images), columns)
+    texts = [_wrapped(caption) for caption in captions]
+    # Places are counted out here and not left to a layout, so that nothing can come to lie upon anything else.
+    below = 0.1 * max(len(text) for text in texts) + 0.08
+    side, height, head = CELL - 0.12, CELL + below, 0.45
+    width = max(columns * CELL, 3.5)
+    whole = head + height * (places[-1] // columns + 1)
+    figure = Figure(figsize=(width, whole))
+    figure.text(0.5, 1 - 0.5 * head / whole, _text(title), ha="center", va="center", fontsize=12)
     pictures = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    for index, axis in enumerate(figure.subplots(lines, columns, squeeze=False).ravel()):
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-        if index < len(pictures):
-            picture, caption = pictures[index], captions[index]
-            shown = picture[..., 0] if picture.shape[-1] == 1 else picture
-            axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.set_xlabel(caption if len(caption) <= 16 else f"…{caption[-15:]}", fontsize=6, parse_math=False)
+    for place, picture, text in zip(places, pictures, texts, strict=True):
+        left, bottom = place % columns * CELL + 0.06, whole - head - place // columns * height - CELL + 0.06
+        axis = figure.add_axes((left / width, bottom / whole, side / width, side / whole))
+        axis.set_axis_off()
+        shown = picture[..., 0] if picture.shape[-1] == 1 else picture
+        axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        style = {"ha": "left", "va": "top", "fontsize": 6, "family": "monospace", "linespacing": 1.1}
+        figure.text(left / width, (bottom - 0.04) / whole, "\n".join(text), parse_math=False, **style)
+    for number, end in enumerate(itertools.accumulate(sets)):
+        members = places[end - sets[number] : end]
+        for row in sorted({place // columns for place in members}):
+            inside = [place % columns for place in members if place // columns == row]
+            corner = (inside[0] * CELL + 0.02, whole - head - (row + 1) * height + 0.02)
+            frame = Rectangle(corner, len(inside) * CELL - 0.04, height - 0.04, transform=figure.dpi_scale_trans)
+            frame.set(fill=False, edgecolor=COLOURS[number % len(COLOURS)], linewidth=1.5)
+            figure.add_artist(frame)
     _save(figure, path)
+
+
+def _places(sets: Sequence[int], columns: int) -> list[int]:
+    """Cells, counted row by row, for sets of images, none of which is torn if a row can hold it.
+
+    >>> _places([2, 3, 1], columns=4)
+    [0, 1, 4, 5, 6, 7]
+    """
+    places: list[int] = []
+    at = 0
+    for size in sets:
+        if size > columns - at % columns and at % columns:
+            at += columns - at % columns
+        places += range(at, at + size)
+        at += size
+    return places
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of a caption of a contact sheet: at most three of each line given, the middle left out of longer ones.
+
+    >>> _wrapped("images/train/NORMAL/IM-0115-0001.jpeg\\nnormal, train")
+    ['images/train/NORMAL/', 'IM-0115-0001.jpeg', 'normal, train']
+    """
+    lines = []
+    for line in text.split("\n"):
+        broken = []
+        rest = line
+        while len(rest) > LETTERS:
+            # Behind a folder, else another mark, in the second half of the line; else where the line ends.
+            ends = [max(rest.rfind(mark, LETTERS // 2, LETTERS) for mark in marks) + 1 for marks in ("/", "_- .")]
+            cut = ends[0] or ends[1] or LETTERS
+            broken.append(rest[:cut])
+            rest = rest[cut:]
+        broken.append(rest)
+        if len(broken) > 3:
+            keep = 3 * LETTERS - 1
+            short = line if len(line) <= keep else f"{line[: keep // 2]}…{line[len(line) - keep + keep // 2 :]}"
+            broken = [short[at : at + LETTERS] for at in range(0, len(short), LETTERS)]
+        lines += broken
+    return lines
 
 
 def save_explanations(

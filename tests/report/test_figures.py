@@ -10,8 +10,17 @@ import pytest
 import torch
 from matplotlib import pyplot
 from PIL import Image
+from scipy.ndimage import find_objects, label
 
-from jigsawssl.report.figures import save_confusion_matrix, save_curves, save_finetune_curves, save_views_sheet
+from jigsawssl.report.figures import (
+    CELL,
+    COLOURS,
+    save_confusion_matrix,
+    save_contact_sheet,
+    save_curves,
+    save_finetune_curves,
+    save_views_sheet,
+)
 
 HISTORY = {
     "train_loss": [(1, 0.9), (2, 0.6), (3, 0.5)],
@@ -57,6 +66,34 @@ def test_views_sheet_shows_the_images(tmp_path: Path, channels: int) -> None:
 def test_views_sheet_colours_are_not_rescaled(tmp_path: Path) -> None:
     save_views_sheet({"orange": torch.tensor([1.0, 0.6, 0.2]).view(1, 3, 1, 1)}, tmp_path / "a.png", "One colour")
     assert (picture(tmp_path / "a.png") == [255, 153, 51]).all(axis=2).mean() > 0.05
+
+
+def cells(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
+    """Connected areas of a colour, as wide and high as a picture on a contact sheet."""
+    areas = label((pixels == colour).all(axis=2))[0]
+    side = (CELL - 0.12) * 130
+    extents = [(part[0].stop - part[0].start, part[1].stop - part[1].start) for part in find_objects(areas)]
+    return sum(abs(height - side) < 2 and abs(width - side) < 2 for height, width in extents)
+
+
+def test_pictures_of_a_contact_sheet_never_touch(tmp_path: Path) -> None:
+    orange = torch.tensor([1.0, 0.6, 0.2]).view(1, 3, 1, 1)
+    long = "a/" * 40 + "name-with-0123456789-0123456789-0123456789.png"
+    for count, names, sets in ((13, "short", []), (13, long, [3, 3, 2, 4, 1]), (11, f"{long}\nx, train", [11])):
+        save_contact_sheet(orange.expand(count, 3, 4, 4), [names] * count, tmp_path / "a.png", "All", sets=sets)
+        assert cells(picture(tmp_path / "a.png"), (255, 153, 51)) == count
+
+
+def test_each_set_of_a_contact_sheet_has_a_frame_of_one_colour(tmp_path: Path) -> None:
+    images = torch.ones(7, 1, 4, 4)
+    save_contact_sheet(images, [""] * 7, tmp_path / "a.png", "All", sets=[3, 2, 2])
+    pixels = picture(tmp_path / "a.png").astype(int)
+    widths = []
+    for colour in COLOURS[:3]:
+        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        where = np.flatnonzero((abs(pixels - wanted).max(axis=2) < 40).sum(axis=0) > CELL * 130 / 2)
+        widths.append(round((where.max() - where.min()) / (CELL * 130)))
+    assert widths == [3, 2, 2]
 
 
 @pytest.mark.parametrize("size", [2, 10])
