@@ -9,6 +9,7 @@ import io
 import itertools
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
@@ -169,14 +172,18 @@ def _wrapped(text: str) -> list[str]:
 
 
 def save_explanations(
-    parts: Mapping[str, tuple[Tensor, Mapping[str, Tensor], Sequence[str]]], path: str | os.PathLike[str]
+    parts: Mapping[str, tuple[Tensor, Mapping[str, Tensor], Sequence[str]]],
+    path: str | os.PathLike[str],
+    *,
+    note: str = "",
 ) -> None:
-    """Draw images and, below each, the same with maps of where the network looks.
+    """Draw images and, below each, the same with maps of where the network looks, with one colour bar for all maps.
 
     Args:
         parts: heading → images float ``(B, C, H, W)`` in [0, 1], kind of map → float ``(B, H, W)`` in [0, 1], and B
-            captions. All have the same kinds.
+            captions, whose long lines are wrapped. All have the same kinds.
         path: JPEG to write, atomically.
+        note: what the captions say, for below the pictures.
 
     Example:
         >>> import tempfile
@@ -185,7 +192,8 @@ def save_explanations(
     """
     columns = max(len(captions) for _, _, captions in parts.values())
     lines = 1 + max(len(maps) for _, maps, _ in parts.values())
-    figure = _figure(max(1.3 * columns, 3.0), 1.5 * lines * len(parts), space=0.02)
+    width = max(1.45 * columns + 1.2, 5.0)
+    figure = _figure(width, 1.6 * lines * len(parts) + 0.4, space=0.02)
     grid = figure.subplots(lines * len(parts), columns, squeeze=False)
     for axis in grid.flat:
         axis.set(xticks=[], yticks=[])
@@ -194,15 +202,26 @@ def save_explanations(
         pictures = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
         rows = grid[lines * part : lines * (part + 1)]
         for label, row in zip((heading, *maps), rows, strict=True):
-            row[0].set_ylabel(label, fontsize=9)
+            row[0].set_ylabel(label, fontsize=9, parse_math=False)
         for index, caption in enumerate(captions):
             shown = pictures[index][..., 0] if pictures.shape[-1] == 1 else pictures[index]
             for row in rows:
                 row[index].imshow(shown, cmap="gray", vmin=0, vmax=1)
             for row, found in zip(rows[1:], maps.values(), strict=True):
-                row[index].imshow(found[index].cpu().numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.5)
-            title = caption if len(caption) <= 22 else f"{caption[:21]}…"
-            rows[0][index].set_title(title, fontsize=6, parse_math=False)
+                values = found[index].cpu().numpy()
+                # Without smoothing: a map of cells is meant to look like one.
+                row[index].imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.5, interpolation="nearest")
+                if not values.any():
+                    style = {"ha": "center", "va": "center", "color": "white", "fontsize": 8}
+                    row[index].text(0.5, 0.5, "empty map", transform=row[index].transAxes, **style)
+            wrapped = [textwrap.fill(line, 25, max_lines=3, placeholder="…") for line in caption.split("\n")]
+            rows[0][index].set_title("\n".join(wrapped), fontsize=6.5, parse_math=False)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), "inferno"), ax=grid, shrink=0.6, aspect=30, pad=0.02)
+    bar.set_ticks([0, 0.5, 1], labels=["0, low", "0.5", "1, high"], fontsize=8)
+    bar.set_label("Share of the map's maximum", fontsize=8)
+    if note:
+        letters = int(15 * width)
+        figure.supxlabel("\n".join(textwrap.wrap(note, letters)), fontsize=8, parse_math=False)
     _save(figure, path, "jpeg")  # it goes into a page, and a page may hold several
 
 

@@ -18,6 +18,7 @@ from jigsawssl.report.figures import (
     save_confusion_matrix,
     save_contact_sheet,
     save_curves,
+    save_explanations,
     save_finetune_curves,
     save_views_sheet,
 )
@@ -94,6 +95,54 @@ def test_each_set_of_a_contact_sheet_has_a_frame_of_one_colour(tmp_path: Path) -
         where = np.flatnonzero((abs(pixels - wanted).max(axis=2) < 40).sum(axis=0) > CELL * 130 / 2)
         widths.append(round((where.max() - where.min()) / (CELL * 130)))
     assert widths == [3, 2, 2]
+
+
+def explained(path: Path, values: torch.Tensor, note: str = "") -> np.ndarray:
+    grey = torch.full((len(values), 1, 8, 8), 0.5)
+    captions = ["a → b\n0.70   12ab34cd"] * len(values)
+    save_explanations({"right": (grey, {"Grad-CAM": values}, captions)}, path, note=note)
+    with Image.open(path) as image:
+        assert image.format == "JPEG" and pyplot.get_fignums() == []
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def colours(pixels: np.ndarray) -> int:
+    """Colours that are not grey, as far as JPEG keeps them apart."""
+    vivid = pixels[(pixels.max(axis=2) - pixels.min(axis=2)) > 40]
+    return len(np.unique(vivid // 16, axis=0))
+
+
+def test_explanations_have_one_colour_bar_from_low_to_high(tmp_path: Path) -> None:
+    flat = explained(tmp_path / "a.jpg", torch.zeros(2, 8, 8))
+    # Maps of 0 have no colour: all that there is belongs to the bar, which is in the right tenth.
+    assert colours(flat) > 20
+    assert colours(flat[:, : flat.shape[1] * 8 // 10]) == 0
+    right = flat[:, flat.shape[1] * 8 // 10 :]
+    bright, dark = (
+        np.flatnonzero(condition.any(axis=1))
+        for condition in (
+            (abs(right - [252, 255, 164]).max(axis=2) < 30),
+            (right.max(axis=2) < 20),
+        )
+    )
+    assert bright.min() < dark.max() and bright.mean() < flat.shape[0] / 2  # high is above
+
+
+def test_cells_are_drawn_with_sharp_edges(tmp_path: Path) -> None:
+    cells = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
+    smooth = torch.linspace(0, 1, 64).view(1, 8, 8)
+    few, many = (explained(tmp_path / "a.jpg", maps) for maps in (cells, smooth))
+    pictures = slice(0, few.shape[1] * 7 // 10)  # without the bar
+    assert 0 < colours(few[:, pictures]) < colours(many[:, pictures])
+
+
+def test_a_note_has_its_place_below_the_pictures(tmp_path: Path) -> None:
+    def bands(note: str) -> int:
+        """How many parts lie one above the other, with nothing between them."""
+        pixels = explained(tmp_path / "a.jpg", torch.rand(3, 8, 8), note)
+        return int(label((pixels[:, : pixels.shape[1] * 7 // 10] < 180).any(axis=(1, 2)))[1])
+
+    assert bands("what it says") == bands("") + 1
 
 
 @pytest.mark.parametrize("size", [2, 10])
