@@ -144,7 +144,7 @@ def _print(diagnosis: Diagnosis, out: Path | None) -> None:
     if not diagnosis.defects and not remarks:
         print("nothing to complain of")
     for defect in diagnosis.defects:
-        print(f"{'DEFECT' if defect.grave else 'look at'}  {defect.count:>6}  {defect.meaning}")
+        print(f"{'DEFECT' if defect.grave else 'look at'}  {defect.count:>6}  {defect.meaning}{_reasons(defect)}")
         for line in _examples(defect, out):
             print(f"{'':17}{line}")
     for remark in remarks:
@@ -161,8 +161,13 @@ def _classes(counts: dict[str, int]) -> str | None:
     return f"{present} of {len(counts)}, from {least}: {counts[least]} to {most}: {counts[most]}"
 
 
+def _reasons(defect: Defect) -> str:
+    counted = [one for one in defect.examples if isinstance(one, dict) and "count" in one]
+    return ": " + "; ".join(f"{one['count']} {one['reason']}" for one in counted[:6]) if counted else ""
+
+
 def _examples(defect: Defect, out: Path | None) -> list[str]:
-    """The first of what was found, files that cannot be read with their reasons."""
+    """Lines with the first of what was found, and why where that differs."""
     every = [one for one in defect.examples if not (isinstance(one, dict) and "count" in one)]
     lines = []
     for one in every[: _GRAVE_SHOWN if defect.grave else _SHOWN]:

@@ -186,7 +186,7 @@ def _remarks(split: str, images: int, groups: int | None, classes: dict[str, int
             f"{count} {verb} too few to choose settings by; fine-tuning validates inside the label budget instead"
             if split == "val"
             else f"{count} {verb} too few to judge by: the 95 % interval of a proportion may be "
-            f"{_widest_interval(cases):.0%} wide"
+            f"{100 * _widest_interval(cases):.0f} points wide"
         )
     missing = [name for name, count in classes.items() if not count]
     if missing and len(missing) == len(classes):

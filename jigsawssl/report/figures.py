@@ -117,8 +117,8 @@ def save_contact_sheet(
         axis.set_axis_off()
         shown = picture[..., 0] if picture.shape[-1] == 1 else picture
         axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        style = {"ha": "left", "va": "top", "fontsize": 6, "family": "monospace", "linespacing": 1.1}
-        figure.text(left / width, (bottom - 0.04) / whole, "\n".join(text), parse_math=False, **style)
+        written = figure.text(left / width, (bottom - 0.04) / whole, "\n".join(text), va="top", parse_math=False)
+        written.set(fontsize=6, family="monospace", linespacing=1.1)
     for number, end in enumerate(itertools.accumulate(sets)):
         members = places[end - sets[number] : end]
         for row in sorted({place // columns for place in members}):
@@ -212,8 +212,8 @@ def save_explanations(
                 # Without smoothing: a map of cells is meant to look like one.
                 row[index].imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.5, interpolation="nearest")
                 if not values.any():
-                    style = {"ha": "center", "va": "center", "color": "white", "fontsize": 8}
-                    row[index].text(0.5, 0.5, "empty map", transform=row[index].transAxes, **style)
+                    empty = row[index].text(0.5, 0.5, "empty map", transform=row[index].transAxes)
+                    empty.set(ha="center", va="center", color="white", fontsize=8)
             wrapped = [textwrap.fill(line, 25, max_lines=3, placeholder="…") for line in caption.split("\n")]
             rows[0][index].set_title("\n".join(wrapped), fontsize=6.5, parse_math=False)
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), "inferno"), ax=grid, shrink=0.6, aspect=30, pad=0.02)
