@@ -23,6 +23,8 @@ __all__ = ["save_gallery"]
 SHOWN = 8
 """Images of either kind."""
 
+EMPTY = "; an empty map: at this tap nothing speaks for the predicted class"
+
 
 def save_gallery(
     path: Path,
@@ -86,8 +88,8 @@ def save_gallery(
             if captions[part]
         },
         path,
-        note=f"true → predicted class, the probability of the latter, and the beginning of the hash under which "
-        f"{names.name} names the file",
+        note="true → predicted class, the probability of the latter, and the beginning of the hash under which "
+        f"{names.name} names the file{EMPTY if bool((found.maps.amax(dim=(1, 2)) == 0).any()) else ''}",
     )
     return {
         "file": path.name,

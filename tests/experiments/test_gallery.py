@@ -90,6 +90,19 @@ def test_maps_are_those_of_the_predicted_class_whatever_the_network_alone_says(
     torch.testing.assert_close(torch.cat([part[1][kind] for part in drawn[0].values()]), expected)
 
 
+def test_an_empty_map_is_explained(tmp_path: Path, images: PixelDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(gallery, "save_explanations", lambda parts, path, note: notes.append(note))
+    model = classifier(options={"channels": [8, 8, 16, 16]})
+    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.zeros_(norm.weight)
+        torch.nn.init.ones_(norm.bias)
+    for weight in (1.0, -1.0):  # all features are positive, and speak for the class or against it
+        torch.nn.init.constant_(model.head.weight, weight)  # type: ignore[arg-type]
+        draw(tmp_path, images, model)
+    assert ["an empty map" in note for note in notes] == [False, True]
+
+
 def test_coarse_maps_are_called_cells(tmp_path: Path, images: PixelDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(gallery, "save_explanations", lambda parts, path, note: drawn.append(parts))
