@@ -36,10 +36,6 @@ Place = Literal["best", "lower right", "lower left"]
 # because it vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":")
-
-CELL = 1.5
-"""Side of a cell of a contact sheet in inches; a caption below it has this many letters of 6 points a line:"""
-LETTERS = 25
 WORDS = {"train": "training", "val": "validation", "auroc": "AUROC", "lr": "learning rate", "std": "spread"}
 
 
@@ -80,6 +76,13 @@ def save_views_sheet(rows: Mapping[str, Tensor], path: str | os.PathLike[str], t
                 axis.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     _save(figure, path)
+
+
+CELL = 1.5
+"""Side of a cell of a contact sheet in inches."""
+
+LETTERS = 25
+"""Of 6 points, in a line of the caption below it."""
 
 
 def save_contact_sheet(

@@ -69,6 +69,44 @@ def test_views_sheet_colours_are_not_rescaled(tmp_path: Path) -> None:
     assert (picture(tmp_path / "a.png") == [255, 153, 51]).all(axis=2).mean() > 0.05
 
 
+@pytest.mark.parametrize("size", [2, 10])
+def test_confusion_matrix(tmp_path: Path, size: int) -> None:
+    matrix = np.eye(size, dtype=int) * 12
+    names = [f"a rather long class name {index}" for index in range(size)]
+    save_confusion_matrix(matrix.tolist(), names, tmp_path / "a.png")
+    matrix[0] = 0  # an absent class must not divide by zero
+    save_confusion_matrix(matrix.tolist(), names, tmp_path / "b.png")
+    assert different(picture(tmp_path / "a.png"), picture(tmp_path / "b.png"))
+
+
+def test_curves(tmp_path: Path) -> None:
+    save_curves(HISTORY, tmp_path / "a.png", "Pretraining")
+    save_curves({**HISTORY, "train_loss": [(1, 0.9), (2, 0.9)]}, tmp_path / "b.png", "Pretraining")
+    save_curves({"train_loss": [(1, 0.9)]}, tmp_path / "c.png", "One epoch")
+    many = {f"train_loss/branch_{index}": [(1, index), (2, index)] for index in range(12)}
+    save_curves({**many, "effective_rank": [(1, 3.0)], "lr": [(1, 0.1)], "std": [(1, 1)]}, tmp_path / "d.png", "All")
+    first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    assert first.shape == second.shape and different(first, second)
+    assert picture(tmp_path / "c.png").shape[1] < first.shape[1] < picture(tmp_path / "d.png").shape[1]
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_finetune_curves_with_and_without_history(tmp_path: Path, size: int) -> None:
+    names = [f"class {index}" for index in range(size)]
+    save_finetune_curves(HISTORY, *predictions(size), names, tmp_path / "four.png")
+    save_finetune_curves({}, *predictions(size), names, tmp_path / "two.png")
+    save_finetune_curves({}, *predictions(size, seed=1), names, tmp_path / "other.png")
+    four, two, other = (picture(tmp_path / f"{name}.png") for name in ("four", "two", "other"))
+    assert four.shape[0] > two.shape[0] and two.shape == other.shape and different(two, other)
+
+
+def test_finetune_curves_with_absent_classes(tmp_path: Path) -> None:
+    probabilities, labels = predictions(3)
+    save_finetune_curves({}, probabilities, labels.clamp(max=1), ["a", "b", "c"], tmp_path / "absent.png")
+    save_finetune_curves({"train_loss": [(1, 1.0)]}, probabilities, labels * 0, ["a", "b", "c"], tmp_path / "one.png")
+    assert different(picture(tmp_path / "absent.png"), picture(tmp_path / "one.png"))
+
+
 def cells(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
     """Connected areas of a colour, as wide and high as a picture on a contact sheet."""
     areas = label((pixels == colour).all(axis=2))[0]
@@ -143,44 +181,6 @@ def test_a_note_has_its_place_below_the_pictures(tmp_path: Path) -> None:
         return int(label((pixels[:, : pixels.shape[1] * 7 // 10] < 180).any(axis=(1, 2)))[1])
 
     assert bands("what it says") == bands("") + 1
-
-
-@pytest.mark.parametrize("size", [2, 10])
-def test_confusion_matrix(tmp_path: Path, size: int) -> None:
-    matrix = np.eye(size, dtype=int) * 12
-    names = [f"a rather long class name {index}" for index in range(size)]
-    save_confusion_matrix(matrix.tolist(), names, tmp_path / "a.png")
-    matrix[0] = 0  # an absent class must not divide by zero
-    save_confusion_matrix(matrix.tolist(), names, tmp_path / "b.png")
-    assert different(picture(tmp_path / "a.png"), picture(tmp_path / "b.png"))
-
-
-def test_curves(tmp_path: Path) -> None:
-    save_curves(HISTORY, tmp_path / "a.png", "Pretraining")
-    save_curves({**HISTORY, "train_loss": [(1, 0.9), (2, 0.9)]}, tmp_path / "b.png", "Pretraining")
-    save_curves({"train_loss": [(1, 0.9)]}, tmp_path / "c.png", "One epoch")
-    many = {f"train_loss/branch_{index}": [(1, index), (2, index)] for index in range(12)}
-    save_curves({**many, "effective_rank": [(1, 3.0)], "lr": [(1, 0.1)], "std": [(1, 1)]}, tmp_path / "d.png", "All")
-    first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
-    assert first.shape == second.shape and different(first, second)
-    assert picture(tmp_path / "c.png").shape[1] < first.shape[1] < picture(tmp_path / "d.png").shape[1]
-
-
-@pytest.mark.parametrize("size", [2, 7])
-def test_finetune_curves_with_and_without_history(tmp_path: Path, size: int) -> None:
-    names = [f"class {index}" for index in range(size)]
-    save_finetune_curves(HISTORY, *predictions(size), names, tmp_path / "four.png")
-    save_finetune_curves({}, *predictions(size), names, tmp_path / "two.png")
-    save_finetune_curves({}, *predictions(size, seed=1), names, tmp_path / "other.png")
-    four, two, other = (picture(tmp_path / f"{name}.png") for name in ("four", "two", "other"))
-    assert four.shape[0] > two.shape[0] and two.shape == other.shape and different(two, other)
-
-
-def test_finetune_curves_with_absent_classes(tmp_path: Path) -> None:
-    probabilities, labels = predictions(3)
-    save_finetune_curves({}, probabilities, labels.clamp(max=1), ["a", "b", "c"], tmp_path / "absent.png")
-    save_finetune_curves({"train_loss": [(1, 1.0)]}, probabilities, labels * 0, ["a", "b", "c"], tmp_path / "one.png")
-    assert different(picture(tmp_path / "absent.png"), picture(tmp_path / "one.png"))
 
 
 def test_errors(tmp_path: Path) -> None:
