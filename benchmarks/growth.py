@@ -29,9 +29,8 @@ from jigsawssl.config import PretrainConfig, load_config
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
-from jigsawssl.data.pixels import ImageInfo
-from jigsawssl.data.readers import Picture
 from jigsawssl.process import prepare_process
+from jigsawssl.readers import ImageInfo, Picture
 from jigsawssl.report import format_table
 from jigsawssl.training.optim import autocast_precision, create_optimizer
 from jigsawssl.types import Sample

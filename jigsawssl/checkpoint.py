@@ -147,7 +147,7 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
         path: a file written by :func:`save_encoder` or :func:`save_classifier`.
 
     Returns:
-        :class:`jigsawssl.models.Encoder`, an ordinary ``nn.Module``.
+        :class:`jigsawssl.models.Encoder`, an ordinary ``nn.Module``, whose ``preprocess`` takes files too.
 
     Raises:
         UserError: if the file is missing, damaged or not ours.
@@ -180,7 +180,8 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[Classifier | Hierarch
         path: ``model.safetensors`` of a fine-tuning run.
 
     Returns:
-        ``(model, classes)``; ``model(model.encoder.preprocess(images))`` gives logits ``(B, len(classes))``.
+        ``(model, classes)``; ``model(model.encoder.preprocess(images))`` gives logits ``(B, len(classes))``, where
+        ``images`` may be the path of a file; see :meth:`jigsawssl.models.Encoder.preprocess`.
 
     Raises:
         UserError: if the file is missing, damaged, or holds an encoder only.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -441,6 +442,8 @@ def test_classifiers_round_trip(
     logits = loaded(loaded.encoder.preprocess(batch))
     assert torch.equal(logits, model(model.encoder.preprocess(batch)))
     assert logits.shape == (3, 3)
+    Image.fromarray(batch[0].permute(1, 2, 0).numpy()).save(tmp_path / "first.png")
+    assert torch.equal(loaded.encoder.preprocess(tmp_path / "first.png"), loaded.encoder.preprocess(batch[:1]))
     header = read_header(path)
     assert header["kind"] == ("classifier" if isinstance(model, Classifier) else "hierarchical_classifier")
     assert (header["classes"], header["provenance"]) == (list(CLASSES), {"fraction": 0.1})

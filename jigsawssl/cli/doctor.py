@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..data.cache import Cache, CacheOptions
 from ..data.cache_writer import build_cache
 from ..data.doctor import Defect, Diagnosis, diagnose
 from ..data.loading import PixelDataset
-from ..data.table import printable
+from ..data.table import LEFT_OUT, printable
 from ..functional import to_unit_range
 from ..report import format_table, write_json
 from ..report.run import is_leftover
@@ -27,6 +28,8 @@ THUMBNAIL = 96
 """Side of the images on contact sheets in pixels."""
 
 _ON_SHEET = 48
+_SHOWN, _GRAVE_SHOWN = 2, 5  # examples on the terminal
+_CLASSES_SHOWN = 10
 _WRITTEN_HERE = {"cache", "doctor.json", "sheets", "table.parquet"}
 
 
@@ -38,6 +41,8 @@ def run(config: DoctorConfig) -> int:
     """
     out = None if config.out is None else _checked(Path(config.out))
     archive = open_archive(config.data, config.manifest, layout=config.layout)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         # In the folder of the results it stays, so that the next time only what changed is read.
         cache = _examined(archive, config, Path(scratch) if out is None else out / "cache")
@@ -49,7 +54,7 @@ def run(config: DoctorConfig) -> int:
             )
         diagnosis = diagnose(archive, cache)
         if out is not None:
-            _write(out, cache, diagnosis)
+            _write(out, archive, cache, diagnosis)
     _print(diagnosis, out)
     return 0 if diagnosis.healthy else 1
 
@@ -63,7 +68,6 @@ def _checked(out: Path) -> Path:
         raise UserError(
             f"`out` ({out}) must hold nothing but an earlier look; it holds {foreign[0]}; choose another folder"
         )
-    out.mkdir(parents=True, exist_ok=True)
     return out
 
 
@@ -75,7 +79,7 @@ def _examined(archive: Archive, config: DoctorConfig, folder: Path) -> Cache:
     return build_cache(archive, folder, options, os.cpu_count() or 1, progress=True)
 
 
-def _write(out: Path, cache: Cache, diagnosis: Diagnosis) -> None:
+def _write(out: Path, archive: Archive, cache: Cache, diagnosis: Diagnosis) -> None:
     from ..report.figures import save_contact_sheet
 
     write_json(out / "doctor.json", diagnosis.as_json())
@@ -87,21 +91,43 @@ def _write(out: Path, cache: Cache, diagnosis: Diagnosis) -> None:
     for old in sheets.glob("*.png"):
         old.unlink()
     position = {row: at for at, row in enumerate(cache.readable().tolist())}
-    names = [printable(path) for path in cache.paths()]
+    captions = _captions(archive, cache)
     every = [row for row in position if position[row] % max(1, len(position) // _ON_SHEET) == 0]
-    for title, rows in [("archive", every), *((d.name, d.rows) for d in diagnosis.defects)]:
-        shown = [row for row in rows[:_ON_SHEET] if row in position]
+    for defect in [Defect("archive", "", False, len(position), every), *diagnosis.defects]:
+        sets = _whole_sets(defect)
+        shown = defect.rows[: sum(sets) if sets else _ON_SHEET]
         if shown:
             pixels = torch.from_numpy(cache.pixels[[position[row] for row in shown]])
-            captions = [names[row].rpartition("/")[2] for row in shown]
-            save_contact_sheet(
-                to_unit_range(pixels), captions, sheets / f"{title}.png", _title(title, len(rows), len(shown))
-            )
+            names = [captions[row] for row in shown]
+            title = _title(defect, len(sets) or len(shown))
+            save_contact_sheet(to_unit_range(pixels), names, sheets / f"{defect.name}.png", title, sets=sets)
 
 
-def _title(name: str, count: int, shown: int) -> str:
-    words = name.replace("_", " ").capitalize()
-    return words if shown == count else f"{words}: {shown} of {count}"
+def _captions(archive: Archive, cache: Cache) -> list[str]:
+    """Name, and the number of the frame where a file has several; below it, class and split."""
+    sample_of = {sample.path: sample for sample in archive.samples}
+    table = cache.table("frame", "frames")
+    captions = []
+    for path, frame, frames in zip(
+        cache.paths(), *(table[name].to_pylist() for name in ("frame", "frames")), strict=True
+    ):
+        sample = sample_of.get(path)
+        known = [] if sample is None else [fact for fact in (sample.label, sample.split) if fact is not None]
+        name = printable(path) + (f", frame {frame + 1}" if frames is not None and frames > 1 else "")
+        captions.append("\n".join([name, ", ".join(known)] if known else [name]))
+    return captions
+
+
+def _whole_sets(defect: Defect) -> list[int]:
+    """As many sets as a sheet has room for, and of the first no more than that."""
+    sizes = [min(size, _ON_SHEET) for size in defect.sets[:1]] + defect.sets[1:]
+    return [size for size, until in zip(sizes, itertools.accumulate(sizes), strict=True) if until <= _ON_SHEET]
+
+
+def _title(defect: Defect, shown: int) -> str:
+    words = defect.name.replace("_", " ").capitalize()
+    unit = " sets" if defect.sets else ""
+    return words if shown == defect.count else f"{words}: {shown} of {defect.count}{unit}"
 
 
 def _print(diagnosis: Diagnosis, out: Path | None) -> None:
@@ -111,19 +137,48 @@ def _print(diagnosis: Diagnosis, out: Path | None) -> None:
             text = ", ".join(f"{key}: {n}" for key, n in value.items()) if isinstance(value, dict) else value
             rows.append([name.replace("_", " "), text])
     print("\n" + format_table(["census", ""], rows) + "\n")
-    if not diagnosis.defects:
+    if diagnosis.splits:
+        splits = [[s["split"] or "none", s["images"], s["groups"], _classes(s["classes"])] for s in diagnosis.splits]
+        print(format_table(["split", "images", "groups", "classes"], splits) + "\n")
+    remarks = [f"{split['split']}: {remark}" for split in diagnosis.splits for remark in split["remarks"]]
+    if not diagnosis.defects and not remarks:
         print("nothing to complain of")
     for defect in diagnosis.defects:
-        print(f"{'DEFECT' if defect.grave else 'look at'}  {defect.count:>6}  {defect.meaning}{_example(defect)}")
+        print(f"{'DEFECT' if defect.grave else 'look at'}  {defect.count:>6}  {defect.meaning}{_reasons(defect)}")
+        for line in _examples(defect, out):
+            print(f"{'':17}{line}")
+    for remark in remarks:
+        print(f"look at          {remark}")
     if out is not None:
         print(f"\nreport: {out / 'doctor.json'}  table: {out / 'table.parquet'}  pictures: {out / 'sheets'}")
 
 
-def _example(defect: Defect) -> str:
-    if defect.name == "unreadable":
-        reasons = [f"{entry['count']} {entry['reason']}" for entry in defect.examples if "count" in entry]
-        return ": " + "; ".join(reasons[:6])
-    if not defect.examples:
-        return ""
-    first = defect.examples[0]
-    return f", such as {' = '.join(first[:3]) if isinstance(first, list) else first}"
+def _classes(counts: dict[str, int]) -> str | None:
+    if len(counts) <= _CLASSES_SHOWN:
+        return ", ".join(f"{name}: {count}" for name, count in counts.items()) or None
+    least, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+    present = sum(count > 0 for count in counts.values())
+    return f"{present} of {len(counts)}, from {least}: {counts[least]} to {most}: {counts[most]}"
+
+
+def _reasons(defect: Defect) -> str:
+    counted = [one for one in defect.examples if isinstance(one, dict) and "count" in one]
+    return ": " + "; ".join(f"{one['count']} {one['reason']}" for one in counted[:6]) if counted else ""
+
+
+def _examples(defect: Defect, out: Path | None) -> list[str]:
+    """Lines with the first of what was found, and why where that differs."""
+    every = [one for one in defect.examples if not (isinstance(one, dict) and "count" in one)]
+    lines = []
+    for one in every[: _GRAVE_SHOWN if defect.grave else _SHOWN]:
+        if isinstance(one, dict):
+            frame = f", frame {one['frame'] + 1}" if one.get("frame") else ""
+            lines.append(f"{one['path']}{frame}: {one['reason'].removeprefix(LEFT_OUT)}")
+        elif isinstance(one, list):
+            lines.append(" = ".join(one[:3]) + (f" and {len(one) - 3} more" if len(one) > 3 else ""))
+        else:
+            lines.append(str(one))
+    if len(every) > len(lines):
+        where = "out=FOLDER lists" if out is None else "doctor.json lists"
+        lines.append(f"and {len(every) - len(lines)} more; {where} them all")
+    return lines

@@ -20,8 +20,7 @@ from jigsawssl.data.containers import CONTAINER_SUFFIXES, MAX_BYTES, is_containe
 from jigsawssl.data.layouts import medmnist_file, samples_of_layout
 from jigsawssl.data.manifest import csv_rows, remedy_for_path
 from jigsawssl.data.phantom import demo_phantoms
-from jigsawssl.data.pixels import ImageInfo, Unreadable, robust_range, to_display
-from jigsawssl.data.readers import Picture, open_picture
+from jigsawssl.readers import ImageInfo, Picture, Unreadable, open_picture, robust_range, to_display
 from jigsawssl.types import Sample, UserError
 
 IMAGE_SUFFIXES = (
@@ -138,7 +137,7 @@ class Archive:
             raise Unreadable(f"cannot be read ({type(error).__name__})") from None
 
     def open(self, row: int, window: str = "file", at_least: int | None = None, data: bytes | None = None) -> Picture:
-        """Open one image; arguments are those of :func:`jigsawssl.data.readers.read`, ``data`` spares the reading.
+        """Open one image; arguments are those of :func:`jigsawssl.readers.read`, ``data`` spares the reading.
 
         Raises:
             Unreadable: with the reason.
@@ -154,7 +153,7 @@ class Archive:
         return open_picture(data, window, self.samples[row].path, at_least)
 
     def read(self, row: int, window: str = "file") -> NDArray[np.uint8 | np.uint16]:
-        """Decode one image at its own size, the middle one of several frames; see :func:`jigsawssl.data.readers.read`.
+        """Decode one image at its own size, the middle one of several frames; see :func:`jigsawssl.readers.read`.
 
         Raises:
             Unreadable: with the reason.

@@ -37,8 +37,8 @@ class CacheOptions:
         size: side of the squares in pixels.
         channels: 1 or 3.
         deep: uint16 instead of uint8.
-        fit: see :func:`jigsawssl.data.pixels.fit_image`.
-        window: see :func:`jigsawssl.data.readers.read`.
+        fit: see :func:`jigsawssl.readers.fit_image`.
+        window: see :func:`jigsawssl.readers.read`.
         frames: ``all``, ``middle`` or ``every_N`` of files with several frames.
         examined: whether the doctor's columns are filled, which takes longer.
     """

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..readers import Unreadable, fit_image
 from ..types import UserError
 from .archive import Archive
 from .cache import SALT_FILE, Cache, CacheOptions, archive_digest, chosen_frames, short_digest
@@ -29,7 +30,6 @@ from .containers import is_sequential
 from .examine import examine, perceptual_hash
 from .holdout import is_held_out
 from .journal import MAY_PASS, KnownFiles, count_images, journal_entries, recover
-from .pixels import Unreadable, fit_image
 from .table import LEFT_OUT, TABLE_SCHEMA, printable, salted
 
 try:

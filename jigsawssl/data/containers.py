@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from .pixels import Unreadable
+from ..readers import Unreadable
 
 __all__ = ["CONTAINER_SUFFIXES", "MAX_BYTES", "is_container", "is_sequential", "list_members", "read_member"]
 

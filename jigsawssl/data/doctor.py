@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ TINY = 32
 BORDER = 0.2
 """Share of the area in constant rows and columns at the edges that is suspicious."""
 
+TOO_FEW = 50
+"""Independent cases (groups where they are known) below which a split is called too small: of 50, the 95 % interval of
+a proportion is up to 27 points wide (Wilson 1927)."""
+
 TEXT = 0.15
 """Density of sharp bright edges that is suspicious; X-rays with a side marker reach .13, burned-in lines .2."""
 
@@ -42,6 +47,7 @@ class Defect:
         count: images, or groups of them.
         rows: rows of the table with pixels, examples first where there is an order; for the contact sheet.
         examples: JSON values.
+        sets: where rows belong together, as duplicates do, how many each set has, one set after the other.
     """
 
     name: str
@@ -50,13 +56,19 @@ class Defect:
     count: int
     rows: list[int] = field(default_factory=list)
     examples: list[Any] = field(default_factory=list)
+    sets: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Census (JSON values) and defects, those without findings left out."""
+    """Census and splits (JSON values) and defects, those without findings left out.
+
+    ``splits`` has for each split of the manifest ``split`` (``None``: images without one), ``images`` that can be read,
+    ``groups`` (``None`` where the manifest has none), ``classes`` (name → images) and ``remarks`` for people.
+    """
 
     census: dict[str, Any]
+    splits: list[dict[str, Any]]
     defects: list[Defect]
 
     @property
@@ -68,6 +80,7 @@ class Diagnosis:
         """What ``doctor.json`` holds."""
         return {
             "census": self.census,
+            "splits": self.splits,
             "healthy": self.healthy,
             "defects": {
                 defect.name: {
@@ -102,7 +115,8 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
         _divided_patients(archive, columns, paths, ok),
         *_manifest(archive),
     ]
-    return Diagnosis(_census(archive, cache, columns, ok), [defect for defect in found if defect.count])
+    splits = _splits(archive, {paths[row] for row in ok.tolist()})
+    return Diagnosis(_census(archive, cache, columns, ok), splits, [defect for defect in found if defect.count])
 
 
 def _census(archive: Archive, cache: Cache, columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> dict[str, Any]:
@@ -137,6 +151,62 @@ def _text(value: Any) -> str:
 def _class_counts(archive: Archive) -> dict[str, int]:
     labels = archive.labels
     return {name: int((labels == number).sum()) for number, name in enumerate(archive.classes)}
+
+
+def _splits(archive: Archive, readable: set[str]) -> list[dict[str, Any]]:
+    members: dict[str | None, list[Sample]] = {}
+    for sample in archive.samples:
+        if sample.path in readable:
+            members.setdefault(sample.split, []).append(sample)
+    if not set(members) - {None}:
+        return []
+    order = ["train", "val", "test"]
+    last = len(order)
+    found = []
+    for name in sorted(members, key=lambda n: (n is None, order.index(n) if n in order else last, n or "")):
+        samples = members[name]
+        groups = None
+        if archive.groups is not None:  # an image that lacks one is a group of its own
+            groups = len({("of", s.path) if s.group is None else ("group", s.group) for s in samples})
+        labels = Counter(sample.label for sample in samples)
+        classes = {label: labels[label] for label in archive.classes}
+        remarks = [] if name is None else _remarks(name, len(samples), groups, classes)
+        found.append({"split": name, "images": len(samples), "groups": groups, "classes": classes, "remarks": remarks})
+    return found
+
+
+def _remarks(split: str, images: int, groups: int | None, classes: dict[str, int]) -> list[str]:
+    """What has to be known of a split before anything is judged by it."""
+    remarks = []
+    cases = images if groups is None else groups
+    if cases < TOO_FEW and split in ("val", "test"):
+        count = _counted(images, "image") + ("" if groups in (None, images) else f" of {_counted(cases, 'group')}")
+        verb = "is" if images == 1 else "are"
+        remarks.append(
+            f"{count} {verb} too few to choose settings by; fine-tuning validates inside the label budget instead"
+            if split == "val"
+            else f"{count} {verb} too few to judge by: the 95 % interval of a proportion may be "
+            f"{100 * _widest_interval(cases):.0f} points wide"
+        )
+    missing = [name for name, count in classes.items() if not count]
+    if missing and len(missing) == len(classes):
+        remarks.append("no image has a label")
+    elif missing:
+        remarks.append(f"no image of {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}")
+    return remarks
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _widest_interval(cases: int) -> float:
+    """Width of Wilson's 95 % interval of a proportion of a half.
+
+    >>> round(_widest_interval(50), 2)
+    0.27
+    """
+    return 1.96 / math.sqrt(cases + 1.96**2)
 
 
 def _unreadable(cache: Cache) -> Defect:
@@ -186,38 +256,57 @@ def _duplicates(
     by_content: dict[tuple[str, int], list[int]] = {}
     for row in ok.tolist():
         by_content.setdefault((columns["content_hash"][row], int(columns["frame"][row])), []).append(row)
-    exact = [group for group in by_content.values() if len(group) > 1]
-    firsts = [group[0] for group in by_content.values()]  # one of each, or near ones would repeat the exact ones
+    exact = [members for members in by_content.values() if len(members) > 1]
+    firsts = [members[0] for members in by_content.values()]  # one of each, or near ones would repeat the exact ones
     hashes = [None if blank[row] else columns["perceptual_hash"][row] for row in firsts]
-    near = [[firsts[at] for at in group] for group in near_duplicates(hashes)]
+    near = [[firsts[at] for at in members] for members in near_duplicates(hashes)]
     # Neighbouring frames of one file look alike, as they should.
-    near = [group for group in near if len({paths[row] for row in group}) > 1]
-    written = columns["path"].tolist()
-
-    def defect(name: str, meaning: str, groups: list[list[int]]) -> Defect:
-        rows = [row for group in groups for row in group]
-        return Defect(name, meaning, False, len(groups), rows, [[written[row] for row in group] for group in groups])
-
+    near = [members for members in near if len({paths[row] for row in members}) > 1]
     sample_of = {sample.path: sample for sample in archive.samples}
-    leaks = [group for group in [*exact, *near] if _crosses([sample_of[paths[row]] for row in group])]
+
+    def subject(row: int) -> tuple[str, str]:
+        """Whom an image is of, as far as is known: group, else patient, else the file."""
+        group, patient = sample_of[paths[row]].group, columns["patient"][row]
+        if group is not None:
+            return "group", group
+        return ("file", paths[row]) if patient is None else ("patient", patient)
+
+    def heading(kind: str, members: list[int]) -> str:
+        samples = [sample_of[paths[row]] for row in members]
+        if len({sample.split for sample in samples} - {None}) > 1:
+            return "duplicates_across_splits"
+        if len({sample.label for sample in samples} - {None}) > 1:
+            return "duplicates_across_labels"
+        within = kind == "near_duplicates" and len({subject(row) for row in members}) == 1
+        return "near_duplicates_within_groups" if within else kind
+
+    found: dict[str, list[list[int]]] = {}
+    for kind, sets in (("exact_duplicates", exact), ("near_duplicates", near)):
+        for members in sets:  # each is told once, under the gravest heading
+            found.setdefault(heading(kind, members), []).append(members)
+    written = columns["path"].tolist()
+    told_apart = any(subject(row)[0] != "file" for row in ok.tolist())
+    meanings = {
+        "duplicates_across_splits": "sets of duplicates that lie in several splits",
+        "duplicates_across_labels": "sets of duplicates that have several labels",
+        "exact_duplicates": "sets of images with the same content",
+        "near_duplicates": "sets of images of different groups that look the same: perhaps of one patient"
+        if told_apart
+        else "sets of images that look the same: perhaps of one patient",
+        "near_duplicates_within_groups": "sets of images of one group that look the same: copies or repeated exposures",
+    }
     return [
-        defect("exact_duplicates", "groups of images with the same content", exact),
-        defect("near_duplicates", "groups of images that look the same", near),
         Defect(
-            "duplicates_across_splits",
-            "groups of duplicates that lie in several splits, or have several labels",
-            True,
-            len(leaks),
-            [row for group in leaks for row in group],
-            [[written[row] for row in group] for group in leaks],
-        ),
+            name,
+            meaning,
+            name in ("duplicates_across_splits", "duplicates_across_labels"),
+            len(found.get(name, [])),
+            [row for members in found.get(name, []) for row in members],
+            [[written[row] for row in members] for members in found.get(name, [])],
+            [len(members) for members in found.get(name, [])],
+        )
+        for name, meaning in meanings.items()
     ]
-
-
-def _crosses(samples: list[Sample]) -> bool:
-    splits = {sample.split for sample in samples if sample.split is not None}
-    labels = {sample.label for sample in samples if sample.label is not None}
-    return len(splits) > 1 or len(labels) > 1
 
 
 def _mixtures(columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> list[Defect]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.ndimage import uniform_filter
 
-from .pixels import fit_image
+from ..readers import fit_image
 
 __all__ = ["HASH_BITS", "examine", "near_duplicates", "perceptual_hash"]
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..readers import Unreadable
 from .archive import Archive
 from .holdout import derive_split, is_held_out
 from .known import Found, KnownImages
-from .pixels import Unreadable
 from .table import content_key, salted
 
 __all__ = ["Identities"]

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..readers import shrink_square
 from .archive import Archive
 from .cache import Cache, caches_of
-from .pixels import shrink_square
 from .table import content_key
 
 __all__ = ["Found", "KnownImages"]
@@ -75,7 +75,7 @@ class KnownImages:
     def pixels(
         self, path: str, *, size: int, channels: int, fit: str, window: str, deep: bool
     ) -> NDArray[np.uint8 | np.uint16] | None:
-        """An image as :func:`jigsawssl.data.pixels.fit_image` gives it, from the smallest cached one that is as large.
+        """An image as :func:`jigsawssl.readers.fit_image` gives it, from the smallest cached one that is as large.
 
         Made from a larger square, it differs a little from what the file itself would give, as it is resized twice.
 

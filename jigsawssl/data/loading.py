@@ -20,7 +20,7 @@ from tqdm import tqdm
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import Cache, CacheOptions
 from jigsawssl.data.known import KnownImages
-from jigsawssl.data.pixels import Unreadable, fit_image
+from jigsawssl.readers import Unreadable, fit_image
 from jigsawssl.stain import MACENKO_TARGET, reinhard_statistics
 from jigsawssl.types import Batch, UserError
 
@@ -41,8 +41,8 @@ class PixelDataset(Dataset[Batch]):
         channels: 1 or 3; None takes 1 if 64 images of the archive are grey, also where they are stored as RGB
             (channels that differ by at most 8 of 255 in more than 99.9 % of the pixels), and 3 otherwise. Hashes of
             their paths choose the 64, so that a growing archive hardly changes them.
-        fit: how images become squares, see :func:`jigsawssl.data.pixels.fit_image`.
-        window: how more than 8 bits become display values, see :func:`jigsawssl.data.readers.read`.
+        fit: how images become squares, see :func:`jigsawssl.readers.fit_image`.
+        window: how more than 8 bits become display values, see :func:`jigsawssl.readers.read`.
         workers: threads that decode.
         most_unreadable: number of unreadable images above which decoding stops.
         memory_bytes: the most memory that :meth:`load` may take.

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from ..functional import average_positions, to_unit_range
+from ..readers import Unreadable, from_pillow, read_file
 from ..stain import normalize_stain
 from ..types import FITS, Tap, Taps, UserError
 from . import compact as compact  # registers its network with timm
 from .attention import ATTENTIONS, StageAttention
 
 __all__ = ["Encoder", "EncoderSpec", "create_encoder"]
+
+OneImage = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+Images = OneImage | list[OneImage] | tuple[OneImage, ...]
+"""What :meth:`Encoder.preprocess` takes."""
 
 TAP_COUNT = 3
 """Taps of an encoder: its last three stages (FG-SSL, section 3: strides 8, 16 and 32)."""
@@ -39,7 +48,7 @@ class EncoderSpec:
         options: numbers or lists of numbers for the timm model, such as ``{"channels": [32, 64, 128, 256]}``.
         fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
         window: how files of more than 8 bits were mapped to display values, see
-            :func:`jigsawssl.data.readers.read`.
+            :func:`jigsawssl.readers.read`.
         attention: one of :data:`jigsawssl.models.attention.ATTENTIONS`.
         attention_stages: where; stage k is the one whose features are 2^(k+1) times smaller than the image in the
             network as published: 1 to 4 for most.
@@ -342,19 +351,47 @@ class Encoder(nn.Module):
         """
         return torch.cat([average_positions(tap.features) for tap in self.taps(images).values()], dim=1)
 
-    def preprocess(self, images: Tensor) -> Tensor:
+    def preprocess(self, images: Images) -> Tensor:
         """Bring images of any size to what the encoder was trained on.
 
+        Files are read as an archive's are: any format of :func:`jigsawssl.readers.read`, DICOM included, with the
+        encoder's window, the middle one of several frames, and all bits kept.
+
         Args:
-            images: uint8 ``(B, C, H, W)`` in [0, 255] or uint16 in [0, 65535], C 1 or 3.
+            images: one of
+
+                - a tensor, uint8 ``(B, C, H, W)`` in [0, 255] or uint16 in [0, 65535], C 1 or 3;
+                - an array of the same types, ``(H, W)``, ``(H, W, C)`` or ``(B, H, W, C)``;
+                - the path of an image file;
+                - a ``PIL.Image.Image``, at the frame where it is;
+                - a list of these, whose sizes may differ.
+
+                Tensors and arrays of 16 bits are display values. What a detector counts, such as 12 bits of 16, is
+                mapped by the file's window where the file itself is given.
 
         Returns:
-            float32 ``(B, in_channels, size, size)``, fitted to the square as in training, and normalised.
+            float32 ``(B, in_channels, size, size)``, fitted to the square as in training, and normalised; on the
+            encoder's device, but a tensor stays on its own.
 
         Raises:
+            UserError: for a file that cannot be read.
             ValueError: for another type or shape.
+
+        Example:
+            >>> encoder = create_encoder("resnet18", 1, size=64)
+            >>> encoder.preprocess(Image.new("RGB", (100, 80))).shape
+            torch.Size([1, 1, 64, 64])
+            >>> encoder.preprocess([np.zeros((50, 70), np.uint8), np.zeros((90, 40, 3), np.uint16)]).shape
+            torch.Size([2, 1, 64, 64])
         """
-        if images.dtype not in (torch.uint8, torch.uint16) or images.ndim != 4 or images.shape[1] not in (1, 3):
+        if isinstance(images, list | tuple):
+            if not images:
+                raise ValueError("`images` must hold at least one image; the list is empty")
+            return torch.cat([self.preprocess(image) for image in images])
+        if not isinstance(images, Tensor):
+            images = _read(images, self.spec.window).to(self.mean.device)
+        known = images.dtype in (torch.uint8, torch.uint16) and images.ndim == 4 and images.shape[1] in (1, 3)
+        if not known or 0 in images.shape[-2:]:
             raise ValueError(
                 "`images` must be uint8 or uint16 (B, C, H, W) with C 1 or 3, "
                 f"got {images.dtype} {tuple(images.shape)}; convert them first"
@@ -388,6 +425,32 @@ class Encoder(nn.Module):
         below, right = size - shape[0], size - shape[1]
         # Black, which is where the normalisation has still to come.
         return nn.functional.pad(pixels, (right // 2, right - right // 2, below // 2, below - below // 2))
+
+
+def _read(image: str | os.PathLike[str] | Image.Image | NDArray[Any], window: str) -> Tensor:
+    """Pixels uint8 or uint16 ``(B, C, H, W)`` of what is not a tensor yet."""
+    if isinstance(image, str | os.PathLike | Image.Image):
+        named = "PIL image" if isinstance(image, Image.Image) else os.fsdecode(image)
+        try:
+            pixels = from_pillow(image) if isinstance(image, Image.Image) else read_file(image, window)
+        except Unreadable as error:
+            raise UserError(f"`images` ({named}) must be an image that can be read; {error}; check it") from None
+    elif isinstance(image, np.ndarray):
+        pixels = image[:, :, None] if image.ndim == 2 else image
+        wide = pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2
+        if wide or pixels.ndim not in (3, 4) or pixels.shape[-1] not in (1, 3):
+            raise ValueError(
+                "`images` must be uint8 or uint16 (H, W), (H, W, C) or (B, H, W, C) with C 1 or 3 where they are an "
+                f"array, got {image.dtype} {image.shape}; convert them first"
+            )
+    else:
+        raise ValueError(
+            "`images` must be a tensor, an array, a PIL image, a path or a list of these, "
+            f"got {type(image).__name__}; convert them first"
+        )
+    pixels = pixels[None] if pixels.ndim == 3 else pixels
+    # A copy in the machine's order of bytes, as arrays may be read-only, turned or foreign, and torch takes none such.
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(pixels.dtype.newbyteorder("="), order="C"))
 
 
 def create_encoder(

@@ -6,8 +6,10 @@ Drawn on ``matplotlib.figure.Figure`` without pyplot, so nothing global changes 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,8 +17,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
@@ -85,44 +90,115 @@ def save_views_sheet(rows: Mapping[str, Tensor], path: str | os.PathLike[str], t
     _save(figure, path)
 
 
-def save_contact_sheet(images: Tensor, captions: Sequence[str], path: str | os.PathLike[str], title: str) -> None:
-    """Draw images in rows of 8, each with a caption of at most 16 characters, its end where it is longer.
+CELL = 1.5
+"""Side of a cell of a contact sheet in inches."""
+
+LETTERS = 25
+"""Of 6 points, in a line of the caption below it."""
+
+
+def save_contact_sheet(
+    images: Tensor, captions: Sequence[str], path: str | os.PathLike[str], title: str, *, sets: Sequence[int] = ()
+) -> None:
+    """Draw images in rows of 8, each with its caption, and a frame around those that belong together.
 
     Args:
         images: float ``(B, C, H, W)`` in [0, 1] (clamped), C = 1 (grey) or 3 (RGB), B at least 1.
-        captions: B texts.
+        captions: B texts; long lines are wrapped, and very long ones lose their middle.
         path: PNG to write, atomically.
         title: plain words above the sheet.
+        sets: how many of the images, from the first on, belong together, set after set; a set begins a new row where
+            the rest of one is too short for it.
 
     Example:
         >>> import tempfile
         >>> path = os.path.join(tempfile.mkdtemp(), "sheet.png")
-        >>> save_contact_sheet(torch.rand(3, 1, 8, 8), ["a", "b", "c"], path, "All")
+        >>> save_contact_sheet(torch.rand(3, 1, 8, 8), ["a", "b", "c"], path, "All", sets=[2, 1])
     """
     columns = min(8, len(images))
-    lines = -(-len(images) // columns)
-    figure = _figure(max(1.25 * columns, 3.0), 1.45 * lines + 0.5, title, space=0.02)
+    places = _places([*sets] or [1] * len(images), columns)
+    texts = [_wrapped(caption) for caption in captions]
+    # Places are counted out here and not left to a layout, so that nothing can come to lie upon anything else.
+    below = 0.1 * max(len(text) for text in texts) + 0.08
+    side, height, head = CELL - 0.12, CELL + below, 0.45
+    width = max(columns * CELL, 3.5)
+    whole = head + height * (places[-1] // columns + 1)
+    figure = Figure(figsize=(width, whole))
+    figure.text(0.5, 1 - 0.5 * head / whole, _text(title), ha="center", va="center", fontsize=12)
     pictures = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    for index, axis in enumerate(figure.subplots(lines, columns, squeeze=False).ravel()):
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-        if index < len(pictures):
-            picture, caption = pictures[index], captions[index]
-            shown = picture[..., 0] if picture.shape[-1] == 1 else picture
-            axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.set_xlabel(caption if len(caption) <= 16 else f"…{caption[-15:]}", fontsize=6, parse_math=False)
+    for place, picture, text in zip(places, pictures, texts, strict=True):
+        left, bottom = place % columns * CELL + 0.06, whole - head - place // columns * height - CELL + 0.06
+        axis = figure.add_axes((left / width, bottom / whole, side / width, side / whole))
+        axis.set_axis_off()
+        shown = picture[..., 0] if picture.shape[-1] == 1 else picture
+        axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        written = figure.text(left / width, (bottom - 0.04) / whole, "\n".join(text), va="top", parse_math=False)
+        written.set(fontsize=6, family="monospace", linespacing=1.1)
+    for number, end in enumerate(itertools.accumulate(sets)):
+        members = places[end - sets[number] : end]
+        for row in sorted({place // columns for place in members}):
+            inside = [place % columns for place in members if place // columns == row]
+            corner = (inside[0] * CELL + 0.02, whole - head - (row + 1) * height + 0.02)
+            frame = Rectangle(corner, len(inside) * CELL - 0.04, height - 0.04, transform=figure.dpi_scale_trans)
+            frame.set(fill=False, edgecolor=COLOURS[number % len(COLOURS)], linewidth=1.5)
+            figure.add_artist(frame)
     _save(figure, path)
 
 
+def _places(sets: Sequence[int], columns: int) -> list[int]:
+    """Cells, counted row by row, for sets of images, none of which is torn if a row can hold it.
+
+    >>> _places([2, 3, 1], columns=4)
+    [0, 1, 4, 5, 6, 7]
+    """
+    places: list[int] = []
+    at = 0
+    for size in sets:
+        if size > columns - at % columns and at % columns:
+            at += columns - at % columns
+        places += range(at, at + size)
+        at += size
+    return places
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of a caption of a contact sheet: at most three of each line given, the middle left out of longer ones.
+
+    >>> _wrapped("images/train/NORMAL/IM-0115-0001.jpeg\\nnormal, train")
+    ['images/train/NORMAL/', 'IM-0115-0001.jpeg', 'normal, train']
+    """
+    lines = []
+    for line in text.split("\n"):
+        broken = []
+        rest = line
+        while len(rest) > LETTERS:
+            # Behind a folder, else another mark, in the second half of the line; else where the line ends.
+            ends = [max(rest.rfind(mark, LETTERS // 2, LETTERS) for mark in marks) + 1 for marks in ("/", "_- .")]
+            cut = ends[0] or ends[1] or LETTERS
+            broken.append(rest[:cut])
+            rest = rest[cut:]
+        broken.append(rest)
+        if len(broken) > 3:
+            keep = 3 * LETTERS - 1
+            short = line if len(line) <= keep else f"{line[: keep // 2]}…{line[len(line) - keep + keep // 2 :]}"
+            broken = [short[at : at + LETTERS] for at in range(0, len(short), LETTERS)]
+        lines += broken
+    return lines
+
+
 def save_explanations(
-    parts: Mapping[str, tuple[Tensor, Mapping[str, Tensor], Sequence[str]]], path: str | os.PathLike[str]
+    parts: Mapping[str, tuple[Tensor, Mapping[str, Tensor], Sequence[str]]],
+    path: str | os.PathLike[str],
+    *,
+    note: str = "",
 ) -> None:
-    """Draw images and, below each, the same with maps of where the network looks.
+    """Draw images and, below each, the same with maps of where the network looks, with one colour bar for all maps.
 
     Args:
         parts: heading → images float ``(B, C, H, W)`` in [0, 1], kind of map → float ``(B, H, W)`` in [0, 1], and B
-            captions. All have the same kinds.
+            captions, whose long lines are wrapped. All have the same kinds.
         path: JPEG to write, atomically.
+        note: what the captions say, for below the pictures.
 
     Example:
         >>> import tempfile
@@ -131,7 +207,8 @@ def save_explanations(
     """
     columns = max(len(captions) for _, _, captions in parts.values())
     lines = 1 + max(len(maps) for _, maps, _ in parts.values())
-    figure = _figure(max(1.3 * columns, 3.0), 1.5 * lines * len(parts), space=0.02)
+    width = max(1.45 * columns + 1.2, 5.0)
+    figure = _figure(width, 1.6 * lines * len(parts) + 0.4, space=0.02)
     grid = figure.subplots(lines * len(parts), columns, squeeze=False)
     for axis in grid.flat:
         axis.set(xticks=[], yticks=[])
@@ -140,15 +217,26 @@ def save_explanations(
         pictures = images.detach().float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
         rows = grid[lines * part : lines * (part + 1)]
         for label, row in zip((heading, *maps), rows, strict=True):
-            row[0].set_ylabel(label, fontsize=9)
+            row[0].set_ylabel(label, fontsize=9, parse_math=False)
         for index, caption in enumerate(captions):
             shown = pictures[index][..., 0] if pictures.shape[-1] == 1 else pictures[index]
             for row in rows:
                 row[index].imshow(shown, cmap="gray", vmin=0, vmax=1)
             for row, found in zip(rows[1:], maps.values(), strict=True):
-                row[index].imshow(found[index].cpu().numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.5)
-            title = caption if len(caption) <= 22 else f"{caption[:21]}…"
-            rows[0][index].set_title(title, fontsize=6, parse_math=False)
+                values = found[index].cpu().numpy()
+                # Without smoothing: a map of cells is meant to look like one.
+                row[index].imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.5, interpolation="nearest")
+                if not values.any():
+                    empty = row[index].text(0.5, 0.5, "empty map", transform=row[index].transAxes)
+                    empty.set(ha="center", va="center", color="white", fontsize=8)
+            wrapped = [textwrap.fill(line, 25, max_lines=3, placeholder="…") for line in caption.split("\n")]
+            rows[0][index].set_title("\n".join(wrapped), fontsize=6.5, parse_math=False)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), "inferno"), ax=grid, shrink=0.6, aspect=30, pad=0.02)
+    bar.set_ticks([0, 0.5, 1], labels=["0, low", "0.5", "1, high"], fontsize=8)
+    bar.set_label("Share of the map's maximum", fontsize=8)
+    if note:
+        letters = int(15 * width)
+        figure.supxlabel("\n".join(textwrap.wrap(note, letters)), fontsize=8, parse_math=False)
     _save(figure, path, "jpeg")  # it goes into a page, and a page may hold several
 
 

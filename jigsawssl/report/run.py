@@ -28,6 +28,7 @@ _WRITTEN_HERE = frozenset(
         "confusion.png",
         "curves.png",
         "encoder.safetensors",
+        "explanations.csv",
         "explanations.jpg",
         "metrics.csv",
         "model.safetensors",

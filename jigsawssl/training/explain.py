@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from captum.attr import LayerAttribution, LayerGradCam
+from captum.attr import LayerGradCam
 from kornia.filters import gaussian_blur2d
 from scipy.stats import spearmanr
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
-from ..models import Classifier, HierarchicalClassifier
+from ..models import Classifier, Encoder, HierarchicalClassifier
 
 __all__ = [
     "Explanation",
     "attention_maps",
     "border_share",
+    "choose_tap",
     "compare_maps",
     "deletion_and_insertion",
     "explain",
     "gradcam",
+    "over_images",
     "rank_agreement",
 ]
 
@@ -32,9 +35,15 @@ Model = Classifier | HierarchicalClassifier
 BORDER = 0.1
 """Width of the border on each side, as a share of the image."""
 
+FINE = 7
+"""Rows and columns from which on a map is smoothed over the image: the grid of a ResNet's last stage at 224 pixels,
+where Grad-CAM is usually taken. A coarser one, smoothed, would look like anatomy; it is shown as cells."""
+
 
 class Explanation(NamedTuple):
     """Maps float ``(N, H, W)`` in [0, 1], and two warnings that hold for them as a whole.
+
+    ``tap`` is where they were taken, and ``grid`` its rows and columns.
 
     ``sanity`` is the mean rank correlation with the maps of the same network with random weights (Adebayo et al. 2018,
     section 3.1): near 0 where the maps depend on what was learned. ``border`` is the share of the maps on the outer
@@ -45,6 +54,37 @@ class Explanation(NamedTuple):
     sanity: float
     border: float
     tap: str
+    grid: tuple[int, int]
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the maps are cells, as their grid is too small to be smoothed over an image."""
+        return min(self.grid) < FINE
+
+
+@torch.no_grad()
+def choose_tap(encoder: Encoder, images: Tensor) -> str:
+    """The tap to explain at: the deepest whose grid has 7 x 7 cells or more, or the finest where none has.
+
+    Selvaraju et al. (2017, section 3) take the last convolutional layer as the best compromise between what features
+    mean and where they are; earlier layers are finer, and their channels mean less. An earlier tap is meaningful here,
+    because the classifiers pool all taps: it reaches the logit directly, as in CAM (Zhou et al. 2016), and through the
+    stages behind it, and its map shows both ways. The deepest tap's leaves out what the earlier ones say themselves.
+    In a transformer, whose taps are read beside its blocks, the map of an earlier one shows the direct way alone.
+
+    Args:
+        encoder: in eval mode.
+        images: float ``(N, C, H, W)``, of the size that will be explained.
+
+    Example:
+        >>> from jigsawssl.models import create_encoder
+        >>> choose_tap(create_encoder("resnet18", 1, size=64).eval(), torch.rand(1, 1, 64, 64))  # 16, 8 and 4 cells
+        'layer3'
+    """
+    cells = {name: min(tap.features.shape[-2:]) for name, tap in encoder.taps(images[:1]).items()}
+    deepest_first = list(reversed(cells))
+    fine = [name for name in deepest_first if cells[name] >= FINE]
+    return fine[0] if fine else max(deepest_first, key=lambda name: cells[name])
 
 
 def gradcam(model: Model, images: Tensor, classes: Tensor, tap: str | None = None) -> Tensor:
@@ -54,26 +94,46 @@ def gradcam(model: Model, images: Tensor, classes: Tensor, tap: str | None = Non
         model: in eval mode.
         images: float ``(N, C, H, W)``, as ``model.encoder.preprocess`` returns them.
         classes: int64 ``(N,)``, the class whose logit is explained.
-        tap: one of ``model.encoder.tap_names``; default: the deepest.
+        tap: one of ``model.encoder.tap_names``; default: that of :func:`choose_tap`.
 
     Returns:
-        float32 ``(N, H, W)`` in [0, 1], each map divided by its maximum; 0 where nothing speaks for the class.
+        float32 ``(N, h, w)``, at least 0, on the grid of the tap; 0 where nothing speaks for the class.
+        :func:`over_images` makes maps as large as the images of them.
 
     Example:
         >>> from jigsawssl.models import create_encoder
         >>> model = Classifier(create_encoder("resnet18", 1, size=64), classes=2).eval()
         >>> gradcam(model, torch.rand(3, 1, 64, 64), torch.tensor([0, 1, 0])).shape
-        torch.Size([3, 64, 64])
+        torch.Size([3, 8, 8])
     """
     encoder = model.encoder
-    layer = encoder.tap_module(encoder.tap_names[-1] if tap is None else tap)
+    layer = encoder.tap_module(choose_tap(encoder, images) if tap is None else tap)
     with torch.enable_grad():
         # The layer's output must be differentiable also where all weights are frozen.
         found = LayerGradCam(model, layer).attribute(
             images.detach().requires_grad_(), target=classes, relu_attributions=True
         )
-    maps = LayerAttribution.interpolate(found.detach(), images.shape[-2:], "bilinear")[:, 0].float()
-    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    return found.detach()[:, 0].float()  # type: ignore[no-any-return]
+
+
+def over_images(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps as they are shown over images, and as they are judged.
+
+    Args:
+        maps: float ``(N, h, w)``, at least 0.
+        size: H and W of the images.
+
+    Returns:
+        float ``(N, H, W)`` in [0, 1], each divided by its maximum: smooth from a grid of 7 x 7 on (bilinear), cells
+        where it is smaller.
+
+    Example:
+        >>> over_images(torch.tensor([[[1.0, 2.0], [0.0, 4.0]]]), (4, 4))[0, :2].tolist()
+        [[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]]
+    """
+    mode = "bilinear" if min(maps.shape[-2:]) >= FINE else "nearest"
+    large = nn.functional.interpolate(maps[:, None], tuple(size), mode=mode)[:, 0]
+    return large / large.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
 def border_share(maps: Tensor) -> float:
@@ -91,19 +151,18 @@ def border_share(maps: Tensor) -> float:
     return float(1 - (inner[shown] / whole[shown]).mean()) if shown.any() else 0.0
 
 
-def explain(model: Model, images: Tensor, tap: str | None = None, seed: int = 0) -> Explanation:
-    """Grad-CAM of the predicted classes, with a sanity check by randomised weights.
+def explain(model: Model, images: Tensor, classes: Tensor, seed: int = 0) -> Explanation:
+    """Grad-CAM, with a sanity check by randomised weights.
 
     Args:
         model: in eval mode; not changed.
         images: float ``(N, C, H, W)``, as ``model.encoder.preprocess`` returns them.
-        tap: see :func:`gradcam`.
+        classes: int64 ``(N,)``, the predicted ones.
         seed: of the random weights.
     """
-    name = model.encoder.tap_names[-1] if tap is None else tap
-    with torch.no_grad():
-        predicted = model(images).argmax(dim=1)
-    maps = gradcam(model, images, predicted, name)
+    tap, size = choose_tap(model.encoder, images), images.shape[-2:]
+    found = gradcam(model, images, classes, tap)
+    maps = over_images(found, size)
     untrained = copy.deepcopy(model)
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
@@ -114,8 +173,8 @@ def explain(model: Model, images: Tensor, tap: str | None = None, seed: int = 0)
     # Running statistics of these images, or random activations would vanish or explode.
     with torch.no_grad():
         untrained.train()(images)
-    others = gradcam(untrained.eval(), images, predicted, name)
-    return Explanation(maps, rank_agreement(maps, others), border_share(maps), name)
+    others = over_images(gradcam(untrained.eval(), images, classes, tap), size)
+    return Explanation(maps, rank_agreement(maps, others), border_share(maps), tap, (found.shape[1], found.shape[2]))
 
 
 def rank_agreement(first: Tensor, second: Tensor) -> float:
@@ -141,14 +200,14 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
         images: float ``(N, C, H, W)``, as ``model.encoder.preprocess`` returns them.
 
     Returns:
-        float32 ``(N, H, W)`` in [0, 1], each map divided by its maximum, or ``None`` where there is no attention that
-        has a place.
+        float32 ``(N, h, w)``, at least 0, on the grid of the stage, or ``None`` where there is no attention that has a
+        place. :func:`over_images` makes maps as large as the images of them.
 
     Example:
         >>> from jigsawssl.models import create_encoder
         >>> model = Classifier(create_encoder("resnet18", 1, size=64, attention="ga"), classes=2).eval()
         >>> attention_maps(model, torch.rand(3, 1, 64, 64)).shape
-        torch.Size([3, 64, 64])
+        torch.Size([3, 4, 4])
     """
     found: list[Tensor | None] = []
     handles = [
@@ -176,10 +235,7 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
         for module, before in zip(of_tokens, fused, strict=True):
             module.fused_attn = before
     placed = [maps for maps in found if maps is not None]
-    if not placed:
-        return None
-    maps = nn.functional.interpolate(placed[-1][:, None].float(), images.shape[-2:], mode="bilinear")[:, 0]
-    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    return placed[-1].float() if placed else None
 
 
 def _received(weights: Tensor, count: int, prefix: int) -> Tensor | None:
@@ -190,7 +246,7 @@ def _received(weights: Tensor, count: int, prefix: int) -> Tensor | None:
 
 
 def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[str, float | None]]:
-    """Grad-CAM and attention judged alike, beside maps by lot, which tell nothing.
+    """Grad-CAM and attention judged alike, as they would be shown, beside maps by lot, which tell nothing.
 
     Args:
         model: in eval mode.
@@ -209,10 +265,11 @@ def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[
     """
     with torch.no_grad():
         predicted = model(images).argmax(dim=1)
-    kinds = {"Grad-CAM": gradcam(model, images, predicted)}
+    size = images.shape[-2:]
+    kinds = {"Grad-CAM": over_images(gradcam(model, images, predicted), size)}
     attended = attention_maps(model, images)
     if attended is not None:
-        kinds["attention"] = attended
+        kinds["attention"] = over_images(attended, size)
     kinds["by lot"] = torch.rand(kinds["Grad-CAM"].shape, generator=torch.Generator().manual_seed(seed))
     found: dict[str, dict[str, float | None]] = {}
     for name, maps in kinds.items():
@@ -252,8 +309,10 @@ def deletion_and_insertion(
     """
     kernel = max(3, images.shape[-1] // 4 // 2 * 2 + 1)
     blurred = gaussian_blur2d(images, (kernel, kernel), (kernel / 4, kernel / 4))
-    # Rank of each pixel, most important first.
-    rank = maps.flatten(1).argsort(dim=1, descending=True).argsort(dim=1).view(len(maps), 1, *maps.shape[1:])
+    # Rank of each pixel, most important first; those of one cell in their own order, the same on any machine.
+    rank = (
+        maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(len(maps), 1, *maps.shape[1:])
+    )
     count = maps[0].numel()
     values: list[list[Tensor]] = [[], []]
     for step in range(steps + 1):

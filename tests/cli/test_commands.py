@@ -27,7 +27,7 @@ from jigsawssl.config import (
     describe_keys,
     load_config,
 )
-from tests.data.test_dicom import dicom
+from tests.readers.test_dicom import dicom
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "configs" / "smoke"

@@ -26,10 +26,10 @@ from jigsawssl.data.archive import open_archive
 from jigsawssl.data.cache import Cache, CacheOptions, chosen_frames
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.loading import PixelDataset
-from jigsawssl.data.pixels import Unreadable, fit_image
 from jigsawssl.data.table import original, printable
+from jigsawssl.readers import Unreadable, fit_image
 from jigsawssl.types import UserError
-from tests.data.test_dicom import STORED, dicom
+from tests.readers.test_dicom import STORED, dicom
 
 OPTIONS = CacheOptions(16, 1)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from jigsawssl.cli import main
 from jigsawssl.data.examine import examine, near_duplicates, perceptual_hash
-from tests.data.test_dicom import dicom
+from tests.readers.test_dicom import dicom
 
 
 def smooth(seed: int, size: int = 96) -> np.ndarray:
@@ -89,6 +89,107 @@ def test_the_manifest_is_looked_over(tmp_path: Path) -> None:
     assert defects["duplicates_across_splits"]["examples"] == [["5.png", "again.png"]]
     assert defects["rare_classes"]["examples"] == ["rare"]
     assert "secret" not in (tmp_path / "out" / "doctor.json").read_text()
+
+
+def darker(pixels: np.ndarray) -> np.ndarray:
+    """What looks the same and is another file."""
+    return (pixels * 0.9).astype(np.uint8)
+
+
+def with_manifest(root: Path, rows: dict[str, tuple[np.ndarray, str]]) -> str:
+    """Pictures by name, and the rest of each line of a manifest with the columns label, split and group."""
+    for name, (pixels, _) in rows.items():
+        save(root, name, pixels)
+    lines = ["path,label,split,group", *(f"{name},{rest}" for name, (_, rest) in rows.items())]
+    (root.parent / "m.csv").write_text("\n".join(lines) + "\n")
+    return f"manifest={root.parent / 'm.csv'}"
+
+
+def test_each_set_of_duplicates_is_told_once_by_how_grave_it_is(tmp_path: Path) -> None:
+    rows = {f"{seed}.png": (smooth(seed), f"x,train,patient-{seed}") for seed in range(6)}
+    rows |= {
+        "copy0.png": (smooth(0), "x,train,patient-0"),
+        "same_group.png": (darker(smooth(1)), "x,train,patient-1"),
+        "other_group.png": (darker(smooth(2)), "x,train,patient-9"),
+        "other_split.png": (darker(smooth(3)), "x,test,patient-8"),
+        "other_label.png": (darker(smooth(4)), "y,train,patient-4"),
+        "exact_other_split.png": (smooth(5), "x,test,patient-7"),
+    }
+    code, defects = look(tmp_path / "a", tmp_path / "out", with_manifest(tmp_path / "a", rows))
+    found = {name: [sorted(members) for members in d["examples"]] for name, d in defects.items() if "dupl" in name}  # type: ignore[attr-defined]
+    assert found == {
+        "exact_duplicates": [["0.png", "copy0.png"]],
+        "near_duplicates_within_groups": [["1.png", "same_group.png"]],
+        "near_duplicates": [["2.png", "other_group.png"]],
+        "duplicates_across_splits": [["5.png", "exact_other_split.png"], ["3.png", "other_split.png"]],
+        "duplicates_across_labels": [["4.png", "other_label.png"]],
+    }
+    grave = {name for name, defect in defects.items() if defect["grave"]}
+    assert code == 1 and grave == {"duplicates_across_splits", "duplicates_across_labels"}
+    assert "of different groups" in str(defects["near_duplicates"]["meaning"])
+    assert "patient" not in str(found) and {f"{name}.png" for name in found} < {
+        sheet.name for sheet in (tmp_path / "out" / "sheets").iterdir()
+    }
+
+
+def test_patients_of_dicom_files_tell_duplicates_apart_too(tmp_path: Path) -> None:
+    root = tmp_path / "a"
+    root.mkdir()
+    for number, patient in enumerate(("one", "one", "two", "three")):
+        pixels = smooth(number // 2).astype(np.uint16) * 16 // (1 + number % 2 / 8)
+        file = dicom(pixels.astype(np.uint16), PatientID=patient, WindowCenter=2000, WindowWidth=4000)
+        (root / f"{number}.dcm").write_bytes(file)
+    defects = look(root, tmp_path / "out")[1]
+    assert defects["near_duplicates_within_groups"]["examples"] == [["0.dcm", "1.dcm"]]
+    assert defects["near_duplicates"]["examples"] == [["2.dcm", "3.dcm"]]
+
+
+def test_splits_are_counted_and_small_ones_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splits = ["train"] * 60 + ["val"] * 4 + ["test"] * 5
+    rows = {}
+    for number, split in enumerate(splits):
+        label = "well" if split == "test" or number % 2 else "ill"
+        rows[f"{number}.png"] = (smooth(number, 48), f"{label},{split},{split}-{number // 2}")
+    manifest = with_manifest(tmp_path / "a", rows)
+    (tmp_path / "a" / "3.png").write_bytes(b"broken")
+    assert look(tmp_path / "a", tmp_path / "out", manifest)[0] == 1
+    found = json.loads((tmp_path / "out" / "doctor.json").read_text())["splits"]
+    assert [(row["split"], row["images"], row["groups"], row["classes"]) for row in found] == [
+        ("train", 59, 30, {"ill": 30, "well": 29}),
+        ("val", 4, 2, {"ill": 2, "well": 2}),
+        ("test", 5, 3, {"ill": 0, "well": 5}),
+    ]
+    assert found[0]["remarks"] == []
+    assert found[1]["remarks"] == [
+        "4 images of 2 groups are too few to choose settings by; fine-tuning validates inside the label budget instead"
+    ]
+    assert found[2]["remarks"][0].startswith("5 images of 3 groups are too few to judge by")
+    assert found[2]["remarks"][1:] == ["no image of ill"]
+    printed = capsys.readouterr().out
+    for row in (
+        "| train |     59 |     30 | ill: 30, well: 29 |",
+        "val: 4 images of 2 groups",
+        "test: no image of ill",
+    ):
+        assert row in printed
+    assert look(tmp_path / "a", tmp_path / "none")[0] == 1
+    assert json.loads((tmp_path / "none" / "doctor.json").read_text())["splits"] == []
+
+
+def test_the_first_bad_files_are_named_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a", "good.png", smooth(0))
+    for number in range(7):
+        (tmp_path / "a" / f"bad{number}.png").write_bytes(b"no picture")
+    assert main(["doctor", f"data={tmp_path / 'a'}"]) == 1
+    printed = capsys.readouterr().out
+    named = [line.strip() for line in printed.splitlines() if "bad" in line]
+    assert named == [f"bad{number}.png: not an image of a known format" for number in range(5)]
+    assert "and 2 more; out=FOLDER lists them all" in printed
+
+
+def test_nothing_is_written_where_the_archive_cannot_be_opened(tmp_path: Path) -> None:
+    assert main(["doctor", f"data={tmp_path / 'missing'}", f"out={tmp_path / 'out'}"]) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_patients_in_several_splits_are_found_without_groups(tmp_path: Path) -> None:

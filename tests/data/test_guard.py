@@ -15,7 +15,7 @@ from jigsawssl.data.guard import Overlap, SeenImages, seen_images
 from jigsawssl.data.identity import Identities
 from jigsawssl.data.known import KnownImages
 from jigsawssl.types import UserError
-from tests.data.test_dicom import STORED, dicom
+from tests.readers.test_dicom import STORED, dicom
 
 
 def seen_of(archive: Archive, caches: Path | None = None) -> SeenImages:

@@ -14,8 +14,8 @@ from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.holdout import COPY, TEST, TEST_SHARE, TRAIN, derive_split, is_held_out, units_of
 from jigsawssl.data.identity import Identities
 from jigsawssl.data.known import KnownImages
-from jigsawssl.data.pixels import fit_image, shrink_square
-from tests.data.test_dicom import STORED, dicom
+from jigsawssl.readers import fit_image, shrink_square
+from tests.readers.test_dicom import STORED, dicom
 
 
 def split(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from jigsawssl.data.pixels import fit_image
+from jigsawssl.data import open_archive
 from jigsawssl.models import Encoder, EncoderSpec, create_encoder
 from jigsawssl.models.encoder import automatic_stem_stride
+from jigsawssl.readers import fit_image
 from jigsawssl.types import UserError
+from tests.readers.test_dicom import dicom
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "resnet18": {"channels": [8, 16, 32, 64]},
@@ -276,6 +281,116 @@ def test_images_of_another_type_or_shape_are_refused(images: Tensor) -> None:
     ) as caught:
         small().preprocess(images)
     assert str(tuple(images.shape)) in str(caught.value)
+
+
+def write_pictures(folder: Path) -> list[Path]:
+    """A file of each kind that differs in how it is read."""
+    rng = np.random.default_rng(0)
+    grey, colour = rng.integers(0, 256, (70, 90), np.uint8), rng.integers(0, 256, (50, 40, 3), np.uint8)
+    deep = rng.integers(100, 3000, (60, 80), np.uint16)
+    Image.fromarray(grey).save(folder / "grey.png")
+    Image.fromarray(colour).save(folder / "colour.jpg")
+    Image.fromarray(colour).save(folder / "turned.jpg", exif=_turned())
+    Image.fromarray(colour).convert("P").save(folder / "palette.png")
+    Image.fromarray(np.dstack([colour, colour[..., 0]])).save(folder / "transparent.png")
+    Image.fromarray(deep).save(folder / "deep.png")
+    tifffile.imwrite(folder / "pages.tif", np.stack([deep, deep[::-1], deep[:, ::-1]]), photometric="minisblack")
+    tifffile.imwrite(folder / "float.tif", deep.astype(np.float32) / 7)
+    (folder / "windowed.dcm").write_bytes(dicom(deep, WindowCenter=1000, WindowWidth=1500))
+    (folder / "frames.dcm").write_bytes(dicom(np.stack([deep, deep // 2, deep // 3]), RescaleSlope=2))
+    return sorted(folder.iterdir())
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.parametrize("window", ["file", "percentiles", "lung"])
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_a_file_becomes_what_the_archive_reads_of_it(tmp_path: Path, window: str, fit: str) -> None:
+    files = write_pictures(tmp_path)
+    encoder = small(in_channels=1, fit=fit, window=window)
+    archive = open_archive(str(tmp_path))
+    read = [torch.from_numpy(archive.read(row, window).transpose(2, 0, 1).copy())[None] for row in range(len(archive))]
+    assert [sample.path for sample in archive.samples] == [file.name for file in files]
+    assert {pixels.dtype for pixels in read} == {torch.uint8, torch.uint16}
+    expected = torch.cat([encoder.preprocess(pixels) for pixels in read])
+    assert torch.equal(torch.cat([encoder.preprocess(file) for file in files]), expected)
+    assert torch.equal(encoder.preprocess([str(file) for file in files]), expected)
+
+
+def test_16_bits_of_a_file_stay_16_bits(tmp_path: Path) -> None:
+    ramp = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    assert len(small(in_channels=1).preprocess(tmp_path / "ramp.png").unique()) > 4000
+
+
+def test_an_image_of_pillow_is_what_its_file_is(tmp_path: Path) -> None:
+    encoder = small()
+    for file in write_pictures(tmp_path):
+        if file.suffix != ".dcm":
+            with Image.open(file) as image:
+                image.seek(getattr(image, "n_frames", 1) // 2)
+                assert torch.equal(encoder.preprocess(image), encoder.preprocess(file)), file.name
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_are_tensors_with_their_channels_last(channels: int, kind: type) -> None:
+    encoder = small(in_channels=1)
+    stack = np.random.default_rng(0).integers(0, np.iinfo(kind).max + 1, (4, 50, 70, channels)).astype(kind)
+    expected = encoder.preprocess(torch.from_numpy(stack.transpose(0, 3, 1, 2).copy()))
+    assert torch.equal(encoder.preprocess(stack), expected)
+    foreign = stack.astype(stack.dtype.newbyteorder(">"))
+    foreign.setflags(write=False)
+    assert torch.equal(encoder.preprocess(foreign[:, ::-1]), encoder.preprocess(stack[:, ::-1].copy()))
+    assert torch.equal(encoder.preprocess(list(stack)), expected)
+    assert torch.equal(
+        encoder.preprocess(tuple(torch.from_numpy(stack.transpose(0, 3, 1, 2).copy())[:, None])), expected
+    )
+    if channels == 1:
+        assert torch.equal(encoder.preprocess(list(stack[..., 0])), expected)
+
+
+def test_images_of_different_sizes_and_kinds_become_one_batch() -> None:
+    encoder, rng = small(), np.random.default_rng(0)
+    images = [rng.integers(0, 256, shape, np.uint8) for shape in ((50, 70), (90, 30, 3))]
+    mixed = [images[0], Image.fromarray(images[1]), torch.zeros(2, 1, 20, 20, dtype=torch.uint16)]
+    ready = encoder.preprocess(mixed)
+    assert ready.shape == (4, 3, 64, 64) and ready.dtype == torch.float32
+    assert torch.equal(ready[:1], encoder.preprocess(images[0])) and torch.equal(
+        ready[1:2], encoder.preprocess(mixed[1])
+    )
+
+
+def test_what_is_no_image_is_refused_with_what_was_given(tmp_path: Path) -> None:
+    encoder = small()
+    (tmp_path / "text.png").write_text("no picture")
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole, "JPEG")
+    cut = Image.open(io.BytesIO(whole.getvalue()[:900]))
+    for given, message in (
+        (tmp_path / "missing.png", r"missing\.png\) must be an image that can be read; nothing is there"),
+        (str(tmp_path), r"must be an image that can be read; that is no file"),
+        (tmp_path / "text.png", r"text\.png\) must be .* not an image of a known format"),
+        ("scan\0.png", r"nothing is there"),
+        (cut, r"\(PIL image\) must be an image that can be read; corrupt or truncated"),
+    ):
+        with pytest.raises(UserError, match=message):
+            encoder.preprocess(given)
+    for wrong, message in (
+        (np.zeros((8, 8)), r"where they are an array, got float64 \(8, 8\)"),
+        (np.zeros((5, 9, 8), np.uint8), r"\(B, H, W, C\) .* got uint8 \(5, 9, 8\)"),
+        (np.zeros((8, 8, 3), np.int16), r"got int16"),
+        (np.zeros((0, 8), np.uint8), r"got torch\.uint8 \(1, 1, 0, 8\)"),
+        ([], r"at least one image; the list is empty"),
+        (None, r"a path or a list of these, got NoneType"),
+        ([np.zeros((8, 8), np.uint8), 7], r"a path or a list of these, got int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder.preprocess(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,16 @@ import pytest
 import torch
 from matplotlib import pyplot
 from PIL import Image
+from scipy.ndimage import find_objects, label
 
 from jigsawssl.report.figures import (
+    CELL,
+    COLOURS,
     honest_limits,
     save_confusion_matrix,
+    save_contact_sheet,
     save_curves,
+    save_explanations,
     save_finetune_curves,
     save_views_sheet,
 )
@@ -126,6 +131,82 @@ def test_finetune_curves_with_absent_classes(tmp_path: Path) -> None:
     save_finetune_curves({}, probabilities, labels.clamp(max=1), ["a", "b", "c"], tmp_path / "absent.png")
     save_finetune_curves({"train_loss": [(1, 1.0)]}, probabilities, labels * 0, ["a", "b", "c"], tmp_path / "one.png")
     assert different(picture(tmp_path / "absent.png"), picture(tmp_path / "one.png"))
+
+
+def cells(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
+    """Connected areas of a colour, as wide and high as a picture on a contact sheet."""
+    areas = label((pixels == colour).all(axis=2))[0]
+    side = (CELL - 0.12) * 130
+    extents = [(part[0].stop - part[0].start, part[1].stop - part[1].start) for part in find_objects(areas)]
+    return sum(abs(height - side) < 2 and abs(width - side) < 2 for height, width in extents)
+
+
+def test_pictures_of_a_contact_sheet_never_touch(tmp_path: Path) -> None:
+    orange = torch.tensor([1.0, 0.6, 0.2]).view(1, 3, 1, 1)
+    long = "a/" * 40 + "name-with-0123456789-0123456789-0123456789.png"
+    for count, names, sets in ((13, "short", []), (13, long, [3, 3, 2, 4, 1]), (11, f"{long}\nx, train", [11])):
+        save_contact_sheet(orange.expand(count, 3, 4, 4), [names] * count, tmp_path / "a.png", "All", sets=sets)
+        assert cells(picture(tmp_path / "a.png"), (255, 153, 51)) == count
+
+
+def test_each_set_of_a_contact_sheet_has_a_frame_of_one_colour(tmp_path: Path) -> None:
+    images = torch.ones(7, 1, 4, 4)
+    save_contact_sheet(images, [""] * 7, tmp_path / "a.png", "All", sets=[3, 2, 2])
+    pixels = picture(tmp_path / "a.png").astype(int)
+    widths = []
+    for colour in COLOURS[:3]:
+        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        where = np.flatnonzero((abs(pixels - wanted).max(axis=2) < 40).sum(axis=0) > CELL * 130 / 2)
+        widths.append(round((where.max() - where.min()) / (CELL * 130)))
+    assert widths == [3, 2, 2]
+
+
+def explained(path: Path, values: torch.Tensor, note: str = "") -> np.ndarray:
+    grey = torch.full((len(values), 1, 8, 8), 0.5)
+    captions = ["a → b\n0.70   12ab34cd"] * len(values)
+    save_explanations({"right": (grey, {"Grad-CAM": values}, captions)}, path, note=note)
+    with Image.open(path) as image:
+        assert image.format == "JPEG" and pyplot.get_fignums() == []
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def colours(pixels: np.ndarray) -> int:
+    """Colours that are not grey, as far as JPEG keeps them apart."""
+    vivid = pixels[(pixels.max(axis=2) - pixels.min(axis=2)) > 40]
+    return len(np.unique(vivid // 16, axis=0))
+
+
+def test_explanations_have_one_colour_bar_from_low_to_high(tmp_path: Path) -> None:
+    flat = explained(tmp_path / "a.jpg", torch.zeros(2, 8, 8))
+    # Maps of 0 have no colour: all that there is belongs to the bar, which is in the right tenth.
+    assert colours(flat) > 20
+    assert colours(flat[:, : flat.shape[1] * 8 // 10]) == 0
+    right = flat[:, flat.shape[1] * 8 // 10 :]
+    bright, dark = (
+        np.flatnonzero(condition.any(axis=1))
+        for condition in (
+            (abs(right - [252, 255, 164]).max(axis=2) < 30),
+            (right.max(axis=2) < 20),
+        )
+    )
+    assert bright.min() < dark.max() and bright.mean() < flat.shape[0] / 2  # high is above
+
+
+def test_cells_are_drawn_with_sharp_edges(tmp_path: Path) -> None:
+    cells = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
+    smooth = torch.linspace(0, 1, 64).view(1, 8, 8)
+    few, many = (explained(tmp_path / "a.jpg", maps) for maps in (cells, smooth))
+    pictures = slice(0, few.shape[1] * 7 // 10)  # without the bar
+    assert 0 < colours(few[:, pictures]) < colours(many[:, pictures])
+
+
+def test_a_note_has_its_place_below_the_pictures(tmp_path: Path) -> None:
+    def bands(note: str) -> int:
+        """How many parts lie one above the other, with nothing between them."""
+        pixels = explained(tmp_path / "a.jpg", torch.rand(3, 8, 8), note)
+        return int(label((pixels[:, : pixels.shape[1] * 7 // 10] < 180).any(axis=(1, 2)))[1])
+
+    assert bands("what it says") == bands("") + 1
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -9,10 +11,12 @@ from jigsawssl.models import Classifier, HierarchicalClassifier, create_encoder
 from jigsawssl.training.explain import (
     attention_maps,
     border_share,
+    choose_tap,
     compare_maps,
     deletion_and_insertion,
     explain,
     gradcam,
+    over_images,
     rank_agreement,
 )
 
@@ -38,9 +42,7 @@ def test_it_is_the_published_formula(tap: str) -> None:
     logits = model.head(torch.cat(features, dim=1))
     gradient = torch.autograd.grad(logits[range(4), classes].sum(), leaf)[0]
     expected = (gradient.mean(dim=(2, 3), keepdim=True) * leaf).sum(dim=1).relu().detach()
-    expected = torch.nn.functional.interpolate(expected[:, None], (64, 64), mode="bilinear")[:, 0]
-    expected = expected / expected.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-    torch.testing.assert_close(gradcam(model, images, classes, tap), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradcam(model, images, classes, tap), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -64,21 +66,84 @@ def test_every_kind_of_network_has_a_layer_for_each_tap(backbone: str) -> None:
         maps = gradcam(model, images, torch.tensor([0, 1]), tap)
         handle.remove()
         assert shapes[0][1:] == (model.encoder.channels[tap], side, side)
-        assert maps.shape == (2, 64, 64) and bool((maps >= 0).all()) and float(maps.max()) <= 1
+        assert maps.shape == (2, side, side) and bool((maps >= 0).all())
 
 
 def test_a_hierarchical_classifier_is_explained_too() -> None:
     torch.manual_seed(0)
     encoder = create_encoder("resnet18", 1, 64, options={"channels": [16, 16, 32, 32]})
-    found = explain(HierarchicalClassifier(encoder, 2).eval(), torch.rand(3, 1, 64, 64))
-    assert found.maps.shape == (3, 64, 64) and found.tap == "layer4"
+    found = explain(HierarchicalClassifier(encoder, 2).eval(), torch.rand(3, 1, 64, 64), torch.tensor([0, 1, 0]))
+    assert found.maps.shape == (3, 64, 64) and found.tap == "layer3"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "stride", "tap", "cells"),
+    [
+        ("resnet18", 224, 4, "layer4", 7),  # the deepest, as published
+        ("resnet18", 64, 2, "layer3", 8),
+        ("resnet18", 64, 4, "layer2", 8),  # whose last stage has 2 x 2
+        ("vit_tiny_patch16_224", 32, 4, "blocks_11", 4),  # all alike and too coarse: the deepest
+    ],
+)
+def test_the_tap_is_the_deepest_that_is_fine_enough(
+    backbone: str, size: int, stride: int, tap: str, cells: int
+) -> None:
+    torch.manual_seed(0)
+    options = {"resnet18": {"channels": [8, 8, 8, 8]}, "vit_tiny_patch16_224": {"patch_size": 8}}.get(backbone, {})
+    model = Classifier(create_encoder(backbone, 1, size, stride, options=options), 2).eval()
+    images = torch.rand(2, 1, size, size)
+    assert choose_tap(model.encoder, images) == tap
+    found = explain(model, images, torch.tensor([0, 1]))
+    assert (found.tap, found.grid, found.coarse) == (tap, (cells, cells), cells < 7)
+    maps = found.maps
+    assert maps.shape == (2, size, size) and float(maps.min()) >= 0 and float(maps.max()) == pytest.approx(1)
+    if found.coarse:  # one value a cell, and no more of them than cells
+        assert all(len(one.unique()) <= cells**2 for one in maps)
+
+
+def test_where_no_tap_is_fine_enough_it_is_the_finest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jigsawssl.training.explain.FINE", 17)
+    found = explain(small(), torch.rand(2, 1, 64, 64), torch.tensor([0, 1]))
+    assert (found.tap, found.grid, found.coarse) == ("layer2", (16, 16), True)
+
+
+def test_an_earlier_tap_sees_what_it_says_itself_and_what_the_deeper_ones_make_of_it() -> None:
+    model = small()
+    images, classes = torch.rand(2, 1, 64, 64), torch.tensor([0, 1])
+    whole = gradcam(model, images, classes, "layer3")
+    taps = model.encoder.channels
+    first, second = taps["layer2"], taps["layer2"] + taps["layer3"]
+    with torch.no_grad():
+        direct = copy.deepcopy(model)
+        direct.head.weight[:, second:] = 0  # type: ignore[index]
+        through = copy.deepcopy(model)
+        through.head.weight[:, first:second] = 0  # type: ignore[index]
+    assert float(gradcam(direct, images, classes, "layer4").max()) == 0  # nothing goes by way of the deepest
+    assert not torch.allclose(whole, gradcam(direct, images, classes, "layer3"))
+    assert not torch.allclose(whole, gradcam(through, images, classes, "layer3"))
+    # The direct way is CAM: the weights of the classifier themselves, spread over the cells.
+    features = model.encoder.taps(images)["layer3"].features
+    weights = model.head.weight[classes, first:second] / features[0, 0].numel()  # type: ignore[index]
+    cam = (weights[:, :, None, None] * features).sum(dim=1).relu().detach()
+    torch.testing.assert_close(gradcam(direct, images, classes, "layer3"), cam, rtol=1e-3, atol=1e-6)
+
+
+def test_a_fine_map_is_smoothed_and_a_coarse_one_is_not() -> None:
+    maps = torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(maps[:, None], (28, 28), mode="bilinear")[:, 0]
+    torch.testing.assert_close(over_images(maps, (28, 28)), smooth / smooth.amax(dim=(1, 2), keepdim=True))
+    cells = over_images(maps[:, :2, :2], (28, 28))
+    expected = maps[:, :2, :2] / maps[:, :2, :2].amax(dim=(1, 2), keepdim=True)
+    assert torch.equal(cells, expected.repeat_interleave(14, 1).repeat_interleave(14, 2))
+    assert not over_images(torch.zeros(1, 2, 2), (8, 8)).any()
 
 
 def test_explaining_changes_nothing() -> None:
     model = small()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    found = explain(model, torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(1)))
+    images = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    found = explain(model, images, torch.tensor([0, 1, 2, 0]))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), state) and not model.training
@@ -86,11 +151,11 @@ def test_explaining_changes_nothing() -> None:
 
 
 def test_the_sanity_check_sees_a_map_that_no_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.rand(3, 1, 64, 64)
-    assert explain(small(), images).sanity < 0.9
+    images, classes = torch.rand(3, 1, 64, 64), torch.tensor([0, 1, 2])
+    assert explain(small(), images, classes).sanity < 0.9
     # A method that shows the image and not the network, such as an edge detector.
     monkeypatch.setattr("jigsawssl.training.explain.gradcam", lambda model, pixels, classes, tap: pixels[:, 0])
-    assert explain(small(), images).sanity == pytest.approx(1.0)
+    assert explain(small(), images, classes).sanity == pytest.approx(1.0)
 
 
 def test_the_border_is_counted_by_its_share() -> None:
@@ -132,7 +197,7 @@ def test_attention_maps_are_those_of_the_deepest_attention_that_has_a_place() ->
         maps = attention_maps(model, images)
         assert (maps is not None) == has
         if maps is not None:
-            assert maps.shape == (2, 64, 64) and maps.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1])
+            assert maps.shape == (2, 4, 4) and bool((maps >= 0).all())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -165,11 +230,9 @@ def test_the_attention_of_a_transformer_is_that_of_its_last_block() -> None:
             for query in range(count):
                 scores = torch.stack([q[query] @ k[key] / width**0.5 for key in range(count)])
                 received[image] += scores.softmax(0)
-    grid = received[:, 1:].view(2, 1, 8, 8)  # without the class token
-    expected = torch.nn.functional.interpolate(grid, (64, 64), mode="bilinear")[:, 0]
-    expected = expected / expected.amax(dim=(1, 2), keepdim=True)
+    expected = received[:, 1:].view(2, 8, 8) / (last.num_heads * count)  # without the class token
     assert found is not None
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         assert torch.equal(model(images), before) and last.fused_attn
 
@@ -181,6 +244,13 @@ def test_maps_are_compared_with_maps_that_know_nothing() -> None:
     assert found["Grad-CAM"]["agreement"] is None and abs(found["by lot"]["agreement"] or 0) < 0.1
     assert found["by lot"]["border_share"] == pytest.approx(0.36, abs=0.03)  # as much as its area
     assert found == compare_maps(small(), images)
+    with torch.no_grad():
+        predicted = small()(images).argmax(dim=1)
+    shown = explain(small(), images, predicted)  # what is judged is what would be shown
+    assert found["Grad-CAM"]["border_share"] == pytest.approx(shown.border)
+    assert found["Grad-CAM"]["deletion"] == pytest.approx(
+        deletion_and_insertion(small(), images, shown.maps, predicted)[0]
+    )
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -25,9 +25,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from jigsawssl.data.dicom import WINDOWS
-from jigsawssl.data.pixels import Unreadable, robust_range, to_display
-from jigsawssl.data.readers import open_picture, read
+from jigsawssl.readers import Unreadable, open_picture, read, robust_range, to_display
+from jigsawssl.readers.dicom import WINDOWS
 
 SHIPPED = sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))
 STORED = np.random.default_rng(0).integers(0, 4096, (20, 16), dtype=np.uint16)
@@ -244,7 +243,7 @@ def test_missing_or_odd_elements_are_reasons() -> None:
 def test_a_missing_decoder_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     file = next(file for file in SHIPPED if file.stem == "MR_small_jpeg_ls_lossless")
     monkeypatch.setattr("pydicom.pixels.decoders.base.DecodeRunner", None, raising=False)
-    monkeypatch.setattr("jigsawssl.data.dicom.get_decoder", lambda syntax: type("", (), {"available_plugins": ()}))
+    monkeypatch.setattr("jigsawssl.readers.dicom.get_decoder", lambda syntax: type("", (), {"available_plugins": ()}))
     with pytest.raises(Unreadable, match=r"needs a decoder for JPEG-LS.*; pip install jigsawssl\[dicom\]"):
         read(file.read_bytes())
 
@@ -269,7 +268,7 @@ def test_lossless_jpeg_is_what_was_encoded(syntax: UID, dtype: type) -> None:
 
 
 def test_no_decoder_that_aborts_is_asked() -> None:
-    from jigsawssl.data.dicom import _DECODERS
+    from jigsawssl.readers.dicom import _DECODERS
 
     assert "gdcm" not in _DECODERS.values()
     for syntax, plugin in _DECODERS.items():
@@ -278,7 +277,7 @@ def test_no_decoder_that_aborts_is_asked() -> None:
 
 def test_a_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     file = next(file for file in SHIPPED if file.stem == "image_dfl")
-    monkeypatch.setattr("jigsawssl.data.dicom._DEFLATED_LIMIT", 1000)
+    monkeypatch.setattr("jigsawssl.readers.dicom._DEFLATED_LIMIT", 1000)
     with pytest.raises(Unreadable, match="unpacks to more than"):
         read(file.read_bytes())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +19,17 @@ from PIL import Image, ImageOps
 from .dicom import WINDOWS, DicomFile
 from .pixels import ImageInfo, Unreadable, robust_range, to_display
 
-__all__ = ["MAX_PIXELS", "WINDOW_CHOICES", "ImageInfo", "Picture", "Unreadable", "open_picture", "read"]
+__all__ = [
+    "MAX_PIXELS",
+    "WINDOW_CHOICES",
+    "ImageInfo",
+    "Picture",
+    "Unreadable",
+    "from_pillow",
+    "open_picture",
+    "read",
+    "read_file",
+]
 
 MAX_PIXELS = 89_478_485
 """The largest frame that is decoded, in pixels: Pillow's own limit against decompression bombs."""
@@ -118,14 +129,74 @@ def open_picture(
     def checked(number: int) -> NDArray[Any]:
         if not 0 <= number < info.frames:
             raise Unreadable(f"has {info.frames} frames, not {number + 1}")
-        pixels: NDArray[Any] = _guarded(lambda: frame(number))
-        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-        known = pixels.dtype in (np.uint8, np.uint16)
-        if not known or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
-            raise Unreadable("neither grey nor colour")
-        return pixels
+        return _grey_or_colour(_guarded(lambda: frame(number)))
 
     return Picture(info, checked, hashlib.sha256(content).hexdigest())
+
+
+def read_file(path: str | os.PathLike[str], window: str = "file") -> NDArray[Any]:
+    """Decode an image file at its own size, the middle one of several frames; see :func:`read`.
+
+    Args:
+        path: of one image; containers are not looked into.
+        window: one of :data:`WINDOW_CHOICES`.
+
+    Returns:
+        Display values uint8 or uint16 ``(H, W, C)``, C is 1 (grey) or 3 (RGB).
+
+    Raises:
+        Unreadable: with the reason.
+
+    >>> import tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "a.png")
+    >>> Image.new("L", (4, 3), 7).save(path)
+    >>> read_file(path).shape
+    (3, 4, 1)
+    """
+    name = os.fsdecode(path)
+    try:
+        if not os.path.isfile(name):
+            raise Unreadable("that is no file" if os.path.exists(name) else "nothing is there")
+        with open(name, "rb") as stream:
+            data = stream.read()
+    except PermissionError:
+        raise Unreadable("permission denied") from None
+    except OSError as error:
+        raise Unreadable(f"cannot be read ({type(error).__name__})") from None
+    picture = open_picture(data, window, name)
+    return picture.frame(picture.info.frames // 2)
+
+
+def from_pillow(image: Image.Image) -> NDArray[Any]:
+    """Display values of an image that Pillow opened or made, as :func:`read` gives them; of several frames the current.
+
+    Pillow itself cuts 16-bit colours to 8 bits when it opens a file; :func:`read_file` does not.
+
+    Returns:
+        uint8 or uint16 ``(H, W, C)``, C is 1 (grey) or 3 (RGB).
+
+    Raises:
+        Unreadable: with the reason, such as a file that turns out truncated.
+
+    >>> from_pillow(Image.new("P", (4, 3))).shape
+    (3, 4, 3)
+    """
+
+    def convert() -> NDArray[Any]:
+        upright = ImageOps.exif_transpose(image)
+        deep = upright.mode == "F" or upright.mode.startswith("I")
+        return _deep(np.asarray(upright), alpha=False) if deep else np.asarray(_flatten(upright))
+
+    return _grey_or_colour(_guarded(convert))
+
+
+def _grey_or_colour(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Decoded pixels ``(H, W)`` or ``(H, W, C)`` as ``(H, W, C)``, if they are what is promised."""
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    known = pixels.dtype in (np.uint8, np.uint16)
+    if not known or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+        raise Unreadable("neither grey nor colour")
+    return pixels
 
 
 def _guarded(action: Callable[[], Any]) -> Any:

@@ -11,8 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jigsawssl.data.pixels import Unreadable, fit_image, robust_range, to_display
-from jigsawssl.data.readers import WINDOW_CHOICES, open_picture, read
+from jigsawssl.readers import WINDOW_CHOICES, Unreadable, fit_image, open_picture, read, robust_range, to_display
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)

@@ -21,8 +21,8 @@ from PIL import Image
 from jigsawssl.data.archive import open_archive
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
-from jigsawssl.data.readers import Unreadable, open_picture
-from tests.data.test_dicom import SHIPPED, STORED, dicom
+from jigsawssl.readers import Unreadable, open_picture
+from tests.readers.test_dicom import SHIPPED, STORED, dicom
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (24, 31), dtype=np.uint8)

@@ -1,0 +1,22 @@
+"""From the bytes of an image file to display pixels; networks and archives read alike."""
+
+from __future__ import annotations
+
+from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, from_pillow, open_picture, read, read_file
+from .pixels import ImageInfo, Unreadable, fit_image, robust_range, shrink_square, to_display
+
+__all__ = [
+    "MAX_PIXELS",
+    "WINDOW_CHOICES",
+    "ImageInfo",
+    "Picture",
+    "Unreadable",
+    "fit_image",
+    "from_pillow",
+    "open_picture",
+    "read",
+    "read_file",
+    "robust_range",
+    "shrink_square",
+    "to_display",
+]
