@@ -23,7 +23,7 @@ from ..config import (
     describe_keys,
     load_config,
 )
-from ..process import prepare_process
+from ..process import Interrupts, prepare_process
 from ..types import UserError
 
 __all__ = ["main"]
@@ -63,6 +63,14 @@ _COMMANDS = {
 
 _BARE = {"report": "run", "study": "config"}
 """Key of the first argument, where it may stand alone."""
+
+_KEPT = {
+    "finetune": "; fine-tuning saves nothing before its end; resume=true begins anew",
+    "curve": "; what is finished of the curve is kept; go on with resume=true",
+    "study": "; what is finished of the study is kept; go on with resume=true",
+    "transfer": "; finished stages, and finished epochs of a pretraining, are kept; go on with resume=true",
+}
+"""What an interrupted command leaves; the others, and a pretraining that has not begun, leave nothing."""
 
 
 def _help(command: str | None) -> str:
@@ -108,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 where the doctor found defects or cells of a curve or study failed, 2 for a mistake of the user
-        (one line on standard error), 70 for one of ours, 130 for an interrupt.
+        (one line on standard error), 70 for one of ours, 130 for Ctrl-C and 143 for SIGTERM, as a shell would say.
 
     Example:
         >>> main(["--version"])
@@ -123,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(_help(command))
         return 0
+    interrupts = Interrupts()
     try:
         if command is None:
             raise UserError(f"command ({arguments[0]}) must be one of {', '.join(_COMMANDS)}; see jigsawssl --help")
@@ -137,17 +146,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt during training into an exit of its own.
-        again = (
-            "go on with resume=true"
-            if command in ("pretrain", "finetune", "curve", "study", "transfer")
-            else "run it again"
-        )
-        print(f"jigsawssl: interrupted; {again}", file=sys.stderr)
-        return 130
+        return interrupts.tell(_KEPT.get(command or "", "; run it again"), asked=command == "pretrain")
     except Exception:
         # A mistake of ours, which must not look like one of the user or like the doctor's findings.
         traceback.print_exc()
         return 70
     finally:
+        interrupts.restore()
         gc.unfreeze()
     return code if isinstance(code, int) else 0
