@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -37,17 +38,26 @@ def when_interrupted(say: Callable[[], str]) -> None:
 
 
 class Interrupts:
-    """While a command runs, SIGTERM ends it as Ctrl-C does, by a ``KeyboardInterrupt``.
+    """While a command runs, SIGTERM ends it as Ctrl-C does, by a ``KeyboardInterrupt``, and both are remembered.
 
     Made before the command begins; :meth:`restore` puts the handlers back that were there before.
+
+    Args:
+        own: whether this process is the command's own, which may end at once where nothing is to be kept.
+        otherwise: what to tell the user where nobody called :func:`when_interrupted`.
+        ask: whether to heed :func:`when_interrupted`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own: bool, otherwise: str, ask: bool) -> None:
         global _say
         _say = None
-        self._number: int = signal.SIGINT
+        self.heard: int | None = None
+        self._own, self._otherwise, self._ask = own, otherwise, ask
+        self._importing = False
         self._before: dict[int, Any] = {}
         self._handle(signal.SIGTERM, self._stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._handle(signal.SIGINT, self._stop)
 
     def _handle(self, number: int, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -55,15 +65,26 @@ class Interrupts:
             self._before.setdefault(number, before)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._number = number
+        self.heard = number
+        if self._importing and self._own:
+            code = self.tell()
+            sys.stderr.flush()
+            os._exit(code)
         raise KeyboardInterrupt
 
-    def tell(self, otherwise: str, asked: bool) -> int:
-        """Write the line about an interrupt; of several processes of a run, the first one does.
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """While packages are imported, some of which swallow an interrupt and are broken from then on."""
+        self._importing = True
+        try:
+            yield
+        finally:
+            self._importing = False
+        if self.heard is not None:
+            raise KeyboardInterrupt
 
-        Args:
-            otherwise: what to tell the user where nobody called :func:`when_interrupted`.
-            asked: whether to heed :func:`when_interrupted`.
+    def tell(self) -> int:
+        """Write the line about an interrupt; of several processes of a run, the first one does.
 
         Returns:
             The exit code: 130 after Ctrl-C, 143 after SIGTERM.
@@ -71,9 +92,9 @@ class Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):  # once more would tear this line
             self._handle(number, signal.SIG_IGN)
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            told = _say() if _say is not None and asked else otherwise
+            told = _say() if _say is not None and self._ask else self._otherwise
             print(f"jigsawssl: interrupted{told}", file=sys.stderr)
-        return 128 + self._number
+        return 128 + (self.heard or signal.SIGINT)
 
     def restore(self) -> None:
         """Put back the handlers."""
@@ -93,7 +114,9 @@ def _keep_freed_memory() -> None:
 
 def _quiet() -> None:
     """Keep Lightning's notes about devices and workers out of the way of the user's own output."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+    lightning = "pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"
+    # The last one tells of SIGTERM, as we do; when Lightning is imported, it sets the level of its whole package.
+    for name in (*lightning, "pytorch_lightning.trainer.connectors.signal_connector"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",

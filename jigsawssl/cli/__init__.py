@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(_help(command))
         return 0
-    interrupts = Interrupts()
+    interrupts = Interrupts(argv is None, _KEPT.get(command or "", "; run it again"), ask=command == "pretrain")
     try:
         if command is None:
             raise UserError(f"command ({arguments[0]}) must be one of {', '.join(_COMMANDS)}; see jigsawssl --help")
@@ -140,14 +140,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             rest = [f"{_BARE[command]}={rest[0]}", *rest[1:]]
         config = load_config(_COMMANDS[command][0], rest)
         prepare_process()
-        code = _imported(command).run(config)
+        with interrupts.importing():
+            module = _imported(command)
+        code = module.run(config)
     except UserError as error:
         print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt during training into an exit of its own.
-        return interrupts.tell(_KEPT.get(command or "", "; run it again"), asked=command == "pretrain")
+        return interrupts.tell()
     except Exception:
+        if interrupts.heard is not None:  # and what was interrupted made another error of it
+            return interrupts.tell()
         # A mistake of ours, which must not look like one of the user or like the doctor's findings.
         traceback.print_exc()
         return 70

@@ -144,6 +144,7 @@ class RunProgress(Callback):
         self.bar: Progress | None = None
         self._first: tuple[int, float] | None = None
         self._shown = 0.0
+        self._line = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin where the run begins, or goes on."""
@@ -182,17 +183,24 @@ class RunProgress(Callback):
             self._draw(trainer, f"{_clock(left)} left" if (left := self._left(trainer, done)) is not None else "")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the line of this epoch."""
+        """Make the line of this epoch, which is written once its checkpoint is."""
         if self.bar is not None or not trainer.is_global_zero:
             return
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs
         left = self._left(trainer, epoch * int(trainer.num_training_batches))
         rest = f", {_words(left)} left" if epoch != last and left is not None else ""
         loss, rate, wait = _numbers(trainer)
-        print(f"epoch {epoch} of {last}: loss {loss}, {rate} images/s, data wait {wait} %{rest}", file=sys.stderr)
+        self._line = f"epoch {epoch} of {last}: loss {loss}, {rate} images/s, data wait {wait} %{rest}"
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the line of the epoch before."""
+        if self._line:
+            print(self._line, file=sys.stderr)
+        self._line = ""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the bar full, with the time that all took."""
+        """Write the last line, or leave the bar full with the time that all took."""
+        self.on_train_epoch_start(trainer, pl_module)
         if self.bar is not None and trainer.callback_metrics:
             self._draw(trainer, f"in {_clock(self.bar.format_dict['elapsed'])}")
         self._close()
