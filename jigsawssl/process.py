@@ -97,7 +97,9 @@ class Interrupts:
         return 128 + (self.heard or signal.SIGINT)
 
     def restore(self) -> None:
-        """Put back the handlers."""
+        """Put back the handlers; not before an interrupted process of ours ends, which takes Python a while."""
+        if self._own and self.heard is not None:
+            return
         for number, before in self._before.items():
             # None: it was not set from Python, and so cannot be put back from here.
             signal.signal(number, signal.SIG_DFL if before is None else before)

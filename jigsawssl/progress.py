@@ -36,8 +36,9 @@ class Progress(tqdm):  # type: ignore[type-arg]
         if finished:
             shape = shape.replace("{remaining} left", "in {elapsed}")
         if not self.terminal:
-            shape = shape.replace("{l_bar}{bar}| ", "{desc}")
-        return {**values, "bar_format": shape}
+            shape = shape.replace("{l_bar}{bar}| ", "{desc}: ")
+        known = (values["ncols"] or 0) > 0
+        return {**values, "bar_format": shape, "ncols": values["ncols"] if known else 79}
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Draw the bar, or write a line; tqdm calls it."""

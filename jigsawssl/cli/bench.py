@@ -216,7 +216,9 @@ def _arithmetic(config: BenchConfig, device: torch.device) -> str:
     if device.type != "cpu":
         return name
     if not computes_bfloat16():
-        return f"{name}; this processor does not compute bfloat16, with which a run takes little more than half the time"
+        return (
+            f"{name}; this processor does not compute bfloat16, with which a run takes little more than half the time"
+        )
     return f"{name}; this processor computes bfloat16{'' if kind == torch.bfloat16 else ', which precision=auto uses'}"
 
 
