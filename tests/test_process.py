@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -66,10 +67,8 @@ def test_an_interrupt_that_an_import_swallows_is_heard_after_it() -> None:
     interrupts = Interrupts(own=False, otherwise="", ask=False)
     try:
         with pytest.raises(KeyboardInterrupt), interrupts.importing():
-            try:
+            with contextlib.suppress(BaseException):  # as some packages do
                 os.kill(os.getpid(), signal.SIGTERM)
-            except BaseException:  # as some packages do
-                pass
     finally:
         interrupts.restore()
 

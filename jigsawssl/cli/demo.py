@@ -13,9 +13,6 @@ __all__ = ["run"]
 
 FRACTION = 0.1
 
-TAKES = "about 1 to 3 minutes"
-"""As measured with and without bfloat16 arithmetic; says so at the start."""
-
 
 def run(config: DemoConfig) -> None:
     """Run the two commands that a user would type, for trained and fresh weights, and print a table."""
@@ -32,7 +29,9 @@ def run(config: DemoConfig) -> None:
         "batch.size=64",
         "trainer.max_epochs=15",
     ]
-    print(f"Three steps, {TAKES} on two processor cores. Step 1 of 3, pretraining:\n")
+    # 2 with bfloat16 arithmetic, 4 without
+    print("Three steps, about 2 to 4 minutes on two processor cores with nothing else to do.\n")
+    print("Step 1 of 3, pretraining:\n")
     print(f"$ jigsawssl pretrain {' '.join(first)}")
     encoder = pretrain.run(load_config(PretrainConfig, first))
     rows = []

@@ -399,8 +399,8 @@ def _nothing_to_do(config: PretrainConfig, path: Path) -> bool:
         return True
     if finished and not saved:
         raise UserError(
-            f"`trainer.max_epochs` ({wanted}) must be the {finished} of the finished run, as its checkpoints/last.ckpt, "
-            f"from which it could go on, is gone; start from encoder={path / 'encoder.safetensors'} in another `out`"
+            f"`trainer.max_epochs` ({wanted}) must be the {finished} of the finished run, as its checkpoints/last.ckpt "
+            f"to go on from is gone; start from encoder={path / 'encoder.safetensors'} in another `out`"
         )
     if wanted < saved:
         raise UserError(
