@@ -66,9 +66,9 @@ def test_both_signals_end_a_command_in_one_line(
 def test_an_interrupt_that_an_import_swallows_is_heard_after_it() -> None:
     interrupts = Interrupts(own=False, otherwise="", ask=False)
     try:
-        with pytest.raises(KeyboardInterrupt), interrupts.importing():
-            with contextlib.suppress(BaseException):  # as some packages do
-                os.kill(os.getpid(), signal.SIGTERM)
+        # Some packages suppress it.
+        with pytest.raises(KeyboardInterrupt), interrupts.importing(), contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
     finally:
         interrupts.restore()
 
