@@ -30,7 +30,7 @@ from ..config import (
     shipped_configs,
     summary_of,
 )
-from ..process import prepare_process
+from ..process import Interrupts, prepare_process
 from ..types import UserError
 
 __all__ = ["main"]
@@ -72,6 +72,13 @@ _BARE = {"report": "run", "study": "config", "transfer": "config", "doctor": "da
 
 _WIDTH, _COLUMN = 100, 36
 _FIXED = "\N{NO-BREAK SPACE}"
+_KEPT = {
+    "finetune": "; fine-tuning saves nothing before its end; resume=true begins anew",
+    "curve": "; what is finished of the curve is kept; go on with resume=true",
+    "study": "; what is finished of the study is kept; go on with resume=true",
+    "transfer": "; finished stages, and finished epochs of a pretraining, are kept; go on with resume=true",
+}
+"""What an interrupted command leaves; the others, and a pretraining that has not begun, leave nothing."""
 
 
 def _help(command: str | None) -> str:
@@ -151,6 +158,13 @@ def _imported(command: str) -> ModuleType:
             gc.enable()
 
 
+def _place_at_fault(error: Exception, config: Any) -> str | None:
+    """What to tell the user of an error that lies in where a command was to write."""
+    from .look import place_at_fault
+
+    return place_at_fault(error, config) if isinstance(error, OSError) else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -159,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 where the doctor found defects or cells of a curve or study failed, 2 for a mistake of the user
-        (one line on standard error), 70 for one of ours, 130 for an interrupt.
+        (one line on standard error), 70 for one of ours, 130 for Ctrl-C and 143 for SIGTERM, as a shell would say.
 
     Example:
         >>> main(["--version"])
@@ -175,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show(_help(command))
         return 0
     config: Any = None
+    interrupts = Interrupts(argv is None, _KEPT.get(command or "", "; run it again"), ask=command == "pretrain")
     try:
         if command is None:
             raise UserError(_no_command(arguments[0]))
@@ -185,32 +200,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         prepare_process()
         config = look(load_config(_COMMANDS[command][0], rest))
-        code = _imported(command).run(config)
+        with interrupts.importing():
+            module = _imported(command)
+        code = module.run(config)
     except UserError as error:
         print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt during training into an exit of its own.
-        again = (
-            "go on with resume=true"
-            if command in ("pretrain", "finetune", "curve", "study", "transfer")
-            else "run it again"
-        )
-        print(f"jigsawssl: interrupted; {again}", file=sys.stderr)
-        return 130
-    except OSError as error:
-        from .look import place_at_fault
-
-        fault = place_at_fault(error, config)
-        if fault is None:
-            traceback.print_exc()
-            return 70
-        print(f"jigsawssl: {' '.join(fault.split())}", file=sys.stderr)
-        return 2
-    except Exception:
+        return interrupts.tell()
+    except Exception as error:
+        if interrupts.heard is not None:  # and what was interrupted made another error of it
+            return interrupts.tell()
+        fault = _place_at_fault(error, config)
+        if fault is not None:
+            print(f"jigsawssl: {' '.join(fault.split())}", file=sys.stderr)
+            return 2
         # A mistake of ours, which must not look like one of the user or like the doctor's findings.
         traceback.print_exc()
         return 70
     finally:
+        interrupts.restore()
         gc.unfreeze()
     return code if isinstance(code, int) else 0

@@ -17,8 +17,15 @@ from torch import Tensor, nn
 from ..config import BenchConfig
 from ..data.holdout import TEST_SHARE
 from ..data.loading import PixelDataset, channel_statistics
+from ..progress import Progress
 from ..report import format_table
-from ..training.optim import autocast_dtype, autocast_precision, create_optimizer, training_device
+from ..training.optim import (
+    autocast_dtype,
+    autocast_precision,
+    computes_bfloat16,
+    create_optimizer,
+    training_device,
+)
 from ..training.pretrain import JigsawPretraining
 from ..types import Batch, UserError, Views
 from .pretrain import build_dataset, build_module, fresh_encoder, unlabeled_archive
@@ -53,7 +60,7 @@ class Measured(NamedTuple):
 class _Bench:
     """A configuration made ready to run single steps."""
 
-    def __init__(self, config: BenchConfig, dataset: PixelDataset, device: torch.device) -> None:
+    def __init__(self, config: BenchConfig, dataset: PixelDataset, total: int, device: torch.device) -> None:
         pl.seed_everything(config.seed, verbose=False)
         encoder = fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
         self.module: JigsawPretraining = build_module(config, encoder).to(device).train()
@@ -64,12 +71,12 @@ class _Bench:
         self.optimizer = create_optimizer(config.optimizer.name, parts, config.optimizer.weight_decay)
         self.kind = autocast_dtype(autocast_precision(config.precision, device))
         self.device, self.dataset, self.joint = device, dataset, config.schedule == "joint"
-        self.batch = min(config.batch.size, len(dataset))
+        self.batch = min(config.batch.size, total)
         self.branches = [name for name in self.module.block.branches if self.module.loss.weights[name] > 0]
 
     def fetch(self) -> Batch:
-        """A random batch on the device."""
-        found = self.dataset.__getitems__(np.random.permutation(len(self.dataset))[: self.batch].tolist())
+        """A random batch on the device; images come again where it is larger than the sample of the archive."""
+        found = self.dataset.__getitems__(np.resize(np.random.permutation(len(self.dataset)), self.batch).tolist())
         return Batch(*(column.to(self.device) for column in found))
 
     def autocast(self) -> Any:
@@ -159,6 +166,14 @@ def _peak(device: torch.device) -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
+class _Candidate(NamedTuple):
+    """One setting changed: as it is written, what it changes about the training, and the whole configuration."""
+
+    setting: str
+    meaning: str
+    config: BenchConfig
+
+
 def run(config: BenchConfig) -> None:
     """Measure and print.
 
@@ -177,16 +192,47 @@ def run(config: BenchConfig) -> None:
     decoding = (time.perf_counter() - begin) / wanted
     if len(dataset) < 2:
         raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
-    bench = _Bench(config, dataset, device)
-    print(f"{wanted} of {total} images, {device.type}, {autocast_precision(config.precision, device)}; measuring …")
-    measured = bench.measure(config.rounds, taken_apart=True)
-    _print_now(config, bench, measured, trained, total * decoding)
-    speed = bench.batch / measured.step
-    del bench
-    _print_advice(config, dataset, device, speed)
+    candidates = _candidates(config, device, total)
+    bench = _Bench(config, dataset, total, device)
+    print(f"{wanted} of {total} images, {device.type}, {_arithmetic(config, device)}")
+    with Progress(total=1 + len(candidates), desc="Measuring") as bar:
+        bar.set_postfix_str("as configured")
+        measured = bench.measure(config.rounds, taken_apart=True)
+        bar.update()
+        tried = []
+        for candidate in candidates:
+            bar.set_postfix_str(candidate.setting)
+            speed = _speed(candidate.config, config, dataset, total, device)
+            if speed is not None:
+                tried.append((speed * measured.step / bench.batch, candidate.setting, candidate.meaning))
+            bar.update()
+    decodings = config.trainer.max_epochs if config.cache == "off" and not archive.in_memory else 1
+    _print_now(config, bench, measured, trained, total, decoding, decodings)
+    _print_advice(sorted(tried, reverse=True))
 
 
-def _print_now(config: BenchConfig, bench: _Bench, measured: Measured, images: int, decoding: float) -> None:
+def _arithmetic(config: BenchConfig, device: torch.device) -> str:
+    """What the run computes in, and what this processor could."""
+    kind = autocast_dtype(autocast_precision(config.precision, device))
+    name = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}[kind]
+    if device.type != "cpu":
+        return name
+    if not computes_bfloat16():
+        return (
+            f"{name}; this processor does not compute bfloat16, with which a run takes little more than half the time"
+        )
+    return f"{name}; this processor computes bfloat16{'' if kind == torch.bfloat16 else ', which precision=auto uses'}"
+
+
+def _print_now(
+    config: BenchConfig,
+    bench: _Bench,
+    measured: Measured,
+    images: int,
+    total: int,
+    decoding: float,
+    decodings: int,
+) -> None:
     every = sum(measured.parts.values())
     print(
         "\n"
@@ -196,14 +242,15 @@ def _print_now(config: BenchConfig, bench: _Bench, measured: Measured, images: i
         )
     )
     batches = max(1, images // bench.batch)
-    training = batches * measured.step * config.trainer.max_epochs
+    training, reading = batches * measured.step * config.trainer.max_epochs, total * decoding * decodings
     kind, item = 2 if bench.dataset.deep else 1, bench.dataset.channels * bench.dataset.size**2
     rows = [
         ["images/s", f"{bench.batch / measured.step:.0f}"],
         ["a step as a whole, ms", f"{1000 * measured.step:.1f}"],
         [f"{config.trainer.max_epochs} epochs of {batches} batches", _duration(training)],
-        ["decoding once", _duration(decoding)],
-        ["cache on disk, GB", f"{images * kind * item / 1e9:.2f}"],
+        ["decoding, unless cached before" if decodings == 1 else "decoding in each epoch", _duration(reading)],
+        ["both together", _duration(training + reading)],
+        ["cache on disk, GB", f"{0 if config.cache == 'off' else total * kind * item / 1e9:.2f}"],
         [f"memory of a step ({bench.device.type}), MiB", f"{measured.memory:.0f}"],
     ]
     print("\n" + format_table(["estimate for this run", ""], rows))
@@ -214,27 +261,24 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def _print_advice(config: BenchConfig, dataset: PixelDataset, device: torch.device, speed: float) -> None:
-    """Try one setting at a time, and name the one that helps most."""
-    tried = []
-    for key, value, meaning in CANDIDATES:
-        changed = _with(config, key, value)
-        if changed is None:
-            continue
-        new, shown = changed
-        try:
-            part = dataset
-            if new.views.size != config.views.size:
-                part = build_dataset(new, dataset.archive, dataset.channels)
-                part.load(progress=False)
-            other = _Bench(new, part, device)
-            found = other.batch / other.measure(config.rounds, taken_apart=False).step
-        except (UserError, ValueError, torch.OutOfMemoryError):
-            continue  # such as a size that the grids do not divide, or a batch that does not fit
-        tried.append((found / speed, f"{key}={shown}", meaning))
+def _speed(
+    config: BenchConfig, now: BenchConfig, dataset: PixelDataset, total: int, device: torch.device
+) -> float | None:
+    """Images per second with other settings than ``now``; None where they do not fit, as grids or as memory."""
+    try:
+        if config.views.size != now.views.size:
+            dataset = build_dataset(config, dataset.archive, dataset.channels)
+            dataset.load(progress=False)
+        bench = _Bench(config, dataset, total, device)
+        return bench.batch / bench.measure(config.rounds, taken_apart=False).step
+    except (UserError, ValueError, torch.OutOfMemoryError):
+        return None
+
+
+def _print_advice(tried: list[tuple[float, str, str]]) -> None:
+    """Which setting helps most, the first of all tried."""
     if not tried:
         return
-    tried.sort(reverse=True)
     rows = [[setting, f"{ratio:.2f}", meaning] for ratio, setting, meaning in tried]
     print("\n" + format_table(["one setting changed", "times the images/s", "what it changes"], rows))
     best = tried[0]
@@ -242,18 +286,32 @@ def _print_advice(config: BenchConfig, dataset: PixelDataset, device: torch.devi
     print(f"\n{worth}. What a setting does to the encoder is not measured here.")
 
 
-def _with(config: BenchConfig, key: str, value: Any) -> tuple[BenchConfig, Any] | None:
-    """The configuration with one key changed, or None where it has that value or has no use for it."""
-    new = copy.deepcopy(config)
-    group, _, name = key.rpartition(".")
-    holder = getattr(new, group) if group else new
-    now = getattr(holder, name)
-    if value == "half":
-        value = now // 2
-    if value == "double":
-        value = now * 2
-    useless = key in ("views.share", "block.variant", "schedule") and not config.views.grids
-    if now == value or useless or (key == "views.share" and now <= value):
-        return None
-    setattr(holder, name, value)
-    return new, value
+def _candidates(config: BenchConfig, device: torch.device, total: int) -> list[_Candidate]:
+    """What is worth a trial: settings that come to the same as the present ones, or as another's, are left out."""
+    known, found = [_comes_to(config, device, total)], []
+    for key, value, meaning in CANDIDATES:
+        changed = copy.deepcopy(config)
+        group, _, name = key.rpartition(".")
+        holder = getattr(changed, group) if group else changed
+        now = getattr(holder, name)
+        value = now // 2 if value == "half" else now * 2 if value == "double" else value
+        setattr(holder, name, value)
+        same = _comes_to(changed, device, total)
+        if same not in known and not (key == "views.share" and now < value):
+            known.append(same)
+            found.append(_Candidate(f"{key}={value}", meaning, changed))
+    return found
+
+
+def _comes_to(config: BenchConfig, device: torch.device, total: int) -> tuple[Any, ...]:
+    """What a step does under a configuration, as far as candidates change it."""
+    shuffled = any(grid > 1 for grid in config.views.grids)
+    branches = sum(weight > 0 for weight in config.loss.weights) if config.views.grids else 1
+    return (
+        autocast_precision(config.precision, device),
+        config.schedule if branches > 1 else None,
+        config.block.variant if config.views.grids else None,
+        config.views.share if shuffled else None,
+        config.views.size,
+        min(config.batch.size, total),
+    )

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..config import CurveConfig, without_folders
 from ..experiments.cells import Cell, EncoderChoice, adaptation_mode, load_cell
@@ -17,6 +16,7 @@ from ..experiments.curve import Plan, run_curve
 from ..experiments.labelled import Labelled, check_overlap
 from ..experiments.reporting import curve_report, summary
 from ..experiments.subsets import draw_subset, read_subset, subset_name
+from ..progress import Progress
 from ..report import write_bytes
 from ..report.run import environment
 from ..training.finetune import planned_epochs
@@ -145,8 +145,8 @@ def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
     total = sum(costs.values())
     done = sum(costs[cell] for cell in cells) - sum(costs[cell] for cell in waiting)
     # Time left goes by work, as a large budget takes a hundred times as long as a small one.
-    shape = "{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]"
-    with tqdm(total=total, initial=done, desc="Curve", bar_format=shape, disable=not waiting) as bar:
+    shape = "{l_bar}{bar}| {remaining} left{postfix}"
+    with Progress(total=total, initial=done, desc="Curve", bar_format=shape, disable=not waiting) as bar:
         bar.set_postfix_str(f"{finished} of {len(cells)} cells")
         for outcome in run_curve(plan, waiting, jobs):
             finished += outcome.error is None

@@ -196,4 +196,7 @@ def _summary(path: Path, metrics: dict[str, Any], adaptation: Adaptation, lines:
     recall = [[name, values["support"], values["recall"]] for name, values in metrics["per_class"].items()]
     print("\n" + format_table(["class", "images", "recall"], recall))
     print("\n" + "\n".join(lines))
-    print(f"\nreport: {path / 'report.html'}  pictures: {path / 'curves.png'}, {path / 'confusion.png'}")
+    none = "none, as nearest neighbours are looked up among the labelled images"
+    print(f"\nmodel:    {none if adaptation.model is None else path / 'model.safetensors'}")
+    print(f"pictures: {path / 'curves.png'}, {path / 'confusion.png'}")
+    print(f"report:   {path / 'report.html'}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -27,16 +25,28 @@ from ..data.cache_writer import build_cache
 from ..data.guard import SeenImages, seen_images
 from ..data.holdout import COPY, TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
+from ..data.journal import journal_entries
 from ..data.known import KnownImages
 from ..data.loading import PixelDataset, channel_statistics, stain_target, training_loader
 from ..data.table import printable
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
+from ..process import when_interrupted
 from ..report import write_csv
 from ..report.figures import save_curves
 from ..report.run import check_run_folder, clear_run_folder, environment, now
 from ..training.finetune import trained_stages
-from ..training.monitors import Checkpoint, Diagnostics, FiniteLoss, MetricsFile, Throughput, ViewsSheet
+from ..training.monitors import (
+    Checkpoint,
+    Diagnostics,
+    FiniteLoss,
+    MetricsFile,
+    RunProgress,
+    Throughput,
+    ViewsSheet,
+    epochs,
+    saved_epochs,
+)
 from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
@@ -243,6 +253,7 @@ def _trainer(config: PretrainConfig, path: Path, device: torch.device, callbacks
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         enable_model_summary=False,
+        enable_progress_bar=False,
     )
 
 
@@ -259,8 +270,7 @@ def run(config: PretrainConfig) -> Path:
         path = check_run_folder(
             config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE["pretrain"]
         )
-        if config.resume and (path / "report.json").is_file():
-            print(f"{path} holds the finished run of this configuration; nothing to do")
+        if config.resume and _nothing_to_do(config, path):
             return path / "encoder.safetensors"
     device = training_device(config.trainer.accelerator)
     unlabeled = unlabeled_archive(config)
@@ -280,6 +290,7 @@ def run(config: PretrainConfig) -> Path:
             clear_run_folder(path)
         (path / "config.yaml").write_text(to_yaml(config))
         print(unlabeled.told)
+        when_interrupted(lambda: _kept_before_training(config, path))
     try:
         cache = _decode(config, dataset, path)
     finally:
@@ -322,7 +333,7 @@ def run(config: PretrainConfig) -> Path:
         metrics_file,
         ViewsSheet(path / "views.png"),
         Checkpoint(path / "checkpoints", filename="last", enable_version_counter=False),
-        TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20),
+        RunProgress(checkpoint, images_kept=cache is not None),
     ]
     trainer = _trainer(config, path, device, callbacks)
     print(
@@ -330,6 +341,8 @@ def run(config: PretrainConfig) -> Path:
         f"{config.views.size} px, {encoder.spec.backbone}, schedule {config.schedule}, "
         f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
     )
+    if config.resume and first_process:
+        print(_beginning(config, checkpoint))
     module.train()
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None, weights_only=True)
@@ -410,3 +423,58 @@ def _summary(path: Path, lines: list[str]) -> None:
     print(f"encoder:  {path / 'encoder.safetensors'}")
     print(f"pictures: {path / 'views.png'}, {path / 'curves.png'}")
     print(f"report:   {path / 'report.html'}")
+
+
+def _nothing_to_do(config: PretrainConfig, path: Path) -> bool:
+    """Whether the run to resume is finished, which is then said.
+
+    Raises:
+        UserError: if it has more epochs than are asked for, or cannot go on to those.
+    """
+    wanted, saved = config.trainer.max_epochs, saved_epochs(path / "checkpoints" / "last.ckpt")
+    report = path / "report.json"
+    finished = json.loads(report.read_text(encoding="utf-8"))["run"]["epochs"] if report.is_file() else 0
+    if wanted <= finished:
+        print(
+            f"{path} holds the finished run of this configuration ({finished} epochs); nothing to do; "
+            "raise trainer.max_epochs to go on"
+        )
+        return True
+    if finished and not saved:
+        raise UserError(
+            f"`trainer.max_epochs` ({wanted}) must be the {finished} of the finished run, as its checkpoints/last.ckpt "
+            f"to go on from is gone; start from encoder={path / 'encoder.safetensors'} in another `out`"
+        )
+    if wanted < saved:
+        raise UserError(
+            f"`trainer.max_epochs` ({wanted}) must be at least the epochs that `out` ({path}) has saved ({saved}); "
+            f"give {saved} to end there, or more to go on"
+        )
+    return False
+
+
+def _beginning(config: PretrainConfig, checkpoint: Path) -> str:
+    """Where a run with ``resume`` begins."""
+    saved, wanted = saved_epochs(checkpoint), config.trainer.max_epochs
+    if saved == 0:
+        return f"nothing was saved to resume from; beginning at epoch 1 of {wanted}"
+    if saved == wanted:
+        return f"all {wanted} epochs were saved; only the results remain to be written"
+    return f"resumed at epoch {saved + 1} of {wanted}"
+
+
+def _kept_before_training(config: PretrainConfig, path: Path) -> str:
+    """What an interrupt leaves while images are decoded, and until training begins."""
+    saved = saved_epochs(path / "checkpoints" / "last.ckpt")
+    if saved:
+        return f" before training went on; {epochs(saved)} saved; go on with resume=true"
+    kept = "nothing was saved yet; begin again with resume=true"
+    if config.cache != "off":
+        folder = Path(config.cache) if config.cache is not None else path / "cache"
+        journals = sorted(folder.glob("*.partial/journal.jsonl"), key=lambda file: file.stat().st_mtime)
+        if journals:
+            count = sum(1 for _ in journal_entries(journals[-1].parent))
+            kept = f"the cache keeps the {count} images decoded so far; go on with resume=true"
+        elif any(folder.glob("*/table.parquet")):
+            kept = "the decoded images are kept; go on with resume=true"
+    return f" before training began; {kept}"

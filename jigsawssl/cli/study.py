@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..config import StudyConfig, without_folders
 from ..data.guard import seen_images
@@ -20,6 +19,7 @@ from ..experiments.reporting import study_report, study_summary
 from ..experiments.runner import Outcome
 from ..experiments.study import Domain, StudyPlan, cost_of, is_finished, load_search, run_searches, run_study
 from ..experiments.subsets import draw_subset
+from ..progress import Progress
 from ..report import write_bytes
 from ..report.run import environment
 from ..training.optim import DEFAULT_WEIGHT_DECAY
@@ -195,7 +195,7 @@ def _work(plan: StudyPlan, config: StudyConfig, device: torch.device) -> None:
 
 def _collect(outcomes: Iterator[Outcome], name: str, parts: Sequence[Any], folder: Path) -> None:
     """Show how far it is, and keep why a part failed."""
-    with tqdm(total=len(parts), desc=name) as bar:
+    with Progress(total=len(parts), desc=name) as bar:
         for outcome in outcomes:
             part = outcome.cell if isinstance(outcome.cell, str) else outcome.cell.name
             file = folder / f"{part}.error.txt"

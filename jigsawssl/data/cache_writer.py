@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ..progress import Progress
 from ..readers import Unreadable, fit_image
 from ..types import UserError
 from .archive import Archive
@@ -268,7 +268,7 @@ def _write(
             return None  # and the second reading gives the reason
 
     rows = range(start, len(archive))
-    bar = tqdm(total=len(archive), initial=start, desc="Reading", disable=not progress)
+    bar = Progress(total=len(archive), initial=start, desc="Reading", disable=not progress)
     bad = images = 0
     try:
         with bar, (partial / "pixels.bin").open("ab") as pixels, (partial / "journal.jsonl").open("ab") as journal:

@@ -6,8 +6,8 @@ import secrets
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ..progress import Progress
 from ..readers import Unreadable
 from .archive import Archive
 from .holdout import derive_split, is_held_out
@@ -40,7 +40,7 @@ class Identities:
     def look_up(self, rows: NDArray[np.int64], *, progress: bool = False) -> None:
         """Look some rows up beforehand, with a bar where files have to be opened."""
         opened = [row for row in rows.tolist() if row not in self._contents and self._found(row) is None]
-        for row in tqdm(opened, "Hashing", disable=not progress or not opened):
+        for row in Progress(opened, "Hashing", disable=not progress or not opened):
             self._open(row)
 
     def content(self, row: int) -> int | None:

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import Cache, CacheOptions
 from jigsawssl.data.known import KnownImages
+from jigsawssl.progress import Progress
 from jigsawssl.readers import Unreadable, fit_image
 from jigsawssl.stain import MACENKO_TARGET, reinhard_statistics
 from jigsawssl.types import Batch, UserError
@@ -159,7 +159,7 @@ class PixelDataset(Dataset[Batch]):
 
         with ThreadPoolExecutor(self.workers) as pool:
             done = pool.map(decode, range(len(self.archive)))
-            readable = np.array(list(tqdm(done, "Decoding", len(self.archive), disable=not progress)), dtype=bool)
+            readable = np.array(list(Progress(done, "Decoding", len(self.archive), disable=not progress)), dtype=bool)
         if deeper:  # than the sampled ones: once more, with 16 bits for all
             self.deep = True
             return self.load(progress, known)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
@@ -100,7 +102,8 @@ def _in_pool(
         while waiting or running:
             # No more than are worked on, so that a crash takes few with it.
             while waiting and len(running) < jobs:
-                running[pool.submit(_run, waiting[0])] = waiting[0]
+                with _deaf_children():
+                    running[pool.submit(_run, waiting[0])] = waiting[0]
                 waiting.pop(0)
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 error = done.result()
@@ -113,6 +116,19 @@ def _in_pool(
                 process.terminate()
         # The pool's own thread waits for its processes: two that wait for one may both not learn that it ended.
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that begin here never hear Ctrl-C, which a terminal sends to all: this one hears it and ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pool(make_work: Callable[[], Callable[[Any], None]], jobs: int) -> ProcessPoolExecutor:

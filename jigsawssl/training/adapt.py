@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.loading import PixelDataset
 from ..evaluation import paired_auroc_difference
 from ..models import Classifier, Encoder, HierarchicalClassifier
+from ..progress import Progress
 from .finetune import Fold, Model, OnCheck, Recipe, Trained, planned_epochs, selection_score, train_classifier
 from .probe import NEIGHBOURS, STRENGTHS, FeatureBank, fit_probe, knn_probabilities, predict
 
@@ -56,7 +56,17 @@ class _Task(NamedTuple):
     batch_size: int
     device: torch.device
     autocast: torch.dtype | None
-    progress: bool
+    bar: Progress
+
+    def train(self, model: Model, fold: Fold, recipe: Recipe, **options: Any) -> Trained:
+        """As :func:`train_classifier`; one that stops early moves the bar as far as one that does not."""
+        assert recipe.max_epochs is not None
+        end = self.bar.n + recipe.max_epochs
+        trained = train_classifier(
+            model, self.dataset, self.labels, self.classes, fold, recipe, on_epoch=self.bar.update, **options
+        )
+        self.bar.update(end - self.bar.n)
+        return trained
 
     @property
     def judged(self) -> NDArray[np.int64]:
@@ -175,7 +185,24 @@ def adapt(
         :class:`Adaptation`.
     """
     bank = FeatureBank(encoder, device, autocast) if features is None else features
-    task = _Task(dataset, labels, classes, folds, refit_rows, bank, 256, device, autocast, progress)
+    planned = [_planned(folds, recipe) for recipe in recipes]
+    total = len(folds) * sum(planned) + (max(planned) if len(folds) > 1 else 0)
+    hidden = not progress or mode in ("knn", "linear")
+    # Smoothing 0: that one training stopped early says little of the next.
+    with Progress(desc="Fine-tuning", total=total, smoothing=0, disable=hidden) as bar:
+        task = _Task(dataset, labels, classes, folds, refit_rows, bank, 256, device, autocast, bar)
+        adaptation = _adapted(encoder, mode, task, recipes)
+        bar.update(total - bar.n)  # where the probe won, nothing is trained in the end
+    return adaptation
+
+
+def _planned(folds: Sequence[Fold], recipe: Recipe) -> int:
+    """Epochs of every training: those of the smallest fold."""
+    return planned_epochs(min(len(train) for train, _ in folds), recipe)
+
+
+def _adapted(encoder: Encoder, mode: str, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
+    """Judge all candidates, and fit the best one."""
     if mode == "knn":
         return _knn(task)
     if mode not in ("auto", "linear"):
@@ -242,19 +269,16 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
     images (WiSE-FT: Wortsman et al., Robust fine-tuning of zero-shot models, 2022).
     """
     held_out = len(task.folds) == 1
-    recipe = recipe._replace(max_epochs=planned_epochs(min(len(train) for train, _ in task.folds), recipe))
+    recipe = recipe._replace(max_epochs=_planned(task.folds, recipe))
 
     def ends(train: NDArray[np.int64], val: NDArray[np.int64]) -> tuple[Classifier, Trained]:
         start = _with_head(encoder, task.classes, probe.fit(task, train, recipe.balanced), recipe.dropout)
         torch.manual_seed(recipe.seed)
         keep_best = -1.0 if held_out else None
-        fold = (train, val)
-        trained = train_classifier(
-            copy.deepcopy(start), task.dataset, task.labels, task.classes, fold, recipe, keep_best
-        )
+        trained = task.train(copy.deepcopy(start), (train, val), recipe, keep_best=keep_best)
         return start, trained
 
-    folds = [ends(train, val) for train, val in tqdm(task.folds, "Fine-tuning", disable=not task.progress)]
+    folds = [ends(train, val) for train, val in task.folds]
     validation = [task.dataset.subset(val) for _, val in task.folds]
 
     def candidate(method: str, share: float) -> _Candidate:
@@ -310,7 +334,8 @@ def judge_recipe(
         on_check: told of every check of the first fold; what it raises ends the training.
     """
     device = torch.device("cpu")  # features are not asked for
-    task = _Task(dataset, labels, classes, folds, folds[0][0], FeatureBank(encoder, device), 256, device, None, False)
+    bank, bar = FeatureBank(encoder, device), Progress(disable=True)
+    task = _Task(dataset, labels, classes, folds, folds[0][0], bank, 256, device, None, bar)
     return _train_network(encoder, "full", task, recipe, on_check).score
 
 
@@ -326,16 +351,13 @@ def _train_network(
         return _with_head(encoder, task.classes, None, recipe.dropout, recipe.head)
 
     # One schedule for folds of any size and for the final fit, or the chosen epoch would mean different things.
-    recipe = recipe._replace(max_epochs=planned_epochs(min(len(train) for train, _ in task.folds), recipe))
+    recipe = recipe._replace(max_epochs=_planned(task.folds, recipe))
     held_out = len(task.folds) == 1
     keep_best = -1.0 if held_out else None
     runs: list[Trained] = []
-    for train, val in tqdm(task.folds, f"Fine-tuning, {method}", disable=not task.progress):
+    for fold in task.folds:
         check = None if runs else on_check
-        fold = (train, val)
-        runs.append(
-            train_classifier(start(), task.dataset, task.labels, task.classes, fold, recipe, keep_best, on_check=check)
-        )
+        runs.append(task.train(start(), fold, recipe, keep_best=keep_best, on_check=check))
     pooled = {epoch: torch.cat([run.checked[epoch] for run in runs]) for epoch in runs[0].checked}
     by_epoch = {epoch: selection_score(probabilities, task.judged) for epoch, probabilities in pooled.items()}
     best = _best(by_epoch)
@@ -344,7 +366,7 @@ def _train_network(
         if held_out:
             return runs[0].model
         final = (task.refit_rows, np.empty(0, dtype=np.int64))
-        return train_classifier(start(), task.dataset, task.labels, task.classes, final, recipe, stop_at=best).model
+        return task.train(start(), final, recipe, stop_at=best).model
 
     chosen: dict[str, Any] = {"method": method, "epochs": best, "lr": recipe.lr}
     scores = {f"{method} lr={recipe.lr:g} epochs={epoch}": score for epoch, score in by_epoch.items()}

@@ -27,6 +27,7 @@ __all__ = [
     "Fold",
     "Model",
     "OnCheck",
+    "OnEpoch",
     "Recipe",
     "Trained",
     "planned_epochs",
@@ -52,6 +53,8 @@ Model = Classifier | HierarchicalClassifier
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 OnCheck = Callable[[int, float], None]
 """Told of the epochs done and the validation score; may raise."""
+OnEpoch = Callable[[], Any]
+"""Called at the end of each epoch."""
 
 
 class Recipe(NamedTuple):
@@ -220,12 +223,18 @@ class _Watch(Callback):
     """Training losses, the best weights by validation with early stopping, and a fixed end of training."""
 
     def __init__(
-        self, labels: NDArray[np.int64], keep_best: float | None, stop_at: int | None, on_check: OnCheck | None
+        self,
+        labels: NDArray[np.int64],
+        keep_best: float | None,
+        stop_at: int | None,
+        on_check: OnCheck | None,
+        on_epoch: OnEpoch | None,
     ) -> None:
         self.labels = labels
         self.best = keep_best
         self.stop_at = stop_at
         self.on_check = on_check
+        self.on_epoch = on_epoch
         self.losses: list[tuple[int, float]] = []
         self.state: dict[str, Tensor] | None = None
         self.stale = 0
@@ -251,6 +260,8 @@ class _Watch(Callback):
         self.losses.append((trainer.current_epoch + 1, float(trainer.callback_metrics["train_loss"])))
         if self.stop_at is not None and trainer.current_epoch + 1 >= self.stop_at:
             trainer.should_stop = True
+        if self.on_epoch is not None:
+            self.on_epoch()
 
 
 def _batch_size(count: int, recipe: Recipe) -> int:
@@ -280,6 +291,7 @@ def train_classifier(
     keep_best: float | None = None,
     stop_at: int | None = None,
     on_check: OnCheck | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Trained:
     """Train on one fold of a labelled dataset.
 
@@ -294,6 +306,7 @@ def train_classifier(
             ``None`` trains to the end.
         stop_at: end after this epoch, on the schedule of the whole run.
         on_check: told of every check; what it raises ends the training.
+        on_epoch: called at the end of each epoch.
 
     Returns:
         :class:`Trained`; where nothing beat ``keep_best``, the weights are those of the end.
@@ -305,7 +318,7 @@ def train_classifier(
     chain = augmentation_chain(recipe.preset, model.encoder.spec.size, dataset.channels)
     module = Finetuning(model, chain, class_weights(labels[rows], classes, recipe.balanced), recipe)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    watch = _Watch(labels[val_rows], keep_best, stop_at, on_check)
+    watch = _Watch(labels[val_rows], keep_best, stop_at, on_check, on_epoch)
     trainer = pl.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=every,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,24 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from ..evaluation import effective_rank, feature_standard_deviation
+from ..process import when_interrupted
+from ..progress import Progress
 from ..report import write_csv
 from ..report.figures import save_views_sheet
 from ..types import Batch, UserError
 from .pretrain import JigsawPretraining
 
-__all__ = ["Checkpoint", "Diagnostics", "FiniteLoss", "MetricsFile", "Throughput", "ViewsSheet"]
+__all__ = [
+    "Checkpoint",
+    "Diagnostics",
+    "FiniteLoss",
+    "MetricsFile",
+    "RunProgress",
+    "Throughput",
+    "ViewsSheet",
+    "epochs",
+    "saved_epochs",
+]
 
 DIAGNOSTIC_IMAGES = 512
 """Images whose features are judged each epoch: enough to see collapse, cheap enough for a CPU."""
@@ -55,7 +68,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Update the bar."""
+        """Count this batch."""
         now = time.perf_counter()
         assert self._mark is not None
         self.total += now - self._mark
@@ -68,7 +81,7 @@ class Throughput(Callback):
         }
         options = {"on_step": True, "on_epoch": False, "batch_size": len(batch.images)}
         for name, value in values.items():
-            pl_module.log(name, value, prog_bar=name != "seconds", **options)
+            pl_module.log(name, value, **options)
 
 
 class Diagnostics(Callback):
@@ -100,6 +113,166 @@ class Checkpoint(ModelCheckpoint):
                 kept[key] = Path(value).name
         kept["best_k_models"] = {Path(name).name: score for name, score in kept.get("best_k_models", {}).items()}
         return kept
+
+
+def saved_epochs(checkpoint: Path) -> int:
+    """How many epochs a checkpoint holds; 0 where there is none."""
+    if not checkpoint.is_file():
+        return 0
+    return 1 + int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["epoch"])
+
+
+def epochs(count: int) -> str:
+    """Name the first ``count`` epochs, with the verb that follows them.
+
+    Example:
+        >>> epochs(1), epochs(3)
+        ('epoch 1 is', 'epochs 1 to 3 are')
+    """
+    return "epoch 1 is" if count == 1 else f"epochs 1 to {count} are"
+
+
+class RunProgress(Callback):
+    """One bar for all epochs of a run, or a line for each where there is no terminal; what an interrupt leaves.
+
+    It comes after :class:`Throughput`, whose numbers it shows.
+
+    Args:
+        checkpoint: where the run is saved at the end of an epoch.
+        images_kept: whether decoded images outlive the run.
+    """
+
+    WAIT = 0.1
+    """Seconds from one picture of the bar to the next at least."""
+
+    def __init__(self, checkpoint: Path, images_kept: bool) -> None:
+        self.checkpoint = checkpoint
+        self.images_kept = images_kept
+        self.bar: Progress | None = None
+        self._first: tuple[int, float] | None = None
+        self._shown = 0.0
+        self._line = ""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin where the run begins, or goes on."""
+        last = trainer.max_epochs
+
+        def left() -> str:
+            saved = saved_epochs(self.checkpoint)
+            if saved == 0:
+                images = ", with the decoded images kept" if self.images_kept else ""
+                return (
+                    f" in epoch 1 of {last}; nothing of it is saved yet, as checkpoints are written at the end of an "
+                    f"epoch; resume=true begins anew{images}"
+                )
+            if saved == last:
+                return f" while the results were written; all {last} epochs are saved; go on with resume=true"
+            return f" in epoch {saved + 1} of {last}; {epochs(saved)} saved; go on with resume=true"
+
+        when_interrupted(left)
+        self._first = None
+        if trainer.is_global_zero and sys.stderr.isatty():
+            steps = int(trainer.num_training_batches)
+            assert last is not None
+            begun = steps * trainer.current_epoch
+            self.bar = Progress(total=steps * last, initial=begun, bar_format=self._shape(trainer))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Move on; the first batch is the start of time, as it is slower than the others."""
+        done, now = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1, time.perf_counter()
+        if self._first is None:
+            self._first = done, now
+        if self.bar is not None and (now - self._shown >= self.WAIT or trainer.is_last_batch):
+            self._shown = now
+            self.bar.n = done
+            self._draw(trainer, f"{_clock(left)} left" if (left := self._left(trainer, done)) is not None else "")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the line of this epoch, which is written once its checkpoint is."""
+        if self.bar is not None or not trainer.is_global_zero:
+            return
+        epoch, last = trainer.current_epoch + 1, trainer.max_epochs
+        left = self._left(trainer, epoch * int(trainer.num_training_batches))
+        rest = f", {_words(left)} left" if epoch != last and left is not None else ""
+        loss, rate, wait = _numbers(trainer)
+        self._line = f"epoch {epoch} of {last}: loss {loss}, {rate} images/s, data wait {wait} %{rest}"
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the line of the epoch before."""
+        if self._line:
+            print(self._line, file=sys.stderr)
+        self._line = ""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the last line, or leave the bar full with the time that all took."""
+        self.on_train_epoch_start(trainer, pl_module)
+        if self.bar is not None and trainer.callback_metrics:
+            self._draw(trainer, f"in {_clock(self.bar.format_dict['elapsed'])}")
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the bar where it is."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _left(self, trainer: pl.Trainer, done: int) -> float | None:
+        """Seconds that the rest of the run takes at the rate since this process began to train."""
+        assert self._first is not None and trainer.max_epochs is not None
+        steps = done - self._first[0]
+        rest = trainer.max_epochs * int(trainer.num_training_batches) - done
+        return (time.perf_counter() - self._first[1]) / steps * rest if steps else None
+
+    def _draw(self, trainer: pl.Trainer, time_shown: str) -> None:
+        assert self.bar is not None
+        loss, rate, wait = _numbers(trainer)
+        shown = ", ".join(filter(None, [time_shown, f"loss {loss}", f"{rate} images/s", f"wait {wait}%"]))
+        self.bar.bar_format = f"{self._shape(trainer)} {shown}"
+        self.bar.refresh()
+
+    @staticmethod
+    def _shape(trainer: pl.Trainer) -> str:
+        """Epoch and bar, which tqdm makes as wide as the terminal allows."""
+        assert trainer.max_epochs is not None
+        epoch = min(trainer.current_epoch + 1, trainer.max_epochs)
+        return f"epoch {epoch}/{trainer.max_epochs} {{percentage:3.0f}}%|{{bar}}|"
+
+
+def _numbers(trainer: pl.Trainer) -> tuple[str, str, str]:
+    """Loss, images per second and percent of the time spent waiting for data, as they are shown."""
+    metrics = trainer.callback_metrics
+    return f"{metrics['loss']:.3g}", f"{metrics['images/s']:.0f}", f"{100 * metrics['data_wait']:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds; days in place of seconds where there are any.
+
+    Example:
+        >>> _clock(80), _clock(3725), _clock(200_000)
+        ('1:20', '1:02:05', '2 d 7 h')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def _words(seconds: float) -> str:
+    """The time in the unit that suits it.
+
+    Example:
+        >>> _words(42), _words(306), _words(30_000)
+        ('42 s', '5.1 min', '8.3 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class FiniteLoss(Callback):

@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULT_WEIGHT_DECAY",
     "autocast_dtype",
     "autocast_precision",
+    "computes_bfloat16",
     "create_optimizer",
     "create_scheduler",
     "training_device",
@@ -83,9 +84,23 @@ def create_optimizer(
     return LARS(groups, lr=DEFAULT_RATES[name], momentum=0.9)
 
 
+class _Schedule(CosineWarmupScheduler):
+    """lightly's, whose length does not come from a checkpoint: a longer run resumes at its own rate of that step."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the step of ``state_dict``."""
+        own = {"warmup_epochs": self.warmup_epochs, "max_epochs": self.max_epochs}
+        super().load_state_dict({**state_dict, **own})
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * self.scale_lr(self.last_epoch)
+
+
 def create_scheduler(optimizer: Optimizer, steps: int, warmup: float) -> CosineWarmupScheduler:
-    """Linear warm-up over the share ``warmup`` of ``steps``, then cosine down to a thousandth."""
-    return CosineWarmupScheduler(optimizer, warmup_epochs=round(warmup * steps), max_epochs=max(steps, 2))
+    """Linear warm-up over the share ``warmup`` of ``steps``, then cosine down to a thousandth.
+
+    A run that is resumed with more steps goes on along the longer schedule: the rate rises again to where that one is.
+    """
+    return _Schedule(optimizer, warmup_epochs=round(warmup * steps), max_epochs=max(steps, 2))
 
 
 def training_device(accelerator: str) -> torch.device:
@@ -102,7 +117,7 @@ def training_device(accelerator: str) -> torch.device:
         ) from None
 
 
-def _computes_bfloat16() -> bool:
+def computes_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 itself; emulating it would be slower than float32."""
     ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(ask() if ask is not None else torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -118,7 +133,7 @@ def autocast_precision(precision: str, device: torch.device) -> Any:
         return {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}[precision]
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    if device.type == "cpu" and _computes_bfloat16():
+    if device.type == "cpu" and computes_bfloat16():
         return "bf16-mixed"
     return "32-true"
 

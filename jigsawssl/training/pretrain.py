@@ -168,7 +168,7 @@ class JigsawPretraining(pl.LightningModule):
 
     def _log(self, terms: LossTerms, batch_size: int) -> None:
         every = {"on_step": False, "on_epoch": True, "batch_size": batch_size, "sync_dist": True}
-        self.log("loss", terms.total.detach(), prog_bar=True, **{**every, "on_step": True})  # type: ignore[arg-type]
+        self.log("loss", terms.total.detach(), **{**every, "on_step": True})  # type: ignore[arg-type]
         self.log_dict({f"loss_{name}": term.detach() for name, term in terms.branches.items()}, **every)  # type: ignore[arg-type]
 
     def correlations(self) -> dict[str, float]:

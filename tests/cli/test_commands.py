@@ -19,6 +19,7 @@ from PIL import Image
 import jigsawssl
 from jigsawssl.cli import main
 from jigsawssl.config import (
+    BenchConfig,
     FinetuneConfig,
     PretrainConfig,
     StudyConfig,
@@ -27,6 +28,7 @@ from jigsawssl.config import (
     describe_keys,
     load_config,
 )
+from jigsawssl.training.optim import create_optimizer, create_scheduler
 from tests.readers.test_dicom import dicom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +144,95 @@ def test_a_resumed_run_ends_like_an_unbroken_one(pretrained: Path, tmp_path: Pat
     assert report["run"]["resumed"] and report["run"]["seconds"] == pytest.approx(
         sum(float(row["seconds"]) for row in rows)
     )
+
+
+@pytest.mark.parametrize(
+    ("epoch", "told", "begins"),
+    [
+        (0, "in epoch 1 of 2; nothing of it is saved yet, as checkpoints are written at the end of an epoch; "
+            "resume=true begins anew", "nothing was saved to resume from; beginning at epoch 1 of 2"),
+        (1, "in epoch 2 of 2; epoch 1 is saved; go on with resume=true", "resumed at epoch 2 of 2"),
+    ],
+)  # fmt: skip
+def test_an_interrupt_says_what_is_saved(
+    epoch: int, told: str, begins: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jigsawssl.training.monitors import Throughput
+
+    start = Throughput.on_train_batch_start
+
+    def interrupt(self: Throughput, trainer: object, *rest: object) -> None:
+        if trainer.current_epoch == epoch:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        start(self, trainer, *rest)  # type: ignore[arg-type]
+
+    common = ["pretrain", "data=demo", "split=val", f"out={tmp_path / 'run'}", f"config={SMOKE / 'pretrain.yaml'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_start", interrupt)
+        assert main(common) == 130
+        shown = capsys.readouterr()
+        assert shown.err.splitlines()[-1] == f"jigsawssl: interrupted {told}"
+        assert "epoch 1 of 2: loss" in shown.err if epoch else "epoch 1 of 2: loss" not in shown.err
+        assert main([*common, "resume=true"]) == 130  # once more, at the same place
+    assert begins in capsys.readouterr().out.splitlines()
+
+
+def test_an_interrupt_before_training_says_what_the_cache_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jigsawssl.data import cache_writer
+
+    folder, decode, calls = images_folder(tmp_path / "images"), cache_writer._decoded, []
+
+    def stops(*arguments):  # type: ignore[no-untyped-def]
+        calls.append(arguments)
+        if len(calls) > 10:
+            raise KeyboardInterrupt
+        return decode(*arguments)
+
+    monkeypatch.setattr(cache_writer, "_decoded", stops)
+    arguments = ["pretrain", f"data={folder}", "split=all", f"out={tmp_path / 'run'}", "batch.workers=1"]
+    assert main([*arguments, f"config={SMOKE / 'pretrain.yaml'}"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == (
+        "jigsawssl: interrupted before training began; the cache keeps the 10 images decoded so far; "
+        "go on with resume=true"
+    )
+
+
+def test_a_finished_run_goes_on_to_more_epochs(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(out: Path, epochs: int, *more: str) -> int:
+        common = ["pretrain", "data=demo", "split=val", f"out={out}", f"config={SMOKE / 'pretrain.yaml'}"]
+        return main([*common, f"trainer.max_epochs={epochs}", *more])
+
+    longer = tmp_path / "longer"
+    shutil.copytree(pretrained, longer)
+    (longer / "checkpoints").rename(tmp_path / "checkpoints")
+    before = tree(longer)
+    assert run(longer, 4, "resume=true") == 2
+    assert "`trainer.max_epochs` (4) must be the 2 of the finished run" in capsys.readouterr().err
+    assert tree(longer) == before
+    (tmp_path / "checkpoints").rename(longer / "checkpoints")
+    before = tree(longer)
+    assert run(longer, 1, "resume=true") == 0 and tree(longer) == before
+    assert "(2 epochs); nothing to do; raise trainer.max_epochs to go on" in capsys.readouterr().out
+    assert run(longer, 4, "resume=true") == 0
+    assert "resumed at epoch 3 of 4" in capsys.readouterr().out.splitlines()
+    with (longer / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    schedule = create_scheduler(create_optimizer("adamw", {"all": (torch.nn.Linear(1, 1), 2e-3)}), 12, warmup=0.1)
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates[2:] == pytest.approx([2e-3 * schedule.scale_lr(step) for step in (9, 12)]) and rates[1] < rates[2]
+    report = json.loads((longer / "report.json").read_text())
+    assert report["run"]["epochs"] == 4 and report["run"]["updates"] == 4 * (report["data"]["images"] // 64)
+    old, new = (jigsawssl.load_encoder(folder / "encoder.safetensors").state_dict() for folder in (pretrained, longer))
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+    (longer / "report.json").unlink()
+    assert run(longer, 3, "resume=true") == 2
+    assert "must be at least the epochs that `out`" in capsys.readouterr().err
 
 
 def test_resume_refuses_another_configuration(
@@ -504,6 +595,32 @@ def test_bench_takes_a_step_apart_and_compares_settings(
         "7 epochs of 204 batches",
     ):
         assert f"| {part} " in printed
-    assert "| views.share=0.5 " in printed and "| batch.size=16 " in printed
+    assert "| views.share=0.5 " in printed and "| batch.size=16 " in printed and "both together" in printed
+    assert "this processor " in printed
     assert not list(tmp_path.iterdir()), "nothing is written"
     assert main(["bench", "data=demo", "rounds=0"]) == 2
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_bench_offers_nothing_twice(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jigsawssl.cli.bench import _candidates
+    from jigsawssl.training import optim
+
+    monkeypatch.setattr(optim, "computes_bfloat16", lambda: bfloat16)
+
+    def offered(total: int = 1000, **keys: object) -> set[str]:
+        config = load_config(BenchConfig, ["data=demo", *(f"{k.replace('__', '.')}={v}" for k, v in keys.items())])
+        return {candidate.setting for candidate in _candidates(config, torch.device("cpu"), total)}
+
+    assert offered() == {"views.size=112", "batch.size=512", *(["precision=32"] if bfloat16 else [])}
+    assert "precision=auto" not in offered(precision="32" if not bfloat16 else "bf16")
+    assert offered(precision="16") >= {"precision=auto"} and ("precision=32" in offered(precision="16")) == bfloat16
+    assert "batch.size=512" not in offered(total=256) and "batch.size=512" in offered(total=300)
+    assert {"schedule=joint", "views.share=0.5", "block.variant=light"} <= offered(
+        schedule="progressive", views__share=1, block__variant="paper"
+    )
+    assert not {"schedule=joint", "views.share=0.5", "block.variant=light"} & offered(
+        schedule="progressive", views__share=1, block__variant="paper", views__grids="[]"
+    )
+    assert "views.share=0.5" not in offered(views__grids="[1,1,1]", views__share=1)
+    assert "schedule=joint" not in offered(schedule="progressive", loss__weights="[0,0,0,1]")
