@@ -442,13 +442,13 @@ def validation_sentence(judged: Mapping[str, Any], budget: Mapping[str, Any]) ->
     interval = _interval_of(judged)
     if interval is not None and interval[0] <= known["auroc"] <= interval[1]:
         text += " Chance alone may explain that they differ."
-    reasons = ["the settings were chosen by it, which makes it too high"]
+    reasons = ["the settings were chosen by it, which flatters it"]
     if "groups it trains on" in budget["validation"]:
-        reasons.append("it sees images of patients that it was trained on, which makes it too high")
+        reasons.append("it sees images of patients that it was trained on, which flatters it")
     if "cross-validation" in how:
-        reasons.append("its networks were trained on a part of the labels, which makes it too low")
+        reasons.append("its networks were trained on a part of the labels, which lowers it")
     elif "val split" not in how:
-        reasons.append("its network was trained without these labels, which makes it too low")
+        reasons.append("its network was trained without these labels, which lowers it")
     else:
         reasons.append("the two splits were drawn by the manifest and may hold different cases")
     if known["images"] < 100:
