@@ -126,10 +126,10 @@ def epochs(count: int) -> str:
     """Name the first ``count`` epochs, with the verb that follows them.
 
     Example:
-        >>> epochs(1), epochs(3)
-        ('epoch 1 is', 'epochs 1 to 3 are')
+        >>> epochs(1), epochs(2), epochs(3)
+        ('epoch 1 is', 'epochs 1 and 2 are', 'epochs 1 to 3 are')
     """
-    return "epoch 1 is" if count == 1 else f"epochs 1 to {count} are"
+    return "epoch 1 is" if count == 1 else f"epochs 1 {'and' if count == 2 else 'to'} {count} are"
 
 
 class RunProgress(Callback):
