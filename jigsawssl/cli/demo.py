@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from ..config import DemoConfig, FinetuneConfig, PretrainConfig, load_config
@@ -32,7 +33,7 @@ def run(config: DemoConfig) -> None:
     # 2 with bfloat16 arithmetic, 4 without
     print("Three steps, about 2 to 4 minutes on two processor cores with nothing else to do.\n")
     print("Step 1 of 3, pretraining:\n")
-    print(f"$ jigsawssl pretrain {' '.join(first)}")
+    print(f"$ jigsawssl pretrain {shlex.join(first)}")
     encoder = pretrain.run(load_config(PretrainConfig, first))
     rows = []
     steps = (("pretrained", str(encoder)), ("fresh weights", f"random:{encoder}"))
@@ -48,7 +49,7 @@ def run(config: DemoConfig) -> None:
             "mode=linear",
         ]
         print(f"\nStep {number} of 3, a probe on {FRACTION:.0%} of the labels, {name}:\n")
-        print(f"$ jigsawssl finetune {' '.join(second)}")
+        print(f"$ jigsawssl finetune {shlex.join(second)}")
         finetune.run(load_config(FinetuneConfig, second))
         report = json.loads((folder / "report.json").read_text())
         rows.append([name, report["budget"]["labels"], report["test"]["auroc"], report["test"]["balanced_accuracy"]])

@@ -54,6 +54,9 @@ from .look import RESUME_MAY_CHANGE
 
 __all__ = ["Unlabeled", "build_dataset", "build_module", "fresh_encoder", "run", "unlabeled_archive"]
 
+SMALL_ENOUGH = 128
+"""Side of the views in pixels above which a run on a CPU is said to take long."""
+
 CROP_MARGIN = 1.25
 """Images are kept this much larger than the views where views are crops, so that crops are not all enlarged."""
 
@@ -341,6 +344,11 @@ def run(config: PretrainConfig) -> Path:
         f"{config.views.size} px, {encoder.spec.backbone}, schedule {config.schedule}, "
         f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
     )
+    if first_process and device.type == "cpu" and config.views.size > SMALL_ENOUGH:
+        print(
+            f"no GPU is used, and {config.views.size} px take long on a CPU; config=kermany_cpu is a small network at "
+            f"64 px, and jigsawssl bench data={config.data} says how long a run takes"
+        )
     if config.resume and first_process:
         print(_beginning(config, checkpoint))
     module.train()

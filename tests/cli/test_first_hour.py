@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from jigsawssl import cli
-from jigsawssl.cli import main
-from jigsawssl.config import CurveConfig, PretrainConfig
+from jigsawssl.cli import demo, main
+from jigsawssl.config import CurveConfig, PretrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("bright", "dark")
@@ -210,3 +210,25 @@ def test_the_curve_of_readme_tests_on_what_fine_tuning_tests_on(clinic: Path) ->
     assert held_out("runs/curve") == held_out("runs/labels")
     report = json.loads(Path("runs/curve/report.json").read_text())
     assert report["missing"] == 0 and report["data"]["test"]["images"] == len(held_out("runs/curve"))
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_demo_run_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def short(schema: type, arguments: list[str]) -> object:
+        epochs = ["trainer.max_epochs=1"] if schema is PretrainConfig else []
+        return load_config(schema, [*arguments, *epochs])  # type: ignore[type-var]
+
+    monkeypatch.setattr(demo, "load_config", short)
+    assert main(["demo", "out=runs/demo"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ jigsawssl ")]
+    assert len(lines) == 3
+    before = json.loads(Path("runs/demo/finetune-pretrained/report.json").read_text())["test"]
+    monkeypatch.setattr(cli, "load_config", short)
+    for line in lines:
+        assert main(shlex.split(line)[2:]) == 0
+    after = json.loads(Path("runs/demo/finetune-pretrained/report.json").read_text())["test"]
+    assert after["auroc"] == pytest.approx(before["auroc"], abs=1e-6)
