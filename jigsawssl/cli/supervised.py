@@ -142,8 +142,7 @@ def test_line(labelled: Labelled) -> str:
     """What is tested on, and who decided that."""
     groups = labelled.groups(labelled.test)
     of_groups = "" if groups is None else f" of {len(np.unique(groups))} groups"
-    left_out = f"; {labelled.saw} more are left out, as pretraining saw them" if labelled.saw else ""
-    return f"test split: {len(labelled.test)} images{of_groups}, {labelled.made_by}{left_out}"
+    return f"test split: {len(labelled.test)} images{of_groups}, {labelled.made_by}"
 
 
 def recipes_of(config: SupervisedConfig, device: torch.device, seed: int) -> list[Recipe]:

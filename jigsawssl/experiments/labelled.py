@@ -106,7 +106,8 @@ class Labelled(NamedTuple):
         """The same, judged without some rows."""
         validation, test = (np.setdiff1d(part, rows) for part in (self.validation, self.test))
         saw = len(self.judged) - len(validation) - len(test)
-        return self._replace(validation=validation, test=test, saw=saw)
+        made_by = f"{self.made_by}; {saw} more are left out, as pretraining saw them" if saw else self.made_by
+        return self._replace(validation=validation, test=test, made_by=made_by, saw=saw)
 
 
 def open_labelled(source: Source, *, seen: Sequence[SeenImages] = ()) -> Labelled:
