@@ -28,7 +28,8 @@ from ..training.optim import (
 )
 from ..training.pretrain import JigsawPretraining
 from ..types import Batch, UserError, Views
-from .pretrain import build_dataset, build_module, fresh_encoder, unlabeled_archive
+from .pretrain import build_dataset, build_module, fresh_encoder
+from .unlabeled import unlabeled_archive
 
 __all__ = ["run"]
 
@@ -181,9 +182,9 @@ def run(config: BenchConfig) -> None:
         UserError: for what the user can mend.
     """
     device = training_device(config.trainer.accelerator)
-    archive, derived, _ = unlabeled_archive(config)
-    total = len(archive)
-    trained = round((1 - TEST_SHARE) * total) if derived else total
+    unlabeled = unlabeled_archive(config)
+    archive, total = unlabeled.archive, len(unlabeled.archive)
+    trained = round((1 - TEST_SHARE) * total) if unlabeled.derived else total
     wanted = min(total, max(config.batch.size, SAMPLED))
     sample = archive.select(np.linspace(0, total - 1, wanted).round().astype(int).tolist())
     dataset = build_dataset(config, sample, None)

@@ -82,8 +82,6 @@ def run(config: FinetuneConfig) -> None:
     labels = f"all {len(pool)} labels (fraction=1)" if whole else f"{budget.facts['labels']} labels of {len(pool)}"
     print(f"{labels}; validation: {budget.facts['validation']}; mode {config.mode}")
     print(test_line(labelled))
-    if known.used:
-        print(f"{len(known.used)} images were taken from the cache of the pretraining")
     start = time.perf_counter()
     adaptation = adapt(
         encoder,
@@ -99,6 +97,8 @@ def run(config: FinetuneConfig) -> None:
         progress=True,
     )
     test, rows = read_images(labelled, labelled.test, encoder.spec, "test")
+    if known.used:
+        print(f"{len(known.used)} images were taken from the cache of the pretraining")
     probabilities = adaptation.probabilities(test)
     prediction = Prediction(probabilities, torch.from_numpy(archive.labels[rows]), torch.from_numpy(rows))
     seconds = time.perf_counter() - start

@@ -7,23 +7,22 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ..augment import JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
 from ..config import PretrainConfig, to_yaml, without_folder, without_folders
-from ..data import Archive, open_archive
+from ..data import Archive
 from ..data.cache import Cache
 from ..data.cache_writer import build_cache
 from ..data.guard import SeenImages, seen_images
-from ..data.holdout import COPY, TEST, TEST_SHARE, TRAIN
+from ..data.holdout import TEST, TRAIN
 from ..data.identity import Identities
 from ..data.journal import journal_entries
 from ..data.known import KnownImages
@@ -51,71 +50,15 @@ from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
 from .look import RESUME_MAY_CHANGE
+from .unlabeled import SEEN, keep_out, sides_in_words, unlabeled_archive, write_sides
 
-__all__ = ["Unlabeled", "build_dataset", "build_module", "fresh_encoder", "run", "unlabeled_archive"]
+__all__ = ["build_dataset", "build_module", "fresh_encoder", "run"]
 
 SMALL_ENOUGH = 128
 """Side of the views in pixels above which a run on a CPU is said to take long."""
 
 CROP_MARGIN = 1.25
 """Images are kept this much larger than the views where views are crops, so that crops are not all enlarged."""
-
-
-class Unlabeled(NamedTuple):
-    """Images to pretrain on.
-
-    Attributes:
-        archive: the rows that are decoded.
-        derived: some of them are kept out for testing, see :func:`jigsawssl.data.holdout.derive_split`.
-        told: what is said of it before anything is decoded.
-    """
-
-    archive: Archive
-    derived: bool
-    told: str
-
-
-def unlabeled_archive(config: PretrainConfig) -> Unlabeled:
-    """The rows that ``split`` names; by default train, or what a derived split leaves where the archive has none.
-
-    Raises:
-        UserError: where there is no such split.
-    """
-    archive = open_archive(config.data, config.manifest, layout=config.layout)
-    splits = {sample.split for sample in archive.samples if sample.split is not None}
-    if config.split == "all":
-        told = f"split=all: pretraining sees all {len(archive)} images; only images from elsewhere can test the result"
-        return Unlabeled(archive, False, told)
-    if config.split is None and not splits:
-        # As it is decided by content, everything is decoded; fine-tuning takes the rest from the cache.
-        told = (
-            f"test split: {TEST_SHARE:.0%} of the {len(archive)} images, by patient or group where known, is kept out "
-            "of pretraining, for fine-tuning to test on; split=all takes them too"
-        )
-        return Unlabeled(archive, True, told)
-    wanted = config.split or "train"
-    if wanted not in splits:
-        known = ", ".join(sorted(splits)) or "none"
-        raise UserError(f"`split` ({wanted}) must be one of the archive's splits ({known}) or all")
-    chosen = archive.select(archive.rows_of(wanted))
-    told = f"pretraining on split {wanted}: {len(chosen)} images; {len(archive) - len(chosen)} others are left alone"
-    return Unlabeled(chosen, False, told)
-
-
-def _keep_out(dataset: PixelDataset, identities: Identities) -> tuple[PixelDataset, NDArray[np.str_]]:
-    """The images to train on, and the side of each image of the archive."""
-    every = np.arange(len(dataset.archive))
-    identities.look_up(every, progress=True)
-    sides = identities.split(every)
-    return dataset.subset(np.flatnonzero(sides[dataset.rows] == TRAIN)), sides
-
-
-def _told_of_split(sides: NDArray[np.str_]) -> str:
-    counts = {side: int((sides == side).sum()) for side in (TRAIN, TEST, COPY)}
-    if not counts[TEST]:
-        return "test split: none, as all images belong together; fine-tuning needs images from elsewhere to test on"
-    copies = f" and {counts[COPY]} copies of them" if counts[COPY] else ""
-    return f"test split: {counts[TEST]} images{copies} are kept out, {counts[TRAIN]} are left (split.csv)"
 
 
 def _starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
@@ -178,16 +121,17 @@ def _decode(config: PretrainConfig, dataset: PixelDataset, path: Path) -> Cache 
     return cache
 
 
-def _write_seen(config: PretrainConfig, path: Path, seen: SeenImages, resumed: bool) -> None:
-    """What this run uses, with what it used before it was resumed and what the encoder it starts from has seen."""
+def _seen_before(config: PretrainConfig, path: Path, resumed: bool) -> SeenImages:
+    """What this run used before it was resumed, and what the encoder that it starts from has seen."""
+    seen = SeenImages(frozenset(), {})
     file = path / "seen.parquet"
     if resumed and file.is_file():
-        seen = seen.union(SeenImages.load(file))
+        seen = SeenImages.load(file)
     if config.encoder is not None:
         earlier = Path(config.encoder).parent / file.name
         known = Path(config.encoder).is_file() and earlier.is_file()
         seen = seen.union(SeenImages.load(earlier) if known else SeenImages(frozenset(), {}, complete=False))
-    seen.save(file)
+    return seen
 
 
 def _bad(dataset: PixelDataset) -> dict[str, str]:
@@ -301,19 +245,19 @@ def run(config: PretrainConfig) -> Path:
             _write_quarantine(path, dataset)
     if len(dataset) < 2:
         raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
-    identities = Identities(archive, known=KnownImages(archive, [] if cache is None else [cache.path.parent]))
-    sides = np.full(len(archive), TRAIN)
-    if unlabeled.derived:
-        dataset, sides = _keep_out(dataset, identities)
-        if len(dataset) < 2:
-            raise UserError(f"`data` ({config.data}) must leave 2 images or more beside the test split; add images")
+    known = KnownImages(archive, [] if cache is None else [cache], trusted=True)
+    identities = Identities(archive, known=known)
+    dataset, sides = keep_out(dataset, identities, derived=unlabeled.derived)
+    if len(dataset) < 2:
+        raise UserError(f"`data` ({config.data}) must leave 2 images or more beside the test split; add images")
     if first_process:
+        before = _seen_before(config, path, resumed)
+        tested = np.flatnonzero(sides == TEST)
+        sides[before.overlap(identities, tested).rows] = SEEN
         if unlabeled.derived:
-            print(_told_of_split(sides))
-        rows = [(printable(sample.path), side) for sample, side in zip(archive.samples, sides, strict=True)]
-        write_csv(path / "split.csv", ["path", "split"], rows)
-        used = np.flatnonzero(sides == TRAIN)
-        _write_seen(config, path, seen_images(identities, used, progress=True), resumed)
+            print(sides_in_words(sides))
+        write_sides(path / "split.csv", unlabeled, sides)
+        seen_images(identities, np.flatnonzero(sides == TRAIN)).union(before).save(path / "seen.parquet")
     pl.seed_everything(config.seed, verbose=False)
     encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
     if config.reading.stain != "none":

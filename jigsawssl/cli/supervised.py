@@ -305,10 +305,10 @@ def _check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> str | None:
             f"`out` ({file.parent}) must hold what is to be resumed; {file.name} is damaged; choose another"
         ) from None
     for name, value in fingerprints.items():
-        if before.get(name, value) != value:
+        if before.get(name) != value:
             raise UserError(
-                f"`{name}` must be what it began with; files or rows were added, removed or changed; restore "
-                "them, or choose another `out`"
+                f"`{name}` must be what it began with; files, rows or what an encoder has seen were added, removed "
+                "or changed; restore them, or choose another `out`"
             )
     return when.get("began")
 

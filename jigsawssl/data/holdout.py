@@ -16,7 +16,7 @@ TEST_SHARE = 0.2
 """Share of the patients, groups or images that are kept out of pretraining to test on."""
 
 TRAIN, TEST, COPY = "train", "test", "copy"
-"""Sides of a derived split; a copy has the pixels of a test image and belongs to another unit, so nobody uses it."""
+"""Sides of a derived split; a copy has the content of a test image and belongs to another unit, so nobody uses it."""
 
 
 def is_held_out(name: str) -> bool:
@@ -72,7 +72,8 @@ def derive_split(
     """Divide an archive into train and test by what its images are, without labels.
 
     The patient decides for an image, else its group, else its content. A unit of several patients that share groups
-    goes by a group. Where every unit is on the same side, the one with the least content changes over.
+    goes by a group. Where every unit is on the same side, the one with the least content changes over. So a side lasts
+    as an archive grows, but for such a unit, for a group that a second patient joins, and for what turns out a copy.
 
     Args:
         contents: key of each image's content, None where it cannot be read.
@@ -100,9 +101,10 @@ def derive_split(
         held = np.bincount(units, own) == np.bincount(units)
     else:
         held = _held_units(own, units, patients, groups)
-        if len(held) > 1 and held.all() == held.any():
-            least = min((content, row) for row, content in enumerate(contents) if content is not None)[1]
-            held[units[least]] = not held[units[least]]
+        readable = [(content, row) for row, content in enumerate(contents) if content is not None]
+        if len(held) > 1 and held.all() == held.any() and readable:
+            least = units[min(readable)[1]]
+            held[least] = not held[least]
     sides = np.where(held[units], TEST, TRAIN)
     tested = {content for content, side in zip(contents, sides, strict=True) if side == TEST} - {None}
     copies = [content in tested and side == TRAIN for content, side in zip(contents, sides, strict=True)]

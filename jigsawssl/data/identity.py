@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +12,14 @@ from numpy.typing import NDArray
 from ..progress import Progress
 from ..readers import Unreadable
 from .archive import Archive
-from .holdout import derive_split, is_held_out
+from .holdout import derive_split, is_held_out, units_of
 from .known import Found, KnownImages
 from .table import content_key, salted
 
 __all__ = ["Identities"]
+
+_TOGETHER = 1024
+"""Files that wait to be opened at a time, as each takes memory."""
 
 
 class Identities:
@@ -31,7 +36,7 @@ class Identities:
 
     def __init__(self, archive: Archive, *, known: KnownImages | None = None, salt: bytes | None = None) -> None:
         self.archive = archive
-        self.known = known or KnownImages(archive, [])
+        self.known = known or KnownImages(archive)
         self.salt = self.known.salt or salt or secrets.token_bytes(32)
         self._contents: dict[int, int | None] = {}
         self._clear: dict[int, str | None] = {}  # patients of files that were opened; never written anywhere
@@ -40,8 +45,15 @@ class Identities:
     def look_up(self, rows: NDArray[np.int64], *, progress: bool = False) -> None:
         """Look some rows up beforehand, with a bar where files have to be opened."""
         opened = [row for row in rows.tolist() if row not in self._contents and self._found(row) is None]
-        for row in Progress(opened, "Hashing", disable=not progress or not opened):
-            self._open(row)
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            Progress(total=len(opened), desc="Hashing", disable=not progress or not opened) as bar,
+        ):
+            for first in range(0, len(opened), _TOGETHER):
+                part = opened[first : first + _TOGETHER]
+                for row, found in zip(part, pool.map(self._read, part), strict=True):
+                    self._contents[row], self._clear[row] = found
+                    bar.update()
 
     def content(self, row: int) -> int | None:
         """Key of an image's content, None where it cannot be read."""
@@ -82,6 +94,16 @@ class Identities:
             whole=whole,
         )
 
+    def units(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of what must not be divided between training and test: patients, groups and equal contents."""
+        every = rows.tolist()
+        contents = (self.content(row) for row in every)
+        return units_of(
+            [self.patient(row) for row in every],
+            [self.archive.samples[row].group for row in every],
+            [None if content is None else str(content) for content in contents],
+        )
+
     def _look_up(self, row: int) -> None:
         if row in self._contents:
             return
@@ -96,9 +118,11 @@ class Identities:
         return self.known.found(self.archive.samples[row].path)
 
     def _open(self, row: int) -> None:
+        self._contents[row], self._clear[row] = self._read(row)
+
+    def _read(self, row: int) -> tuple[int | None, str | None]:
         try:
             picture = self.archive.open(row)
         except Unreadable:
-            self._contents[row], self._clear[row] = None, None
-            return
-        self._contents[row], self._clear[row] = content_key(picture.content_hash), picture.info.patient
+            return None, None
+        return content_key(picture.content_hash), picture.info.patient

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..readers import shrink_square
 from .archive import Archive
-from .cache import Cache, caches_of
+from .cache import Cache
 from .table import content_key
 
-__all__ = ["Found", "KnownImages"]
+__all__ = ["Found", "KnownImages", "Squares"]
 
 
 class Found(NamedTuple):
@@ -25,79 +24,107 @@ class Found(NamedTuple):
     patient_held_out: bool | None
 
 
+class _Held(NamedTuple):
+    """A cache, and the row of its table for each path of the archive that it holds."""
+
+    cache: Cache
+    table: pa.Table
+    rows: dict[str, int]
+
+
 class KnownImages:
-    """Images of an archive that caches hold, as far as the files did not change since.
+    """Images of an archive that caches hold.
 
     Args:
         archive: of files; of an archive in memory nothing is known, as it costs nothing to read.
-        folders: of caches; damaged or older ones are passed over.
+        caches: of that archive.
+        trusted: take what they hold as it is, as for the cache that a run trains on; else files that changed since are
+            not taken from it.
 
     Attributes:
-        salt: of the patients, None where no cache was found.
+        salt: of the patients, None where no cache holds an image.
         used: paths of the images whose pixels were taken from a cache.
     """
 
-    def __init__(self, archive: Archive, folders: Sequence[Path]) -> None:
-        self.salt: bytes | None = None
+    def __init__(self, archive: Archive, caches: Sequence[Cache] = (), *, trusted: bool = False) -> None:
         self.used: set[str] = set()
-        self._caches: list[tuple[Cache, dict[str, int]]] = []
-        self._found: dict[str, Found] = {}
-        for folder in folders if not archive.in_memory else ():
-            for cache in caches_of(archive.location, folder):
-                self._add(archive, cache)
-
-    def _add(self, archive: Archive, cache: Cache) -> None:
-        row_of = {sample.path: row for row, sample in enumerate(archive.samples)}
-        table = cache.table("bytes", "changed", "frame", "frames", "content_hash", "patient", "patient_held_out")
-        columns = {name: table[name].to_pylist() for name in table.column_names}
-        paths = cache.paths()
-        places: dict[str, int] = {}
-        for place, at in enumerate(cache.readable().tolist()):
-            path = paths[at]
-            row = row_of.get(path)
-            if row is None or archive.stamp(row) != (columns["bytes"][at], columns["changed"][at]):
-                continue
-            if self.salt in (None, cache.salt) and path not in self._found:
-                content, patient, held_out = (
-                    columns[name][at] for name in ("content_hash", "patient", "patient_held_out")
-                )
-                self._found[path] = Found(content_key(content), patient, held_out)
-            # Of several frames the middle one is what a dataset without cache takes.
-            if columns["frame"][at] == columns["frames"][at] // 2:
-                places[path] = place
-        self.salt = self.salt or (cache.salt if self._found else None)
-        self._caches.append((cache, places))
+        row_of = {sample.path: row for row, sample in enumerate(archive.samples)} if caches else {}
+        stamps: dict[int, tuple[int, int]] = {}
+        self._held: list[_Held] = []
+        for cache in caches if not archive.in_memory else ():
+            table = cache.table(
+                "bytes", "changed", "frame", "frames", "content_hash", "patient", "patient_held_out"
+            ).combine_chunks()
+            paths, rows = cache.paths(), {}
+            size, changed, middle = table["bytes"].to_numpy(), table["changed"].to_numpy(), _is_middle(table)
+            for at in cache.readable().tolist():
+                row = row_of.get(paths[at])
+                if row is None or (paths[at] in rows and not middle[at]):
+                    continue
+                if not trusted:
+                    stamp = stamps[row] = stamps.get(row) or archive.stamp(row)
+                    if stamp != (size[at], changed[at]):
+                        continue
+                rows[paths[at]] = at
+            if rows:
+                self._held.append(_Held(cache, table.drop_columns(["bytes", "changed"]), rows))
+        self.salt = self._held[0].cache.salt if self._held else None
 
     def found(self, path: str) -> Found | None:
         """Content and patient of an image, or None where its file has to be opened."""
-        return self._found.get(path)
+        for held in self._held:
+            if path in held.rows and held.cache.salt == self.salt:
+                names = ("content_hash", "patient", "patient_held_out")
+                content, patient, held_out = (held.table[name][held.rows[path]].as_py() for name in names)
+                return Found(content_key(content), patient, held_out)
+        return None
 
-    def pixels(
-        self, path: str, *, size: int, channels: int, fit: str, window: str, deep: bool
-    ) -> NDArray[np.uint8 | np.uint16] | None:
-        """An image as :func:`jigsawssl.readers.fit_image` gives it, from the smallest cached one that is as large.
-
-        Made from a larger square, it differs a little from what the file itself would give, as it is resized twice.
+    def squares(self, *, size: int, channels: int, fit: str, window: str) -> Squares | None:
+        """What is decoded for a dataset of such images, at the smallest side that is large enough; None for nothing.
 
         Args:
-            path: of the image in the archive.
-            size: side in pixels.
+            size: side in pixels that is wanted at least.
             channels: 1 or 3.
             fit: how images become squares.
             window: how more than 8 bits become display values.
-            deep: whether uint16 is wanted whatever the cache holds.
-
-        Returns:
-            uint8 or uint16 ``(channels, size, size)``, or None where no cache has it.
         """
-        wanted = (channels, fit, window)
-        best: tuple[Cache, int] | None = None
-        for cache, places in self._caches:
-            options = cache.options
-            if path in places and (options.channels, options.fit, options.window) == wanted and options.size >= size:
-                best = (cache, places[path]) if best is None or options.size < best[0].options.size else best
-        if best is None:
+        fitting = [
+            held
+            for held in self._held
+            if (held.cache.options.channels, held.cache.options.fit, held.cache.options.window)
+            == (channels, fit, window)
+            and held.cache.options.size >= size
+        ]
+        if not fitting:
             return None
-        self.used.add(path)
-        square: NDArray[Any] = shrink_square(best[0].pixels[best[1]], size)
-        return square.astype(np.uint16) * np.uint16(257) if deep and square.dtype == np.uint8 else square
+        side = min(held.cache.options.size for held in fitting)
+        return Squares(side, [held for held in fitting if held.cache.options.size == side], self.used)
+
+
+class Squares:
+    """Decoded images of one size.
+
+    Attributes:
+        side: in pixels.
+    """
+
+    def __init__(self, side: int, held: Sequence[_Held], used: set[str]) -> None:
+        self.side = side
+        self._held, self._used = held, used
+
+    def get(self, path: str) -> NDArray[np.uint8 | np.uint16] | None:
+        """An image ``(channels, side, side)``, of several frames the middle one; None where no cache has it."""
+        for cache, table, rows in self._held:
+            at = rows.get(path)
+            if at is None or not _is_middle(table.slice(at, 1))[0]:
+                continue
+            self._used.add(path)
+            square: NDArray[Any] = cache.pixels[int(np.searchsorted(cache.readable(), at))]
+            return square
+        return None
+
+
+def _is_middle(table: pa.Table) -> NDArray[np.bool_]:
+    """Of several frames the middle one is what a dataset without cache takes."""
+    frame, frames = (table[name].fill_null(0).to_numpy() for name in ("frame", "frames"))
+    return np.asarray(frame == frames // 2)

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import Cache, CacheOptions
-from jigsawssl.data.known import KnownImages
+from jigsawssl.data.known import KnownImages, Squares
 from jigsawssl.progress import Progress
-from jigsawssl.readers import Unreadable, fit_image
+from jigsawssl.readers import Unreadable, fit_image, shrink_square
 from jigsawssl.stain import MACENKO_TARGET, reinhard_statistics
 from jigsawssl.types import Batch, UserError
 
@@ -91,6 +91,7 @@ class PixelDataset(Dataset[Batch]):
         self.memory_bytes = memory_bytes
         self._labels = torch.from_numpy(archive.labels)
         self._stored: Tensor | None = None  # decoded images, in memory or mapped into it
+        self._squares: Squares | None = None  # decoded images of earlier runs
         self._at: Tensor | None = None  # where in those each of ``rows`` is; None: in order
 
     @property
@@ -130,15 +131,18 @@ class PixelDataset(Dataset[Batch]):
     def load(self, progress: bool, known: KnownImages | None = None) -> None:
         """Decode every image into memory; unreadable ones are listed in ``unreadable`` and leave ``rows``.
 
-        Where the archive does not fit, nothing happens, not even a check of the files.
+        Where the archive does not fit, it is decoded when it is asked for, and nothing is checked here.
 
         Args:
             progress: show a bar.
-            known: caches of the archive, from which images are taken that they hold.
+            known: what caches hold of the archive; all images are then made by way of the cached size.
 
         Raises:
             UserError: if no image can be decoded.
         """
+        if known is not None:
+            wanted = {"channels": self.channels, "fit": self.fit, "window": self.window}
+            self._squares = known.squares(size=self.size, **wanted)  # type: ignore[arg-type]
         item = (2 if self.deep else 1) * self.channels * self.size**2
         if self.cached or len(self.archive) * item > self.memory_bytes:
             return
@@ -148,9 +152,7 @@ class PixelDataset(Dataset[Batch]):
 
         def decode(row: int) -> bool:
             nonlocal deeper
-            decoded = None if deeper else self._known(row, known)
-            if decoded is None and not deeper:
-                decoded = self._decode(row)
+            decoded = None if deeper else self._decode(row)
             if decoded is None or decoded.dtype.itemsize > kind().itemsize:
                 deeper = deeper or decoded is not None
                 return False
@@ -221,23 +223,25 @@ class PixelDataset(Dataset[Batch]):
                 return row, image
         raise self._nothing_readable()
 
-    def _known(self, row: int, known: KnownImages | None) -> NDArray[Any] | None:
-        if known is None:
-            return None
-        wanted = {"size": self.size, "channels": self.channels, "fit": self.fit, "window": self.window}
-        return known.pixels(self.archive.samples[row].path, **wanted, deep=self.deep)  # type: ignore[arg-type]
-
     def _decode(self, row: int) -> NDArray[Any] | None:
+        path = self.archive.samples[row].path
+        known = None if self._squares is None else self._squares.get(path)
+        if known is not None:
+            square = known.astype(np.uint16) * np.uint16(257) if self.deep and known.dtype == np.uint8 else known
+            return shrink_square(square, self.size)
+        # By way of the cached size, so that cached images and others are made alike.
+        side = self.size if self._squares is None else self._squares.side
         try:
             # Twice the size, as the antialiased resize below wants at least that to be as good as from full size.
-            picture = self.archive.open(row, self.window, at_least=2 * self.size)
+            picture = self.archive.open(row, self.window, at_least=2 * side)
             pixels = picture.frame(picture.info.frames // 2)
         except Unreadable as error:
-            self.unreadable[self.archive.samples[row].path] = str(error)
+            self.unreadable[path] = str(error)
             if len(self.unreadable) > self.most_unreadable:
                 raise self.too_many_unreadable() from None
             return None
-        return fit_image(pixels, self.size, self.channels, self.fit, self.deep or pixels.dtype == np.uint16)
+        square = fit_image(pixels, side, self.channels, self.fit, self.deep or pixels.dtype == np.uint16)
+        return shrink_square(square, self.size)
 
     def too_many_unreadable(self) -> UserError:
         """The error to raise where more is unreadable than was allowed."""

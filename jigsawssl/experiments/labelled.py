@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from ..config import without_folder
 from ..data import Archive, cross_validation_folds, holdout_split, open_archive
+from ..data.cache import caches_of
 from ..data.guard import Overlap, SeenImages
 from ..data.holdout import TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
@@ -133,7 +134,8 @@ def open_labelled(source: Source, *, seen: Sequence[SeenImages] = ()) -> Labelle
         )
     if source.split == "test" or (source.split == "val" and source.validation == "split"):
         raise UserError(f"`split` ({source.split}) must not be what the result is judged by; use train")
-    identities = Identities(archive, known=KnownImages(archive, [Path(folder) for folder in source.caches]))
+    caches = [cache for folder in source.caches for cache in caches_of(archive.location, Path(folder))]
+    identities = Identities(archive, known=KnownImages(archive, caches))
     if source.assigned is not None:
         return _assigned(Path(source.assigned), archive, identities)
     given = any(sample.split is not None for sample in archive.samples)
@@ -147,9 +149,9 @@ def open_labelled(source: Source, *, seen: Sequence[SeenImages] = ()) -> Labelle
     if not given:
         kept = _derived(archive, identities, whole=True)
         rest.append(kept.without(_overlap(kept, seen)))
-    best = max(rest, key=lambda labelled: len(labelled.test))
-    enough = len(best.test) >= LEAST_TEST and _has_two_classes(archive, best.test)
-    return best if enough and (not len(found.validation) or _has_two_classes(archive, best.validation)) else found
+    if len(found.validation):
+        rest = [labelled for labelled in rest if _has_two_classes(archive, labelled.validation)]
+    return max(filter(_is_enough, rest), key=lambda labelled: len(labelled.test), default=found)
 
 
 def _given(archive: Archive, source: Source, identities: Identities) -> Labelled:
@@ -170,7 +172,7 @@ def _given(archive: Archive, source: Source, identities: Identities) -> Labelled
                 f"`group` must not be divided between {source.split} and test; {len(shared)} are; mend the manifest's "
                 "split column, or leave it out to have a split made"
             )
-    return Labelled(archive, pool, judging, test, "manifest", identities)
+    return Labelled(archive, pool, judging, test, "given by the manifest", identities)
 
 
 def _derived(archive: Archive, identities: Identities, *, whole: bool = False) -> Labelled:
@@ -185,16 +187,20 @@ def _derived(archive: Archive, identities: Identities, *, whole: bool = False) -
         made_by = "made here: groups that pretraining left out whole by chance, as it did not know them"
     elif not _has_two_classes(archive, pool) or not _has_two_classes(archive, test):
         rows = np.flatnonzero(labelled)
-        groups = archive.groups[rows] if archive.groups is not None else None
         # A fixed seed: the test split must not change with the seed of a run.
-        rest, held = holdout_split(archive.labels[rows], groups, TEST_SHARE, seed=0)
-        unit = "image" if groups is None else "group"
-        pool, test, made_by = rows[rest], rows[held], f"made here: {TEST_SHARE:.0%} of the labels by class and {unit}"
+        rest, held = holdout_split(archive.labels[rows], identities.units(rows).astype(str), TEST_SHARE, seed=0)
+        made_by = f"made here: {TEST_SHARE:.0%} of the labels by class, no patient, group or content divided"
+        pool, test = rows[rest], rows[held]
     return Labelled(archive, pool, nothing, test, made_by, identities)
 
 
 def _has_two_classes(archive: Archive, rows: Rows) -> bool:
     return len(np.unique(archive.labels[rows])) > 1
+
+
+def _is_enough(labelled: Labelled) -> bool:
+    """Whether what pretraining left of a test split is worth testing on."""
+    return len(labelled.test) >= LEAST_TEST and _has_two_classes(labelled.archive, labelled.test)
 
 
 def _overlap(labelled: Labelled, seen: Iterable[SeenImages]) -> Rows:
@@ -447,23 +453,47 @@ def _refusal(encoder: str, labelled: Labelled, overlap: Overlap, source: Source 
     names = groups if labelled.archive.groups is not None else [samples[row].path for row in rows]
     shown = ", ".join(printable(name) for name in names[:5])
     kind = f"groups ({len(groups)})" if labelled.archive.groups is not None else "files"
-    remedy = "pretrain on images that leave these out" if source is None else _again(encoder, source)
+    if source is None:
+        remedy = "leave these out of it"
+    else:
+        remedy = (
+            f"the rest is no test split of {LEAST_TEST} images and two classes; {_remedy(encoder, labelled, source)}"
+        )
     return (
         f"`encoder` ({encoder}) must not have seen what it is judged by; of {len(labelled.judged)} validation and test "
         f"images pretraining saw {len(overlap.same_image)} themselves and another of the group of "
-        f"{len(overlap.same_group)}; {kind}: {shown}{', …' if len(names) > 5 else ''}; the others are too few to test "
-        f"on; {remedy}, or give allow_overlap=true, which the report will say"
+        f"{len(overlap.same_group)}; {kind}: {shown}{', …' if len(names) > 5 else ''}; {remedy}, or give "
+        "allow_overlap=true, which the report will say"
     )
 
 
-def _again(encoder: str, source: Source) -> str:
-    """The command that pretrains without the images that are judged by."""
+def _remedy(encoder: str, labelled: Labelled, source: Source) -> str:
+    """The command that pretrains without the images that are judged by, where another pretraining would."""
     folder = Path(encoder).parent
     before = _settings_of(folder)
-    out = next(out for number in range(2, 1000) if not os.path.exists(out := f"{folder}-{number}"))
+    wanted: dict[str, Any] = {"data": source.data, "manifest": source.manifest, "layout": source.layout}
+    wanted |= {"split": None, "encoder": None}
+    changes = {key: value for key, value in wanted.items() if value != before.get(key)}
+    given = any(sample.split is not None for sample in labelled.archive.samples)
+    every = np.arange(len(labelled.archive))
+    kept_out = given or bool((labelled.identities.split(every)[labelled.judged] == TEST).all())
+    if not kept_out or (before and not changes):
+        return (
+            "another pretraining would see them too: give both commands a manifest with a column `split` that puts "
+            "whole patients of every class into test"
+        )
+    changes |= {key: False for key in ("resume", "overwrite") if before.get(key)}
+    if before.get("cache") is None and (folder / "cache").is_dir():
+        changes["cache"] = str(folder / "cache")
+    name = folder.resolve().name
+    changes["out"] = next(
+        str(out) for number in range(2, 1000) if not (out := folder.parent / f"{name}-{number}").exists()
+    )
     words = [f"config={folder / 'config.yaml'}"] if before else []
-    wanted = {"data": source.data, "manifest": source.manifest, "layout": source.layout}
-    words += [f"{key}={value}" for key, value in wanted.items() if value is not None and value != before.get(key)]
-    words += [f"{key}=null" for key in ("split",) if before.get(key) is not None]
-    words += [f"{key}=false" for key in ("resume", "overwrite") if before.get(key)]
-    return f"pretrain again without them by: jigsawssl pretrain {shlex.join([*words, f'out={out}'])}"
+    words += [f"{key}={_as_argument(value)}" for key, value in changes.items() if before or value is not None]
+    settings = "" if before else " (with the settings of that pretraining)"
+    return f"pretrain again without them by: jigsawssl pretrain {shlex.join(words)}{settings}"
+
+
+def _as_argument(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -17,6 +17,9 @@ from PIL import Image
 from jigsawssl import cli
 from jigsawssl.cli import demo, main
 from jigsawssl.config import CurveConfig, PretrainConfig, load_config
+from jigsawssl.data.holdout import is_held_out
+from jigsawssl.experiments.labelled import Source, open_labelled
+from jigsawssl.readers import fit_image
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("bright", "dark")
@@ -58,6 +61,8 @@ def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def load(schema: type, arguments: list[str]) -> object:
         given = {argument.partition("=")[0] for argument in arguments}
+        if schema is PretrainConfig and "encoder" in given:
+            given |= {"stem_stride", "backbone_options"}
         defaults = [word for word in smoke.get(schema, ["mode=linear"]) if word.partition("=")[0] not in given]
         return small(schema, [*defaults, *arguments, "precision=32"])
 
@@ -181,24 +186,63 @@ def test_images_of_one_patient_have_no_test_split(clinic: Path, capsys: pytest.C
 def test_fine_tuning_does_not_decode_what_pretraining_decoded(
     clinic: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jigsawssl.data.loading import PixelDataset
-
     write_manifest(clinic)
     assert main([*readme("pretrain"), "cache=shared"]) == 0
     decoded: list[int] = []
-    original = PixelDataset._decode
 
-    def decode(self: PixelDataset, row: int) -> object:
-        decoded.append(row)
-        return original(self, row)
+    def fit(pixels: np.ndarray, size: int, *arguments: object) -> np.ndarray:
+        decoded.append(size)
+        return fit_image(pixels, size, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(PixelDataset, "_decode", decode)
+    monkeypatch.setattr("jigsawssl.data.loading.fit_image", fit)
     (clinic / "scans" / "bright" / "000.png").touch()
     capsys.readouterr()
     assert main(readme("finetune")) == 0
-    assert len(decoded) == 1, "only the file that changed"
+    assert decoded == [40], "only the file that changed, by way of the cached size"
     assert json.loads(Path("runs/labels/report.json").read_text())["data"]["from_cache"] == 199
-    assert "images were taken from the cache of the pretraining" in capsys.readouterr().out
+    assert "\n199 images were taken from the cache of the pretraining\n" in capsys.readouterr().out
+
+
+def test_a_test_split_that_weights_have_seen_is_not_promised(clinic: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_manifest(clinic)
+    assert main([*readme("pretrain"), "split=all"]) == 0
+    capsys.readouterr()
+    again = [word for word in readme("pretrain") if not word.startswith("out=")]
+    assert main([*again, "encoder=runs/pretrain", "out=runs/more"]) == 0
+    printed = capsys.readouterr().out
+    assert "test split: 0 images are kept out" in printed and "have seen them" in printed
+    assert set(split_of("runs/more").values()) == {"train", "seen"}
+
+
+def test_where_another_pretraining_would_not_help_a_split_is_asked_for(
+    clinic: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The derived test split lacks a class, so that one is drawn by class, which pretraining cannot know."""
+    held, kept = (
+        [f"g{number}" for number in range(60) if is_held_out(f"group g{number}") == side] for side in (True, False)
+    )
+    write_manifest(clinic, "group", group_of=lambda n: kept[n % 7] if n % 2 else [*held[:3], *kept[7:12]][n // 2 % 8])
+    assert main([*readme("pretrain"), "manifest=labels.csv"]) == 0
+    capsys.readouterr()
+    assert main(readme("finetune")) == 2
+    message = capsys.readouterr().err
+    assert "another pretraining would see them too: give both commands a manifest with a column `split`" in message
+
+
+def test_a_drawn_split_divides_no_patient_and_no_copy(clinic: Path) -> None:
+    """Where the derived one lacks a class."""
+    held = next(name for name in map(str, range(99)) if is_held_out(f"group {name}"))
+    for number in (1, 3, 5):
+        shutil.copy(clinic / "scans" / "dark" / "007.png", clinic / "scans" / "dark" / f"{number:03}.png")
+    write_manifest(
+        clinic, "group", group_of=lambda n: held if n in (0, 2) else f"{'even' if n % 2 == 0 else 'odd'} {n // 6}"
+    )
+    kept = {f"{'even' if n % 2 == 0 else 'odd'} {n // 6}" for n in range(200)}
+    assert len(kept) > 60
+    source = Source("scans", "labels.csv")
+    for labelled in (open_labelled(source),):
+        units = labelled.identities.units(np.arange(200))
+        assert not set(units[labelled.pool].tolist()) & set(units[labelled.test].tolist())
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jigsawssl.data.archive import Archive, open_archive
-from jigsawssl.data.cache import CacheOptions
+from jigsawssl.data.cache import CacheOptions, caches_of
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.guard import Overlap, SeenImages, seen_images
 from jigsawssl.data.identity import Identities
@@ -19,7 +19,7 @@ from tests.readers.test_dicom import STORED, dicom
 
 
 def seen_of(archive: Archive, caches: Path | None = None) -> SeenImages:
-    known = KnownImages(archive, [] if caches is None else [caches])
+    known = KnownImages(archive, [] if caches is None else caches_of(archive.location, caches))
     return seen_images(Identities(archive, known=known), np.arange(len(archive)))
 
 

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from jigsawssl.data.archive import open_archive
-from jigsawssl.data.cache import CacheOptions
+from jigsawssl.data.cache import CacheOptions, caches_of
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.holdout import COPY, TEST, TEST_SHARE, TRAIN, derive_split, is_held_out, units_of
 from jigsawssl.data.identity import Identities
 from jigsawssl.data.known import KnownImages
+from jigsawssl.data.loading import PixelDataset
 from jigsawssl.readers import fit_image, shrink_square
 from tests.readers.test_dicom import STORED, dicom
 
@@ -119,13 +121,16 @@ def test_caches_tell_the_same_as_the_files(scans: Path, tmp_path: Path) -> None:
     every = np.arange(len(archive))
     fresh = Identities(archive, salt=b"s" * 32)
     cache = build_cache(archive, tmp_path / "cache", CacheOptions(24, 1, deep=True), 2, progress=False)
-    known = KnownImages(archive, [tmp_path / "cache", tmp_path / "nowhere"])
+    known = KnownImages(archive, caches_of(archive.location, tmp_path / "cache"))
     cached = Identities(archive, known=known)
     (scans / "0.png").touch()
-    changed = KnownImages(open_archive(str(scans)), [tmp_path / "cache"])
+    changed = KnownImages(open_archive(str(scans)), [cache])
     assert changed.found("0.png") is None and changed.found("1.png") == known.found("1.png") is not None
+    assert KnownImages(archive, [cache], trusted=True).found("0.png") == known.found("0.png") is not None
+    assert caches_of(archive.location, tmp_path / "nowhere") == caches_of("elsewhere", tmp_path / "cache") == []
     assert cached.salt == cache.salt
     assert fresh.split(every).tolist() == cached.split(every).tolist()
+    assert fresh.units(every).tolist() == cached.units(every).tolist()
     for row in every.tolist():
         assert fresh.content(row) == cached.content(row)
         assert fresh.patient(row, cache.salt) == cached.patient(row)
@@ -135,22 +140,38 @@ def test_caches_tell_the_same_as_the_files(scans: Path, tmp_path: Path) -> None:
     assert b"secret" not in table
 
 
-def test_cached_images_take_the_place_of_decoding(scans: Path, tmp_path: Path) -> None:
+def test_cached_images_take_the_place_of_decoding(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = open_archive(str(scans))
-    build_cache(archive, tmp_path / "cache", CacheOptions(24, 1, deep=True), 2, progress=False)
-    known = KnownImages(archive, [tmp_path / "cache"])
-    wanted = {"channels": 1, "fit": "pad", "window": "file"}
-    for row, sample in enumerate(archive.samples):
-        pixels = archive.read(row)
-        same = known.pixels(sample.path, size=24, deep=True, **wanted)  # type: ignore[arg-type]
-        assert same is not None and np.array_equal(same, fit_image(pixels, 24, 1, "pad", deep=True))
-        smaller = known.pixels(sample.path, size=20, deep=True, **wanted)  # type: ignore[arg-type]
-        assert smaller is not None and smaller.shape == (1, 20, 20)
+    cache = build_cache(archive, tmp_path / "cache", CacheOptions(24, 1, deep=True), 2, progress=False)
+    larger = build_cache(archive, tmp_path / "cache", CacheOptions(40, 1, deep=True), 2, progress=False)
+    every = list(range(len(archive)))
+
+    def images(size: int, known: KnownImages | None) -> np.ndarray:
+        dataset = PixelDataset(archive, size, 1)
+        dataset.load(False, known)
+        return dataset.__getitems__(every).images.view(torch.int16).numpy().view(np.uint16)
+
+    whole = images(24, None)
+    known = KnownImages(archive, [larger, cache])
+    assert np.array_equal(images(24, known), whole), "the cache of this very size"
     assert known.used == {sample.path for sample in archive.samples}
-    first = archive.samples[0].path
-    for other in ({"size": 25}, {"channels": 3}, {"fit": "crop"}, {"window": "lung"}):
-        settings = {"size": 20, "deep": True, **wanted, **other}
-        assert known.pixels(first, **settings) is None  # type: ignore[arg-type]
+    shrunk = images(20, known)
+    for row in every:
+        assert np.array_equal(shrunk[row], shrink_square(whole[row], 20))
+    # What no cache holds is made the same way, in memory or not.
+    part = KnownImages(archive.select(every[:5]), [cache])
+    assert np.array_equal(images(20, part), shrunk) and len(part.used) == 5
+    dataset = PixelDataset(archive, 20, 1, memory_bytes=0)
+    dataset.load(False, part)
+    assert not dataset.cached
+    assert np.array_equal(dataset.__getitems__([7, 3]).images.view(torch.int16).numpy().view(np.uint16), shrunk[[7, 3]])
+    wanted = {"size": 20, "channels": 1, "fit": "pad", "window": "file"}
+    for other in ({"size": 41}, {"channels": 3}, {"fit": "crop"}, {"window": "lung"}):
+        assert known.squares(**{**wanted, **other}) is None  # type: ignore[arg-type]
+
+
+def test_nothing_readable_is_no_split() -> None:
+    assert derive_split([None, None], [None, None], [None, None], [None, None]).tolist() == [TRAIN, TRAIN]
 
 
 @pytest.mark.parametrize("deep", [False, True])
