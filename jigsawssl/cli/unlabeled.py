@@ -53,8 +53,8 @@ def unlabeled_archive(config: PretrainConfig) -> Unlabeled:
     if config.split is None and not splits:
         # As it is decided by content, everything is decoded; fine-tuning takes the rest from the cache.
         told = (
-            f"test split: {TEST_SHARE:.0%} of the {len(archive)} images, by patient or group where known, is kept out "
-            "of pretraining, for fine-tuning to test on; split=all takes them too"
+            f"test split: {TEST_SHARE:.0%} of the {len(archive)} images, by patient or group where known, are kept "
+            "out of pretraining, for fine-tuning to test on; split=all takes them too"
         )
         return Unlabeled(archive, archive, True, told)
     wanted = config.split or TRAIN

@@ -99,7 +99,7 @@ def test_readme_runs_as_printed(kind: str, clinic: Path, capsys: pytest.CaptureF
     write_manifest(clinic, *{"splits": ["split"], "groups": ["group"]}.get(kind, []), group_of=some_pairs)
     assert main(readme("pretrain")) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("test split: 20% of the 200 images, by patient or group where known, is kept out")
+    assert printed.startswith("test split: 20% of the 200 images, by patient or group where known, are kept out")
     left_out = held_out("runs/pretrain")
     assert f"{len(left_out)} images are kept out, {200 - len(left_out)} are left" in printed
     arguments = [word.replace("labels.csv", "folders") if kind == "folders" else word for word in readme("finetune")]
