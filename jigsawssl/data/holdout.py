@@ -16,7 +16,7 @@ TEST_SHARE = 0.2
 """Share of the patients, groups or images that are kept out of pretraining to test on."""
 
 TRAIN, TEST, COPY = "train", "test", "copy"
-"""Sides of a derived split; a copy has the content of a test image and belongs to another unit; it is not used at all."""
+"""Sides of a derived split. A copy has the content of a test image, belongs to another unit and is not used at all."""
 
 
 def is_held_out(name: str) -> bool:

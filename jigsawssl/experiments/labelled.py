@@ -478,9 +478,11 @@ def _remedy(encoder: str, labelled: Labelled, source: Source) -> str:
     every = np.arange(len(labelled.archive))
     kept_out = given or bool((labelled.identities.split(every)[labelled.judged] == TEST).all())
     if not kept_out or (before and not changes):
+        known = folder / "split.csv"
+        label = f"label more of the images that {known} marks as test, or " if known.is_file() and not given else ""
         return (
-            "another pretraining would see them too: give both commands a manifest with a column `split` that puts "
-            "whole patients of every class into test"
+            f"another pretraining would see them too: {label}give both commands a manifest with a column `split` that "
+            "puts whole patients of every class into test"
         )
     changes |= {key: False for key in ("resume", "overwrite") if before.get(key)}
     if before.get("cache") is None and (folder / "cache").is_dir():

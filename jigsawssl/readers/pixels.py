@@ -162,7 +162,7 @@ def shrink_square(square: NDArray[Any], size: int) -> NDArray[Any]:
     """Make a fitted square smaller once more.
 
     A bicubic filter for the second step brings it closer to what :func:`fit_image` makes of the full image in one than
-    a second bilinear one, which blurs: by .9 and 1.6 of 255 grey levels (root mean square) on chest X-rays.
+    a second bilinear one, which blurs (``benchmarks/shrinking.py``).
 
     Args:
         square: uint8 or uint16 ``(C, S, S)``.

@@ -226,7 +226,10 @@ def test_where_another_pretraining_would_not_help_a_split_is_asked_for(
     capsys.readouterr()
     assert main(readme("finetune")) == 2
     message = capsys.readouterr().err
-    assert "another pretraining would see them too: give both commands a manifest with a column `split`" in message
+    assert (
+        "another pretraining would see them too: label more of the images that runs/pretrain/split.csv marks" in message
+    )
+    assert "or give both commands a manifest with a column `split`" in message
 
 
 def test_a_drawn_split_divides_no_patient_and_no_copy(clinic: Path) -> None:
