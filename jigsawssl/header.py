@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .config import command_with
 from .types import UserError
 
 __all__ = ["FORMAT", "HEADER", "find_encoder", "read_header"]
@@ -123,5 +124,7 @@ def _instead_of_checkpoint(path: Path, prefix: str) -> str:
 
 
 def _finish(run: Path) -> str:
-    again = f"jigsawssl pretrain config={run / 'config.yaml'} resume=true"
-    return f"{run} has no encoder.safetensors yet; finish it with {again}"
+    lacks = f"{run} has no encoder.safetensors yet"
+    if not (run / "config.yaml").is_file():
+        return f"{lacks}; to finish it, add resume=true to the command that began it"
+    return f"{lacks}; finish it with {command_with('pretrain', run, {'resume': True})}"

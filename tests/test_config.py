@@ -552,16 +552,22 @@ def test_a_file_here_wins_over_a_shipped_configuration_of_that_name(
     [
         (PretrainConfig, "kermany", "`config` (kermany) must be a YAML file or the name of one that comes with "
          "jigsawssl (kermany_cpu, paper); nothing is there; did you mean kermany_cpu?"),
-        (PretrainConfig, "pneumonia_compact", "`config` (pneumonia_compact) is one of finetune, not of pretrain, which "
-         "has no `mode`; run jigsawssl finetune config=pneumonia_compact"),
-        (FinetuneConfig, "kermany_cpu", "`config` (kermany_cpu) is one of pretrain, not of finetune, which has no "),
-        (StudyConfig, "breast_histology", "`config` (breast_histology) is one of transfer, not of study, which has "),
+        (PretrainConfig, "pneumonia_compact", "`config` (pneumonia_compact) is a configuration for finetune, not for "
+         "pretrain, which has no `mode`; run jigsawssl finetune config=pneumonia_compact"),
+        (FinetuneConfig, "kermany_cpu", "`config` (kermany_cpu) is a configuration for pretrain, not for finetune, "),
+        (StudyConfig, "breast_histology", "`config` (breast_histology) is a configuration for transfer, not for stu"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_does_not_fit_is_answered_with_where_it_belongs(
     schema: type, name: str, message: str
 ) -> None:
     assert refusal(schema, f"config={name}").startswith(message)
+
+
+def test_the_command_for_a_configuration_of_another_is_quoted(tmp_path: Path) -> None:
+    file = tmp_path / "my file.yaml"
+    file.write_text("fraction: 0.5\nmode: knn\nencoder: random:resnet18\n")
+    assert refusal(PretrainConfig, f"config={file}").endswith(f"; run jigsawssl finetune config='{file}'")
 
 
 def test_a_misspelt_key_in_a_file_is_not_taken_for_another_commands(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from .schemas import (
     SupervisedConfig,
     TransferConfig,
 )
+from .repeat import command_line
 from .shipped import find_config
 from .suggest import SCHEMAS, command_of, is_misspelt, meant, unknown_key
 
@@ -149,8 +150,8 @@ def _from_file(path: str, schema: type) -> dict[str, Any]:
         if owner is not None:
             other = command_of(owner)
             raise UserError(
-                f"`config` ({path}) is one of {other}, not of {command}, which has no `{foreign[0]}`; run "
-                f"jigsawssl {other} config={path}"
+                f"`config` ({path}) is a configuration for {other}, not for {command}, which has no `{foreign[0]}`; "
+                f"run {command_line(other, {'config': path})}"
             )
     return values
 

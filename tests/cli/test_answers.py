@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,8 @@ ANSWERS: list[tuple[list[str], str]] = [
     # configurations
     (
         ["pretrain", "data=scans", "out=new", "config=pneumonia_compact"],
-        "`config` (pneumonia_compact) is one of finetune, not of pretrain, which has no `mode`; run jigsawssl finetune "
-        "config=pneumonia_compact",
+        "`config` (pneumonia_compact) is a configuration for finetune, not for pretrain, which has no `mode`; run "
+        "jigsawssl finetune config=pneumonia_compact",
     ),
     (
         ["pretrain", "data=scans", "out=new", "config=kermany"],
@@ -425,6 +426,25 @@ def test_a_run_is_resumed_alike_by_the_folder_and_by_the_file_of_its_encoder(pla
 def test_a_network_is_a_network_even_where_a_folder_has_its_name(place: Path) -> None:
     arguments = ["data=scans", "manifest=labels.csv", "out=new", "encoder=random:unfinished"]
     assert look(load_config(FinetuneConfig, arguments)).encoder == "random:unfinished"
+
+
+def test_the_command_that_finishes_a_run_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_place(tmp_path)
+    run = tmp_path / "my runs"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    arguments = ["data=scans", "manifest=labels.csv", "out=new", "encoder=my runs"]
+    with pytest.raises(UserError, match="to finish it, add resume=true to the command that began it$"):
+        look(load_config(FinetuneConfig, arguments))
+    begun = load_config(PretrainConfig, ["data=scans", "out=my runs", "overwrite=true", "seed=5"])
+    (run / "config.yaml").write_text(to_yaml(begun))
+    with pytest.raises(UserError, match="finish it with ") as caught:
+        look(load_config(FinetuneConfig, arguments))
+    program, command, *words = shlex.split(str(caught.value).partition("finish it with ")[2])
+    assert (program, command) == ("jigsawssl", "pretrain")
+    again = look(load_config(PretrainConfig, words))
+    assert again.resume and not again.overwrite and again.seed == 5 and again.out == "my runs"
 
 
 def test_what_is_right_passes(place: Path) -> None:
