@@ -227,7 +227,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     (
         ["finetune", "data=scans", "out=new", "encoder=random:resnet18", "manifest=swapped.csv"],
         "`manifest` (swapped.csv) must have classes in `label` and patients (lesions, slides) in `group`; `label` has"
-        " 12 values, such as p0, and `group` 2, such as a; exchange the two names in the first line.",
+        " 12 values, such as p0, and `group` 2, such as a; swap the two names in the first line.",
     ),
     (
         ["finetune", "data=scans", "out=new", "encoder=random:resnet18", "manifest=paths.csv"],
