@@ -19,11 +19,13 @@ from PIL import Image
 import jigsawssl
 from jigsawssl import cli
 from jigsawssl.cli import main
-from jigsawssl.cli.look import look
+from jigsawssl.cli.look import look, place_at_fault
 from jigsawssl.config import (
     CurveConfig,
+    DoctorConfig,
     FinetuneConfig,
     PretrainConfig,
+    ReportConfig,
     StudyConfig,
     TransferConfig,
     load_config,
@@ -91,6 +93,8 @@ ANSWERS: list[tuple[list[str], str]] = [
         "`data` (file) must be a folder, an .npz file or 'demo'; that is another fi",
     ),
     (["pretrain", "data=hollow", "out=new"], "`data` (hollow) must hold images (.png .jpg"),
+    (["pretrain", "data=falt", "out=new"], "`data` (falt) must be there, and nothing is; did you mean flat?"),
+    (["pretrain", "data=flag", "out=new"], "`data` (flag) must be there, and nothing is; did you mean flat?"),
     (["doctor", "scnas"], "`data` (scnas) must be there, and nothing is; did you mean scans?"),
     (["doctor", "hollow"], "`data` (hollow) must hold images (.png .jpg"),
     (["bench", "scnas"], "`data` (scnas) must be there, and nothing is; did you mean scans?"),
@@ -115,11 +119,20 @@ ANSWERS: list[tuple[list[str], str]] = [
     ),
     (
         ["pretrain", "data=scans", "out=scans"],
-        "`out` (scans) must be new or empty; it holds 2 entries; add resume=true",
+        "`out` (scans) must be new, empty or the folder of an earlier run; it holds a; choose another folder, or move that",
     ),
     (
         ["pretrain", "data=scans", "out=scans", "resume=true"],
-        "`out` (scans) must hold nothing but an earlier run; it h",
+        "`out` (scans) must be new, empty or the folder of an earlier run; it holds a; choo",
+    ),
+    (["pretrain", "data=scans", "out=/"], "`out` (/) must be new, empty or the folder of an earlier run; it holds "),
+    (
+        ["pretrain", "data=scans", "out=unfinished"],
+        "`out` (unfinished) must be new or empty; it holds an earlier run; add resume=true to go on with it, ",
+    ),
+    (
+        ["doctor", "scans", "out=scans"],
+        "`out` (scans) must be new, empty or the folder of an earlier doctor run; it holds a; choose another folder, or",
     ),
     (
         ["pretrain", "data=scans", "out=new", "cache=file/new"],
@@ -180,6 +193,11 @@ ANSWERS: list[tuple[list[str], str]] = [
         [*FINETUNE, "encoder=nothing.safetensors"],
         "`encoder` (nothing.safetensors) must be a file; nothing is there; ch",
     ),
+    (
+        [*FINETUNE, "encoder=resnet18"],
+        "`encoder` (resnet18) must be a file; nothing is there; did you mean random:resnet18 or timm:resnet18?",
+    ),
+    ([*FINETUNE, "encoder=other/resnet18"], "`encoder` (other/resnet18) must be a file; nothing is there; check the p"),
     ([*FINETUNE, "encoder=random:scans/"], "`encoder` (random:scans/) must be a run's folder with encoder.safetensors"),
     (
         [*FINETUNE, "encoder=timm:resnet18:w.safetensors"],
@@ -484,6 +502,25 @@ def test_a_place_without_leave_to_write_is_refused(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_report_where_nothing_may_be_written_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "runs" / "one" / "report.json").touch()
+    config = load_config(ReportConfig, ["run=runs/one"])
+    assert look(config) == config
+    denied = PermissionError(errno.EACCES, "Permission denied", "runs/one/report.html")
+    assert str(place_at_fault(denied, config)).startswith("`run` (runs/one) must be writable; report.html: permission ")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"^`run` \(runs/one\) must be writable; you may not write to runs/one; choose"):
+        look(config)
+
+
+def test_a_doctor_may_write_where_it_wrote_before(place: Path) -> None:
+    for name in ("cache", "sheets"):
+        (place / "seen" / name).mkdir(parents=True, exist_ok=True)
+    (place / "seen" / ".table.parquet.partial").touch()
+    config = load_config(DoctorConfig, ["data=scans", "out=seen"])
+    assert look(config) == config
+
+
 def test_a_file_system_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
@@ -508,12 +545,14 @@ def test_a_file_system_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pyt
         (errno.EROFS, "new", 2, "jigsawssl: `out` (new) must be writable; new: read-only file system; choose another "),
         (
             errno.EACCES,
-            "decoded/x",
+            "decoded/x/y",
             2,
-            "jigsawssl: `cache` (decoded) must be writable; x: permission denied; choose an",
+            "jigsawssl: `cache` (decoded/x) must be writable; y: permission denied; choose an",
         ),
         (errno.EACCES, "scans/a/0.png", 70, "Traceback"),
         (errno.ENOENT, "new/config.yaml", 70, "Traceback"),
+        (errno.ENOENT, "new", 2, "jigsawssl: `out` (new) must be writable; new: no such file or directory; choose an"),
+        (errno.ENOENT, "decoded", 2, "jigsawssl: `cache` (decoded/x) must be writable; decoded: no such file or direct"),
     ],
 )
 def test_writing_that_fails_later_is_one_line_too(
@@ -529,6 +568,6 @@ def test_writing_that_fails_later_is_one_line_too(
         raise OSError(number, os.strerror(number), *([] if where is None else [where]))
 
     monkeypatch.setattr(cli, "_imported", lambda command: SimpleNamespace(run=run))
-    assert main(["pretrain", "data=scans", "out=new", "cache=decoded"]) == code
+    assert main(["pretrain", "data=scans", "out=new", "cache=decoded/x"]) == code
     error = capsys.readouterr().err
     assert error.startswith(said) and (code == 70 or error.count("\n") == 1)
