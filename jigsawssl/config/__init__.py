@@ -14,7 +14,7 @@ from .schemas import (
     SupervisedConfig,
     TransferConfig,
 )
-from .shipped import shipped_configs, summary_of
+from .shipped import configs_of, shipped_configs, summary_of
 from .suggest import command_of
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "command_to_repeat",
     "command_with",
     "config_of",
+    "configs_of",
     "describe_keys",
     "load_config",
     "settings_of",

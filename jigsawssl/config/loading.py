@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
@@ -108,10 +110,20 @@ def _malformed(arguments: Sequence[str], schema: type) -> UserError:
         shown, text = f"{argument} {following}", following
     dashes = ", without dashes" if argument[0] in "-–—" else ""
     hint = "`--help` lists the keys"
-    if key is not None:
+    place = _key_of_place(argument, schema)
+    if place is not None:
+        shown, hint = argument, f"write {place}={argument}"
+    elif key is not None:
         flag = keys_of(schema)[key][1] is bool
         hint = f"write {key}={text or ('true' if flag else 'VALUE')}"
     return UserError(f"argument ({shown}) must have the form key=value{dashes}; {hint}")
+
+
+def _key_of_place(word: str, schema: type) -> str | None:
+    """The key that a file or folder was most likely meant for; None where nothing of that name is there."""
+    kind = Path(word).suffix.lower()
+    usual = {".yaml": "config", ".yml": "config", ".csv": "manifest"}.get(kind)
+    return next((key for key in (usual, "data", "run") if key in keys_of(schema) and os.path.exists(word)), None)
 
 
 def _rejoined(text: str, following: Sequence[str]) -> str | None:
@@ -228,6 +240,14 @@ def _percent(value: Any) -> Any:
     return float(f"{found[1]}e-2") if found else value
 
 
+def _refuse_nul(key: str, value: Any) -> None:
+    if any(isinstance(part, str) and "\0" in part for part in single_values(value)):
+        shown = str(value).replace("\0", "\\0")
+        raise UserError(
+            f"`{key}` ({shown}) must not contain the character NUL, which is not allowed in a path; remove it"
+        )
+
+
 def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
     """Set one key, so that an error can name it and its value."""
     known = keys_of(schema)
@@ -243,9 +263,7 @@ def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
         value = [value]  # one of what may be several
     if "${" in str(value) or "???" in str(value):
         raise UserError(f"`{key}` ({value}) must be a plain value; references to other keys are not supported")
-    if any(isinstance(part, str) and "\0" in part for part in single_values(value)):
-        shown = str(value).replace("\0", "\\0")
-        raise UserError(f"`{key}` ({shown}) must not hold the character NUL, which no path can; take it out")
+    _refuse_nul(key, value)
     if any(isinstance(number, float) and not math.isfinite(number) for number in single_values(value)):
         raise UserError(f"`{key}` ({value}) must be finite")
     try:
@@ -276,6 +294,7 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     """
     given = _from_arguments(arguments, schema)
     path = given.get("config")
+    _refuse_nul("config", path)
     return _build(schema, _from_file(path, schema) if path is not None else {}, given)
 
 

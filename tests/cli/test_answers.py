@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shlex
@@ -46,7 +47,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     (["banana"], f"command (banana) must be one of {', '.join(COMMANDS)}; see jigsawssl --help"),
     (["data=scans", "out=new"], "command (data=scans) must come first, such as jigsawssl pretrain data=scans; it is"),
     # keys and values
-    (["pretrain", "data=scans", "epochs=2"], "`epochs` is not a key of pretrain; did you mean `trainer.max_epochs`?"),
+    (["pretrain", "data=scans", "epochs=2"], "pretrain has no key `epochs`; did you mean `trainer.max_epochs`?"),
     (
         ["pretrain", "data=scans", "--epochs", "2"],
         "argument (--epochs 2) must have the form key=value, without dashes; write trainer.max_epochs=2",
@@ -64,6 +65,11 @@ ANSWERS: list[tuple[list[str], str]] = [
         [*FINETUNE, "encoder=random:resnet18", "fraction=10"],
         "`fraction` (10.0) must lie in (0, 1]; 1 is all labels, and 10 per cent is 0.1 or 10%",
     ),
+    (
+        ["pretrain", "scans", "out=new"],
+        "argument (scans) must have the form key=value; write data=scans",
+    ),
+    (["pretrain", "data=", "scans"], "argument (scans) must have the form key=value; write data=scans"),
     # configurations
     (
         ["pretrain", "data=scans", "out=new", "config=pneumonia_compact"],
@@ -280,7 +286,7 @@ ANSWERS: list[tuple[list[str], str]] = [
 
 # A character that no path can hold, for every command and each of its paths.
 ANSWERS += [
-    (arguments, f"`{arguments[-1].partition('=')[0]}` (a\\0b) must not hold the character NUL, which no path can; take")
+    (arguments, f"`{arguments[-1].partition('=')[0]}` (a\\0b) must not contain the character NUL, which is not allowed in a")
     for arguments in (
         ["pretrain", "out=new", "data=a\0b"],
         ["pretrain", "data=scans", "out=a\0b"],
@@ -295,6 +301,7 @@ ANSWERS += [
         ["bench", "data=a\0b"],
         ["demo", "out=a\0b"],
         ["report", "run=a\0b"],
+        ["pretrain", "data=scans", "out=new", "config=a\0b"],
     )
 ]
 
@@ -376,6 +383,14 @@ def test_no_mistake_waits_for_pytorch(place: Path) -> None:
 def test_the_version_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     assert capsys.readouterr().out == f"jigsawssl {jigsawssl.__version__}\n"
+
+
+@pytest.mark.parametrize(("asked", "given"), [(["help"], ["--help"]), (["help", "pretrain"], ["pretrain", "--help"])])
+def test_help_is_a_word_too(asked: list[str], given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given) == 0
+    expected = capsys.readouterr().out
+    assert main(asked) == 0
+    assert capsys.readouterr().out == expected != ""
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=lambda a: a[0])
@@ -511,6 +526,14 @@ def test_a_report_where_nothing_may_be_written_is_refused(place: Path, monkeypat
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"^`run` \(runs/one\) must be writable; you may not write to runs/one; choose"):
         look(config)
+
+
+def test_a_look_for_a_misspelt_name_leaves_no_folder_open(tmp_path: Path) -> None:
+    for number in range(2001):  # more than are looked at
+        (tmp_path / str(number)).touch()
+    with pytest.raises(UserError, match="nothing is there; check the path"):
+        look(load_config(PretrainConfig, [f"data={tmp_path / 'nowhere'}", "out=new"]))
+    gc.collect()  # an iterator that was left open warns now, and a warning is an error
 
 
 def test_a_doctor_may_write_where_it_wrote_before(place: Path) -> None:
