@@ -204,7 +204,11 @@ def test_a_required_key_that_is_missing_is_asked_for_by_name(schema: type) -> No
         (FinetuneConfig, "fractoin=1", "finetune has no key `fractoin`; did you mean `fraction`?"),
         (FinetuneConfig, "trainer.devices=2", "finetune has no key `trainer.devices`"),
         (DemoConfig, "sed=3", "demo has no key `sed`; did you mean `seed`?"),
-        (PretrainConfig, "trainer=3", "`trainer` is a group of keys; give one of trainer.max_epochs, trainer.accelerator"),
+        (
+            PretrainConfig,
+            "trainer=3",
+            "`trainer` is a group of keys; give one of trainer.max_epochs, trainer.accelerator",
+        ),
         (FinetuneConfig, "reading=3", "finetune has no key `reading`; "),
         (FinetuneConfig, "seeds=3", "finetune has no key `seeds`; did you mean `seed`?"),
         (PretrainConfig, "trials=3", "pretrain has no key `trials`; study does; `--help` lists the keys"),
@@ -300,9 +304,9 @@ def test_a_value_of_the_wrong_type_is_answered_with_what_the_key_takes(
     [
         (
             ["views.grids=[8,", "4,", "1]"],
-            "`views.grids` ([8, 4, 1]) must be one argument; the shell cut it at its spac",
+            "`views.grids` ([8, 4, 1]) must be one argument; the shell split it at its sp",
         ),
-        (["backbone_options={depth:", "3}"], "`backbone_options` ({depth: 3}) must be one argument; the shell cut it"),
+        (["backbone_options={depth:", "3}"], "`backbone_options` ({depth: 3}) must be one argument; the shell split "),
     ],
 )
 def test_what_the_shell_cut_is_shown_whole(arguments: list[str], message: str) -> None:

@@ -57,7 +57,7 @@ _COMMANDS = {
         "learn in stages, each from what the one before learned",
         "FILE.yaml out=CHAIN",
     ),
-    "report": (ReportConfig, "make report.html of a run, curve or study again from its files", "RUN"),
+    "report": (ReportConfig, "rebuild report.html of a run, curve or study from its files", "RUN"),
     "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "ARCHIVE [out=DIR]"),
     "bench": (
         BenchConfig,
@@ -73,7 +73,7 @@ _BARE = {"report": "run", "study": "config", "transfer": "config", "doctor": "da
 _WIDTH, _COLUMN = 100, 36
 _FIXED = "\N{NO-BREAK SPACE}"
 _KEPT = {
-    "finetune": "; fine-tuning saves nothing before its end; resume=true begins anew",
+    "finetune": "; fine-tuning saves nothing before its end; resume=true starts over",
     "curve": "; what is finished of the curve is kept; go on with resume=true",
     "study": "; what is finished of the study is kept; go on with resume=true",
     "transfer": "; finished stages, and finished epochs of a pretraining, are kept; go on with resume=true",
@@ -134,7 +134,7 @@ def _no_command(given: str) -> str:
     """What to say of a first argument that is no command."""
     commands = ", ".join(_COMMANDS)
     if "=" in given:
-        return f"command ({given}) must come first, such as jigsawssl pretrain {given}; it is one of {commands}"
+        return f"the command must come before `{given}`, as in jigsawssl pretrain {given}; commands are {commands}"
     near = difflib.get_close_matches(given.lower().replace("-", "").replace("_", ""), _COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else "see jigsawssl --help"
     return f"command ({given}) must be one of {commands}; {hint}"

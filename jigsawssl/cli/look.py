@@ -257,7 +257,7 @@ def _misspelt(key: str, given: str) -> None:
     for name in difflib.get_close_matches(word, names, n=3, cutoff=0.7 if len(word) < 6 else 0.8):
         near = line[at] / name / path.relative_to(line[at - 1])
         if near.exists():
-            raise UserError(f"`{key}` ({given}) must be there, and nothing is; did you mean {near}?")
+            raise UserError(f"`{key}` ({given}) must exist; did you mean {near}?")
 
 
 def place_at_fault(error: OSError, config: Any) -> str | None:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..types import UserError
 from .checks import check, keys_of, single_values
+from .repeat import command_line
 from .schemas import (
     BenchConfig,
     CurveConfig,
@@ -28,7 +29,6 @@ from .schemas import (
     SupervisedConfig,
     TransferConfig,
 )
-from .repeat import command_line
 from .shipped import find_config
 from .suggest import SCHEMAS, command_of, is_misspelt, meant, unknown_key
 
@@ -93,7 +93,7 @@ def _from_arguments(arguments: Sequence[str], schema: type) -> dict[str, Any]:
                     if whole is not None:
                         form = _compact(key, whole)
                         raise UserError(
-                            f"`{key}` ({whole}) must be one argument; the shell cut it at its spaces; write {form}"
+                            f"`{key}` ({whole}) must be one argument; the shell split it at its spaces; write {form}"
                         ) from None
                     raise UserError(f"`{key}` ({text}) must be {_form(key, kind, text, schema)}") from None
                 raise UserError(f"`{key}` ({text}) must be a YAML value; {_reason(error)}") from None
@@ -154,7 +154,7 @@ def _from_file(path: str, schema: type) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"`config` ({path}) must be valid YAML; {_reason(error)}") from None
     if not isinstance(loaded, dict):
-        raise UserError(f"`config` ({path}) must hold keys and values; see configs/ for examples")
+        raise UserError(f"`config` ({path}) must contain keys and values; see configs/ for examples")
     values = _flat(loaded, schema)
     foreign = [key for key in values if key not in keys_of(schema)]
     if not all(is_misspelt(key, schema) for key in foreign):
@@ -254,7 +254,7 @@ def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
     if key not in known:
         parent = next((option for option in known if str(key).startswith(f"{option}.")), None)
         if parent is not None:
-            raise UserError(f"`{key}` ({value}) must not go below `{parent}`; give {parent}=… as a whole")
+            raise UserError(f"`{key}` ({value}) must not set a part of `{parent}`; give {parent}=… as a whole")
         raise UserError(unknown_key(str(key), schema))
     kind = known[key][1]
     if _without_null(kind) in (float, list[float]):

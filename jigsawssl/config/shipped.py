@@ -36,9 +36,7 @@ def configs_of(command: str) -> dict[str, Path]:
         (True, True)
     """
     folder = "pretrain" if command == "bench" else command
-    return {
-        name.partition("/")[2]: file for name, file in shipped_configs().items() if name.startswith(f"{folder}/")
-    }
+    return {name.partition("/")[2]: file for name, file in shipped_configs().items() if name.startswith(f"{folder}/")}
 
 
 def find_config(given: str, command: str) -> Path:

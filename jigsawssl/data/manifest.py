@@ -76,9 +76,7 @@ def _text(manifest: Path, what: str, key: str) -> str:
     except OSError as error:
         raise UserError(f"{what} must be a CSV file in UTF-8; {error}; save it as one.") from None
     if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
-        raise UserError(
-            f"{what} must be a CSV file; its content is a spreadsheet; save it as CSV UTF-8, with commas."
-        )
+        raise UserError(f"{what} must be a CSV file; its content is a spreadsheet; save it as CSV UTF-8, with commas.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]:
         raise UserError(f"{what} must be a CSV file in UTF-8; it is in UTF-16; save it as CSV UTF-8.")
     try:
@@ -107,7 +105,9 @@ def _separated_by(separator: str, text: str, what: str) -> str:
         )
     name = {"\t": "tabs"}.get(separator, f"`{separator}`")
     sure = "," not in text
-    how = f"replace each {'tab' if separator == chr(9) else separator} with a comma" if sure else "export it with commas"
+    how = (
+        f"replace each {'tab' if separator == chr(9) else separator} with a comma" if sure else "export it with commas"
+    )
     return f"{what} must separate its columns with commas; they are separated with {name}; {how}."
 
 

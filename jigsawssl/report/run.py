@@ -84,7 +84,7 @@ def check_place(folder: str, *, key: str = "out") -> Path:
             except (FileNotFoundError, NotADirectoryError):
                 continue
     except OSError as error:
-        raise UserError(f"`{key}` ({folder}) cannot be made; {_said(error)}; choose another folder") from None
+        raise UserError(f"`{key}` ({folder}) cannot be created; {_said(error)}; choose another folder") from None
     shown = place if path.is_absolute() else os.path.relpath(place)
     if not place.is_dir():
         if missing:
@@ -165,7 +165,7 @@ def _check_same(path: Path, config: str, free: set[str]) -> None:
     for key in sorted({*map(str, now), *map(str, before)} - free):
         if before.get(key) != now.get(key):
             raise UserError(
-                f"`{key}` ({now.get(key)}) must be that of the run to resume ({before.get(key)}); "
+                f"`{key}` ({now.get(key)}) must be the same as in the run to resume ({before.get(key)}); "
                 "change it back, or choose another `out`"
             )
 

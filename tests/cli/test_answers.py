@@ -45,7 +45,10 @@ ANSWERS: list[tuple[list[str], str]] = [
     (["pretain", "data=scans"], f"command (pretain) must be one of {', '.join(COMMANDS)}; did you mean pretrain?"),
     (["fine-tune"], f"command (fine-tune) must be one of {', '.join(COMMANDS)}; did you mean finetune?"),
     (["banana"], f"command (banana) must be one of {', '.join(COMMANDS)}; see jigsawssl --help"),
-    (["data=scans", "out=new"], "command (data=scans) must come first, such as jigsawssl pretrain data=scans; it is"),
+    (
+        ["data=scans", "out=new"],
+        "the command must come before `data=scans`, as in jigsawssl pretrain data=scans; commands are pretrain, ",
+    ),
     # keys and values
     (["pretrain", "data=scans", "epochs=2"], "pretrain has no key `epochs`; did you mean `trainer.max_epochs`?"),
     (
@@ -58,7 +61,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     ),
     (
         ["pretrain", "data=scans", "out=new", "views.grids=[8,", "4,", "1]"],
-        "`views.grids` ([8, 4, 1]) must be one argument; the shell cut it at its spaces; write views.grids=[8,4,1], "
+        "`views.grids` ([8, 4, 1]) must be one argument; the shell split it at its spaces; write views.grids=[8,4,1], "
         "without spaces or in quotes",
     ),
     (
@@ -89,7 +92,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     (["transfer", "empty.yaml", "out=new"], "`config` (empty.yaml) must list `stages`; see configs/transfer/ for exam"),
     (["study", "attention", "out=new"], "`data` (ham10000) must be a folder, an .npz file or 'demo'; nothing is there"),
     # data
-    (["pretrain", "data=scnas", "out=new"], "`data` (scnas) must be there, and nothing is; did you mean scans?"),
+    (["pretrain", "data=scnas", "out=new"], "`data` (scnas) must exist; did you mean scans?"),
     (
         ["pretrain", "data=nowhere", "out=new"],
         "`data` (nowhere) must be a folder, an .npz file or 'demo'; nothing is there; check the path.",
@@ -99,11 +102,11 @@ ANSWERS: list[tuple[list[str], str]] = [
         "`data` (file) must be a folder, an .npz file or 'demo'; that is another fi",
     ),
     (["pretrain", "data=hollow", "out=new"], "`data` (hollow) must hold images (.png .jpg"),
-    (["pretrain", "data=falt", "out=new"], "`data` (falt) must be there, and nothing is; did you mean flat?"),
-    (["pretrain", "data=flag", "out=new"], "`data` (flag) must be there, and nothing is; did you mean flat?"),
-    (["doctor", "scnas"], "`data` (scnas) must be there, and nothing is; did you mean scans?"),
+    (["pretrain", "data=falt", "out=new"], "`data` (falt) must exist; did you mean flat?"),
+    (["pretrain", "data=flag", "out=new"], "`data` (flag) must exist; did you mean flat?"),
+    (["doctor", "scnas"], "`data` (scnas) must exist; did you mean scans?"),
     (["doctor", "hollow"], "`data` (hollow) must hold images (.png .jpg"),
-    (["bench", "scnas"], "`data` (scnas) must be there, and nothing is; did you mean scans?"),
+    (["bench", "scnas"], "`data` (scnas) must exist; did you mean scans?"),
     (
         ["finetune", "data=scans", "out=new", "encoder=random:resnet18"],
         "`data` (scans) must have labels of at least two classes; a folder by itself has none; give manifest=labels.csv"
@@ -121,11 +124,11 @@ ANSWERS: list[tuple[list[str], str]] = [
     ),
     (
         ["pretrain", "data=scans", f"out={LONG}/new"],
-        f"`out` ({LONG}/new) cannot be made; file name too long; choose an",
+        f"`out` ({LONG}/new) cannot be created; file name too long; choose an",
     ),
     (
         ["pretrain", "data=scans", "out=scans"],
-        "`out` (scans) must be new, empty or the folder of an earlier run; it holds a; choose another folder, or move that",
+        "`out` (scans) must be new, empty or the folder of an earlier run; it holds a; choose another folder, or mo",
     ),
     (
         ["pretrain", "data=scans", "out=scans", "resume=true"],
@@ -138,7 +141,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     ),
     (
         ["doctor", "scans", "out=scans"],
-        "`out` (scans) must be new, empty or the folder of an earlier doctor run; it holds a; choose another folder, or",
+        "`out` (scans) must be new, empty or the folder of an earlier doctor run; it holds a; choose another folder",
     ),
     (
         ["pretrain", "data=scans", "out=new", "cache=file/new"],
@@ -157,9 +160,9 @@ ANSWERS: list[tuple[list[str], str]] = [
     (["demo", "out=file/new"], "`out` (file/new) must be a folder; file is a file; choose another place"),
     (
         ["pretrain", "data=scans", "out=unfinished", "resume=true", "seed=7"],
-        "`seed` (7) must be that of the run to resume (0); change it back, or choose another `out`",
+        "`seed` (7) must be the same as in the run to resume (0); change it back, or choose another `out`",
     ),
-    (["report", "unfinishd"], "`run` (unfinishd) must be there, and nothing is; did you mean unfinished?"),
+    (["report", "unfinishd"], "`run` (unfinishd) must exist; did you mean unfinished?"),
     (
         ["report", "scans"],
         "`run` (scans) must be the folder of a finished run, a curve or a study; no report.json is th",
@@ -172,28 +175,31 @@ ANSWERS: list[tuple[list[str], str]] = [
     ),
     (
         [*FINETUNE, "encoder=unfinished/checkpoints/last.ckpt"],
-        "`encoder` (unfinished/checkpoints/last.ckpt) must be a .safetensors file; a checkpoint is for resume=true, and"
-        " unfinished has no encoder.safetensors yet; finish it with jigsawssl pretrain config=unfinished/config.yaml "
-        "resume=true",
+        "`encoder` (unfinished/checkpoints/last.ckpt) must be a .safetensors file; a checkpoint is only for "
+        "resume=true, and unfinished has no encoder.safetensors yet; finish it with jigsawssl pretrain "
+        "config=unfinished/config.yaml resume=true",
     ),
     (
         [*FINETUNE, "encoder=runs/one/checkpoints/last.ckpt"],
         "`encoder` (runs/one/checkpoints/last.ckpt) must be a .safetensors file; give runs/one/encoder.safetensors; a "
-        "checkpoint is for resume=true",
+        "checkpoint is only for resume=true",
     ),
     (
         [*FINETUNE, "encoder=weights.pth"],
         "`encoder` (weights.pth) must be a .safetensors file; give RUN/encoder.safetensors of a run, or weights of timm"
-        " as timm:BACKBONE:FILE.safetensors; a checkpoint is for resume=true",
+        " as timm:BACKBONE:FILE.safetensors; a checkpoint is only for resume=true",
     ),
-    ([*FINETUNE, "encoder=runs"], "`encoder` (runs) must be one run; runs in it are one; give one, such as runs/one"),
+    (
+        [*FINETUNE, "encoder=runs"],
+        "`encoder` (runs) must be the folder of one run; it holds the runs one; give one, such as runs/one",
+    ),
     (
         [*FINETUNE, "encoder=scans"],
         "`encoder` (scans) must be a run's folder with encoder.safetensors or model.safetensors; it holds a, b; check",
     ),
     (
         [*FINETUNE, "encoder=runs/onne/encoder.safetensors"],
-        "`encoder` (runs/onne/encoder.safetensors) must be there, an",
+        "`encoder` (runs/onne/encoder.safetensors) must exist; did",
     ),
     (
         [*FINETUNE, "encoder=nothing.safetensors"],
@@ -209,7 +215,7 @@ ANSWERS: list[tuple[list[str], str]] = [
         [*FINETUNE, "encoder=timm:resnet18:w.safetensors"],
         "`encoder` (timm:resnet18:w.safetensors) must be a file; noth",
     ),
-    ([*FINETUNE, "encoder=file"], "`encoder` (file) must be a whole safetensors file; "),
+    ([*FINETUNE, "encoder=file"], "`encoder` (file) must be a complete safetensors file; "),
     (
         ["pretrain", "data=scans", "out=new", "encoder=scans"],
         "`encoder` (scans) must be a run's folder with encoder.sa",
@@ -229,7 +235,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     # manifests and lists of labels
     (
         ["pretrain", "data=scans", "out=new", "manifest=lables.csv"],
-        "`manifest` (lables.csv) must be there, and nothing",
+        "`manifest` (lables.csv) must exist; did you mean labels.csv?",
     ),
     (
         ["pretrain", "data=scans", "out=new", "manifest=semicolons.csv"],
@@ -286,7 +292,10 @@ ANSWERS: list[tuple[list[str], str]] = [
 
 # A character that no path can hold, for every command and each of its paths.
 ANSWERS += [
-    (arguments, f"`{arguments[-1].partition('=')[0]}` (a\\0b) must not contain the character NUL, which is not allowed in a")
+    (
+        arguments,
+        f"`{arguments[-1].partition('=')[0]}` (a\\0b) must not contain the character NUL, which is not allowed in a",
+    )
     for arguments in (
         ["pretrain", "out=new", "data=a\0b"],
         ["pretrain", "data=scans", "out=a\0b"],
@@ -452,7 +461,7 @@ def test_a_run_is_resumed_alike_by_the_folder_and_by_the_file_of_its_encoder(pla
     (out / "config.yaml").write_text(to_yaml(begun))
     for encoder in (file.parent, file):
         assert look(load_config(FinetuneConfig, [*arguments, f"encoder={encoder}", "resume=true"])).encoder == str(file)
-    with pytest.raises(UserError, match=r"`encoder` .* must be that of the run to resume"):
+    with pytest.raises(UserError, match=r"`encoder` .* must be the same as in the run to resume"):
         look(load_config(FinetuneConfig, [*arguments, "encoder=random:resnet18", "resume=true"]))
 
 
@@ -468,7 +477,7 @@ def test_the_command_that_finishes_a_run_works_as_printed(tmp_path: Path, monkey
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").touch()
     arguments = ["data=scans", "manifest=labels.csv", "out=new", "encoder=my runs"]
-    with pytest.raises(UserError, match="to finish it, add resume=true to the command that began it$"):
+    with pytest.raises(UserError, match=r"to finish it, add resume=true to the command that began it$"):
         look(load_config(FinetuneConfig, arguments))
     begun = load_config(PretrainConfig, ["data=scans", "out=my runs", "overwrite=true", "seed=5"])
     (run / "config.yaml").write_text(to_yaml(begun))
@@ -575,7 +584,12 @@ def test_a_file_system_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pyt
         (errno.EACCES, "scans/a/0.png", 70, "Traceback"),
         (errno.ENOENT, "new/config.yaml", 70, "Traceback"),
         (errno.ENOENT, "new", 2, "jigsawssl: `out` (new) must be writable; new: no such file or directory; choose an"),
-        (errno.ENOENT, "decoded", 2, "jigsawssl: `cache` (decoded/x) must be writable; decoded: no such file or direct"),
+        (
+            errno.ENOENT,
+            "decoded",
+            2,
+            "jigsawssl: `cache` (decoded/x) must be writable; decoded: no such file or direct",
+        ),
     ],
 )
 def test_writing_that_fails_later_is_one_line_too(

@@ -91,7 +91,10 @@ PLAUSIBLE = {
     ),
     "codes of diseases in hospitals": (
         "path,label,group",
-        [(path, f"C{at // 6}.{at % 2}", ("north", "south", "west")[at // 2 % 3]) for at, path in enumerate(images(600))],
+        [
+            (path, f"C{at // 6}.{at % 2}", ("north", "south", "west")[at // 2 % 3])
+            for at, path in enumerate(images(600))
+        ],
     ),
     "no label for most": ("path,label", [(path, "a" if at < 3 else "") for at, path in enumerate(images(40))]),
     "one column": ("path", [(path,) for path in images(40)]),
@@ -119,7 +122,7 @@ def test_what_is_plausible_is_taken(name: str, tmp_path: Path) -> None:
                 (path, f"person{at // 2}", ("NORMAL", "PNEUMONIA")[at // 2 % 3 > 0 or at in (0, 60)])
                 for at, path in enumerate(images(6576))
             ],
-            "must have classes in `label` and patients (lesions, slides) in `group`; `label` has 3288 values, such as p",
+            "must have classes in `label` and patients (lesions, slides) in `group`; `label` has 3288 values, such as ",
         ),
         (
             [(path, path[:-4], "abcde"[at % 5]) for at, path in enumerate(images(10))],
@@ -148,7 +151,12 @@ def test_labels_that_are_names_in_two_columns_are_answered_with_where_the_class_
 @pytest.mark.parametrize(
     ("header", "count", "groups", "remedy"),
     [
-        ("path,label,slide", 200, 30, "rename `slide` to `group` (or to `slide_unused`, if images of one slide may be "),
+        (
+            "path,label,slide",
+            200,
+            30,
+            "rename `slide` to `group` (or to `slide_unused`, if images of one slide may be ",
+        ),
         ("path,label,subject", 12, 4, "rename `subject` to `group` (or to `subject_unused`, if images of one subject "),
         ("path,label,case", 5000, 21, "rename `case` to `group` (or to `case_unused`, if images of one case may be "),
     ],
@@ -202,7 +210,10 @@ def test_columns_by_another_name_are_answered_with_the_right_one(
         (b"path;label\na.png;x\n", "they are separated with `;`; replace each ; with a comma."),
         (b"path;label\na.png;x, mild\n", "they are separated with `;`; export it with commas."),
         (b"path\tlabel\na.png\tx\n", "they are separated with tabs; replace each tab with a comma."),
-        (b"sep=;\npath;label\n", "it begins with Excel's line `sep=;`; delete that line, and separate the columns with"),
+        (
+            b"sep=;\npath;label\n",
+            "it begins with Excel's line `sep=;`; delete that line, and separate the columns with",
+        ),
         ("path,label\na.png,x\n".encode("utf-16"), "it is in UTF-16; save it as CSV UTF-8."),
         ("path,label\na.png,x\n".encode("utf-16-le"), "it is in UTF-16; save it as CSV UTF-8."),
         ("path,label\na.png,x\nb.png,gutartig, größer\n".encode("latin-1"), "line 3 is in another encoding, such as L"),
