@@ -114,7 +114,7 @@ def check_entries(out: Path, own: Collection[str], *, kind: str = "run") -> None
     if foreign is not None:
         raise UserError(
             f"`out` ({out}) must be new, empty or the folder of an earlier {kind}; it holds {foreign}; choose another "
-            "folder, or move that file away"
+            "folder, or move it away"
         )
 
 
