@@ -104,7 +104,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"`encoder` ({path}) must be a whole safetensors file; {reason}; copy it again") from None
+        raise UserError(f"`encoder` ({path}) must be a complete safetensors file; {reason}; copy it again") from None
 
 
 def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
@@ -126,7 +126,7 @@ def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
             raise TypeError("backbone, fit or window is no name")
         return spec
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"`encoder` ({path}) must have a whole header; {error!r}; save it again") from None
+        raise UserError(f"`encoder` ({path}) must have a complete header; {error!r}; save it again") from None
 
 
 def _load_strictly(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:

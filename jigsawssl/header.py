@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .config import command_with
 from .types import UserError
 
 __all__ = ["FORMAT", "HEADER", "find_encoder", "read_header"]
@@ -36,17 +37,19 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             text = (file.metadata() or {}).get(HEADER)
         if text is None:
             raise UserError(
-                f"`encoder` ({path}) must be a file written by jigsawssl; it has no header of ours; "
+                f"`encoder` ({path}) must be a file written by jigsawssl; it has no jigsawssl header; "
                 "give weights of timm as timm:BACKBONE:FILE"
             )
         header = json.loads(text)
     except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"`encoder` ({path}) must be a whole safetensors file; {reason}; copy it again") from None
+        raise UserError(f"`encoder` ({path}) must be a complete safetensors file; {reason}; copy it again") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise UserError(f"`encoder` ({path}) must have format {FORMAT}; update jigsawssl to read it")
     if header.get("kind") not in _KINDS or (header["kind"] != "encoder" and not _is_classifier(header)):
-        raise UserError(f"`encoder` ({path}) must have a whole header; its kind or classes are missing; save it again")
+        raise UserError(
+            f"`encoder` ({path}) must have a complete header; its kind or classes are missing; save it again"
+        )
     return header
 
 
@@ -97,7 +100,10 @@ def find_encoder(reference: str, *, key: str = "encoder") -> str:
     names = sorted(entry.name for entry in islice(path.iterdir(), 1000) if not entry.name.startswith("."))
     inside = [name for name in names if any((path / name / weights).is_file() for weights in _WEIGHTS)]
     if inside:
-        raise UserError(f"{what} must be one run; runs in it are {_few(inside)}; give one, such as {path / inside[0]}")
+        raise UserError(
+            f"{what} must be the folder of one run; it holds the runs {_few(inside)}; give one, such as "
+            f"{path / inside[0]}"
+        )
     raise UserError(
         f"{what} must be a run's folder with {' or '.join(_WEIGHTS)}; it holds {_few(names) if names else 'nothing'}; "
         "check the path"
@@ -113,15 +119,17 @@ def _instead_of_checkpoint(path: Path, prefix: str) -> str:
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     found = next((run / name for name in _WEIGHTS if (run / name).is_file()), None)
     if found is not None:
-        return f"give {prefix}{found}; a checkpoint is for resume=true"
+        return f"give {prefix}{found}; a checkpoint is only for resume=true"
     if (run / "config.yaml").is_file() and path.parent.name == "checkpoints":
-        return f"a checkpoint is for resume=true, and {_finish(run)}"
+        return f"a checkpoint is only for resume=true, and {_finish(run)}"
     return (
         "give RUN/encoder.safetensors of a run, or weights of timm as timm:BACKBONE:FILE.safetensors; a checkpoint is "
-        "for resume=true"
+        "only for resume=true"
     )
 
 
 def _finish(run: Path) -> str:
-    again = f"jigsawssl pretrain config={run / 'config.yaml'} resume=true"
-    return f"{run} has no encoder.safetensors yet; finish it with {again}"
+    lacks = f"{run} has no encoder.safetensors yet"
+    if not (run / "config.yaml").is_file():
+        return f"{lacks}; to finish it, add resume=true to the command that began it"
+    return f"{lacks}; finish it with {command_with('pretrain', run, {'resume': True})}"

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jigsawssl"
 LAYERS = [  # lowest first; a part is a module or a folder directly under the package
     ["types"],
-    ["functional", "config", "stain", "process", "progress", "header", "readers"],
-    ["data", "augment", "models", "losses", "evaluation"],
+    ["functional", "config", "stain", "process", "progress", "readers"],
+    ["data", "augment", "models", "losses", "evaluation", "header"],
     ["checkpoint", "report"],
     ["training"],
     ["experiments"],

@@ -198,7 +198,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, read: Callable[[Path]
     else:
         blobs = {"pickle": pickle.dumps({"a": 1}), "text": b"not an encoder", "empty": b"", "garbage": b"\xff" * 64}
         path.write_bytes(blobs[content])
-    assert f"`encoder` ({path}) must be a whole safetensors file" in refusal(lambda: read(path))
+    assert f"`encoder` ({path}) must be a complete safetensors file" in refusal(lambda: read(path))
 
 
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
@@ -217,14 +217,14 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
 def test_truncated_files_are_refused(file: Path, kept: float) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * kept)])
-    assert "must be a whole safetensors file" in refusal(lambda: load_encoder(file))
+    assert "must be a complete safetensors file" in refusal(lambda: load_encoder(file))
 
 
 def test_foreign_safetensors_are_refused_with_a_way_to_use_them(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, path, metadata={"format": "pt"})
     message = refusal(lambda: load_encoder(path))
-    assert "no header of ours" in message
+    assert "no jigsawssl header" in message
     assert "timm:BACKBONE:FILE" in message
 
 
@@ -313,7 +313,7 @@ def test_a_damaged_header_is_refused_whatever_is_wrong(
     rewritten: Callable[..., Path], load: Callable[[Path], object], changes: dict[str, Any]
 ) -> None:
     path = rewritten(**changes)
-    assert refusal(lambda: load(path)).startswith(f"`encoder` ({path}) must have a whole header; ")
+    assert refusal(lambda: load(path)).startswith(f"`encoder` ({path}) must have a complete header; ")
 
 
 @pytest.mark.parametrize("values", [{"mean": []}, {"mean": [0.1, 0.2]}, {"std": [0.1] * 4}, {"mean": [float("nan")]}])

@@ -11,11 +11,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from jigsawssl.config import (
+    BenchConfig,
     CurveConfig,
     DemoConfig,
     FinetuneConfig,
     PretrainConfig,
+    ReportConfig,
     StudyConfig,
+    TransferConfig,
     describe_keys,
     load_config,
     to_yaml,
@@ -32,6 +35,9 @@ REQUIRED: dict[type, list[str]] = {
     FinetuneConfig: ["data=scans", "out=run", "encoder=encoder.safetensors"],
     CurveConfig: ["data=scans", "out=run", "encoders={a: b}"],
     StudyConfig: ["data=scans", "out=run"],
+    BenchConfig: [],
+    ReportConfig: [],
+    TransferConfig: [],
     DemoConfig: [],
 }
 
@@ -178,7 +184,7 @@ def test_a_file_nests_groups_and_an_argument_gives_their_keys_one_by_one(tmp_pat
         config = load(PretrainConfig, *given)
         assert (config.views.size, config.views.grids, config.views.preset) == (64, [8, 4, 2], "strong")
     message = refusal(PretrainConfig, f"views={views}")
-    assert message == "`views` is not a key of pretrain; did you mean `views.size`?"
+    assert message == "pretrain has no key `views`; did you mean `views.size`?"
 
 
 @pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig])
@@ -193,28 +199,36 @@ def test_a_required_key_that_is_missing_is_asked_for_by_name(schema: type) -> No
 @pytest.mark.parametrize(
     ("schema", "argument", "message"),
     [
-        (PretrainConfig, "batch.siz=3", "`batch.siz` is not a key of pretrain; did you mean `batch.size`?"),
-        (PretrainConfig, "batchsize=3", "`batchsize` is not a key of pretrain; did you mean `batch.size`?"),
-        (FinetuneConfig, "fractoin=1", "`fractoin` is not a key of finetune; did you mean `fraction`?"),
-        (FinetuneConfig, "trainer.devices=2", "`trainer.devices` is not a key of finetune"),
-        (DemoConfig, "sed=3", "`sed` is not a key of demo; did you mean `seed`?"),
-        (PretrainConfig, "qqqq=3", "`qqqq` is not a key of pretrain; `--help` lists the keys"),
-        (PretrainConfig, "epochs=2", "`epochs` is not a key of pretrain; did you mean `trainer.max_epochs`?"),
+        (PretrainConfig, "batch.siz=3", "pretrain has no key `batch.siz`; did you mean `batch.size`?"),
+        (PretrainConfig, "batchsize=3", "pretrain has no key `batchsize`; did you mean `batch.size`?"),
+        (FinetuneConfig, "fractoin=1", "finetune has no key `fractoin`; did you mean `fraction`?"),
+        (FinetuneConfig, "trainer.devices=2", "finetune has no key `trainer.devices`"),
+        (DemoConfig, "sed=3", "demo has no key `sed`; did you mean `seed`?"),
+        (
+            PretrainConfig,
+            "trainer=3",
+            "`trainer` is a group of keys; give one of trainer.max_epochs, trainer.accelerator",
+        ),
+        (FinetuneConfig, "reading=3", "finetune has no key `reading`; "),
+        (FinetuneConfig, "seeds=3", "finetune has no key `seeds`; did you mean `seed`?"),
+        (PretrainConfig, "trials=3", "pretrain has no key `trials`; study does; `--help` lists the keys"),
+        (PretrainConfig, "qqqq=3", "pretrain has no key `qqqq`; `--help` lists the keys"),
+        (PretrainConfig, "epochs=2", "pretrain has no key `epochs`; did you mean `trainer.max_epochs`?"),
         (
             PretrainConfig,
             "training.epochs=2",
-            "`training.epochs` is not a key of pretrain; did you mean `trainer.max_e",
+            "pretrain has no key `training.epochs`; did you mean `trainer.max_e",
         ),
-        (PretrainConfig, "lr=0.1", "`lr` is not a key of pretrain; did you mean `optimizer.lr`?"),
-        (PretrainConfig, "batch_size=8", "`batch_size` is not a key of pretrain; did you mean `batch.size`?"),
-        (PretrainConfig, "model=resnet50", "`model` is not a key of pretrain; did you mean `backbone`?"),
-        (PretrainConfig, "labels=a.csv", "`labels` is not a key of pretrain; did you mean `manifest`?"),
-        (PretrainConfig, "mode=knn", "`mode` is not a key of pretrain, but of finetune and curve and study; "),
-        (FinetuneConfig, "model=a", "`model` is not a key of finetune; did you mean `encoder`?"),
-        (FinetuneConfig, "gpus=1", "`gpus` is not a key of finetune; did you mean `trainer.accelerator`?"),
-        (FinetuneConfig, "fractions=0.1", "`fractions` is not a key of finetune; did you mean `fraction`?"),
-        (CurveConfig, "encoder=a", "`encoder` is not a key of curve; did you mean `encoders`?"),
-        (PretrainConfig, "views=64", "`views` is not a key of pretrain; did you mean `views.size`?"),
+        (PretrainConfig, "lr=0.1", "pretrain has no key `lr`; did you mean `optimizer.lr`?"),
+        (PretrainConfig, "batch_size=8", "pretrain has no key `batch_size`; did you mean `batch.size`?"),
+        (PretrainConfig, "model=resnet50", "pretrain has no key `model`; did you mean `backbone`?"),
+        (PretrainConfig, "labels=a.csv", "pretrain has no key `labels`; did you mean `manifest`?"),
+        (PretrainConfig, "mode=knn", "pretrain has no key `mode`; finetune, curve and study do; "),
+        (FinetuneConfig, "model=a", "finetune has no key `model`; did you mean `encoder`?"),
+        (FinetuneConfig, "gpus=1", "finetune has no key `gpus`; did you mean `trainer.accelerator`?"),
+        (FinetuneConfig, "fractions=0.1", "finetune has no key `fractions`; did you mean `fraction`?"),
+        (CurveConfig, "encoder=a", "curve has no key `encoder`; did you mean `encoders`?"),
+        (PretrainConfig, "views=64", "pretrain has no key `views`; did you mean `views.size`?"),
     ],
 )
 def test_an_unknown_key_is_refused_with_a_suggestion(schema: type, argument: str, message: str) -> None:
@@ -223,7 +237,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(schema: type, argument: str
 
 def test_an_unknown_key_of_the_file_is_refused_too(tmp_path: Path) -> None:
     assert refusal(PretrainConfig, written(tmp_path, "views: {siz: 64}\n")).startswith(
-        "`views.siz` is not a key of pretrain; did you mean `views.size`?"
+        "pretrain has no key `views.siz`; did you mean `views.size`?"
     )
 
 
@@ -290,9 +304,9 @@ def test_a_value_of_the_wrong_type_is_answered_with_what_the_key_takes(
     [
         (
             ["views.grids=[8,", "4,", "1]"],
-            "`views.grids` ([8, 4, 1]) must be one argument; the shell cut it at its spac",
+            "`views.grids` ([8, 4, 1]) must be one argument; the shell split it at its sp",
         ),
-        (["backbone_options={depth:", "3}"], "`backbone_options` ({depth: 3}) must be one argument; the shell cut it"),
+        (["backbone_options={depth:", "3}"], "`backbone_options` ({depth: 3}) must be one argument; the shell split "),
     ],
 )
 def test_what_the_shell_cut_is_shown_whole(arguments: list[str], message: str) -> None:
@@ -442,7 +456,7 @@ def test_references_in_arguments_are_refused(argument: str) -> None:
         ("seed: ${batch.size}\n", "`seed` (${batch.size}) must be a plain value; "),
         ("seed: ???\n", "`seed` (???) must be a plain value; "),
         ("views: {size: '${seed}'}\n", "`views.size` (${seed}) must be a plain value; "),
-        ("3: 4\n", "`3` is not a key of pretrain; "),
+        ("3: 4\n", "pretrain has no key `3`; "),
     ],
 )
 def test_references_and_keys_without_a_name_are_refused_in_files(tmp_path: Path, text: str, message: str) -> None:
@@ -501,9 +515,9 @@ def test_every_word_from_elsewhere_leads_to_a_key_that_the_command_has(schema: t
             assert meant(word, schema) in {None, *keys_of(schema)}
 
 
-@pytest.mark.parametrize("key", ["data", "out", "manifest", "encoder", "cache"])
+@pytest.mark.parametrize("key", ["data", "out", "manifest", "encoder", "cache", "config"])
 def test_a_character_that_no_path_can_hold_is_refused(key: str, tmp_path: Path) -> None:
-    message = f"`{key}` (a\\0b) must not hold the character NUL, which no path can"
+    message = f"`{key}` (a\\0b) must not contain the character NUL, which is not allowed in a path; remove it"
     assert refusal(PretrainConfig, f"{key}=a\0b").startswith(message)
     assert refusal(PretrainConfig, written(tmp_path, f'{key}: "a\\0b"\n')).startswith(message)
 
@@ -552,10 +566,10 @@ def test_a_file_here_wins_over_a_shipped_configuration_of_that_name(
     [
         (PretrainConfig, "kermany", "`config` (kermany) must be a YAML file or the name of one that comes with "
          "jigsawssl (kermany_cpu, paper); nothing is there; did you mean kermany_cpu?"),
-        (PretrainConfig, "pneumonia_compact", "`config` (pneumonia_compact) is one of finetune, not of pretrain, which "
-         "has no `mode`; run jigsawssl finetune config=pneumonia_compact"),
-        (FinetuneConfig, "kermany_cpu", "`config` (kermany_cpu) is one of pretrain, not of finetune, which has no "),
-        (StudyConfig, "breast_histology", "`config` (breast_histology) is one of transfer, not of study, which has "),
+        (PretrainConfig, "pneumonia_compact", "`config` (pneumonia_compact) is a configuration for finetune, not for "
+         "pretrain, which has no `mode`; run jigsawssl finetune config=pneumonia_compact"),
+        (FinetuneConfig, "kermany_cpu", "`config` (kermany_cpu) is a configuration for pretrain, not for finetune, "),
+        (StudyConfig, "breast_histology", "`config` (breast_histology) is a configuration for transfer, not for stu"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_does_not_fit_is_answered_with_where_it_belongs(
@@ -564,14 +578,48 @@ def test_a_configuration_that_does_not_fit_is_answered_with_where_it_belongs(
     assert refusal(schema, f"config={name}").startswith(message)
 
 
+def test_the_command_for_a_configuration_of_another_is_quoted(tmp_path: Path) -> None:
+    file = tmp_path / "my file.yaml"
+    file.write_text("fraction: 0.5\nmode: knn\nencoder: random:resnet18\n")
+    assert refusal(PretrainConfig, f"config={file}").endswith(f"; run jigsawssl finetune config='{file}'")
+
+
 def test_a_misspelt_key_in_a_file_is_not_taken_for_another_commands(tmp_path: Path) -> None:
     message = refusal(FinetuneConfig, written(tmp_path, "fractions: 0.1\n"))
-    assert message == "`fractions` is not a key of finetune; did you mean `fraction`?"
+    assert message == "finetune has no key `fractions`; did you mean `fraction`?"
 
 
 def test_a_run_named_as_configuration_is_answered_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     assert refusal(PretrainConfig, f"config={tmp_path}").endswith(f"did you mean {tmp_path / 'config.yaml'}?")
+
+
+def test_a_bench_is_told_the_configurations_of_a_pretraining() -> None:
+    assert refusal(BenchConfig, "config=kermany_cpuu").endswith(
+        "that comes with jigsawssl (kermany_cpu, paper); nothing is there; did you mean kermany_cpu?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("schema", "word", "key"),
+    [
+        (PretrainConfig, "im", "data"),
+        (PretrainConfig, "data", "data"),
+        (FinetuneConfig, "labels.csv", "manifest"),
+        (StudyConfig, "mine.yaml", "config"),
+        (TransferConfig, "mine.yaml", "config"),
+        (ReportConfig, "im", "run"),
+    ],
+)
+def test_a_file_or_folder_without_its_key_is_answered_with_the_key(
+    schema: type, word: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / word).touch()
+    message = f"argument ({word}) must have the form key=value; write {key}={word}"
+    assert refusal(schema, word, "out=o4") == message
+    assert refusal(schema, f"{key}=", word) == message
+    assert not refusal(schema, "nothing", "out=o4").endswith("nothing")
 
 
 def test_a_missing_configuration_file_is_refused(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from ..config import (
     ReportConfig,
     StudyConfig,
     TransferConfig,
+    configs_of,
     describe_keys,
     load_config,
-    shipped_configs,
     summary_of,
 )
 from ..process import Interrupts, prepare_process
@@ -57,7 +57,7 @@ _COMMANDS = {
         "learn in stages, each from what the one before learned",
         "FILE.yaml out=CHAIN",
     ),
-    "report": (ReportConfig, "make report.html of a run, curve or study anew from its files", "RUN"),
+    "report": (ReportConfig, "rebuild report.html of a run, curve or study from its files", "RUN"),
     "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "ARCHIVE [out=DIR]"),
     "bench": (
         BenchConfig,
@@ -73,7 +73,7 @@ _BARE = {"report": "run", "study": "config", "transfer": "config", "doctor": "da
 _WIDTH, _COLUMN = 100, 36
 _FIXED = "\N{NO-BREAK SPACE}"
 _KEPT = {
-    "finetune": "; fine-tuning saves nothing before its end; resume=true begins anew",
+    "finetune": "; fine-tuning saves nothing before its end; resume=true starts over",
     "curve": "; what is finished of the curve is kept; go on with resume=true",
     "study": "; what is finished of the study is kept; go on with resume=true",
     "transfer": "; finished stages, and finished epochs of a pretraining, are kept; go on with resume=true",
@@ -101,12 +101,11 @@ def _help(command: str | None) -> str:
     if example is not None:
         tight = example.replace(" ", "")
         lines += ["", *_wrapped(f"Write a list without spaces, such as {tight}, or in quotes; a mapping in quotes.")]
-    folder = "pretrain" if command == "bench" else command
-    own = {name: file for name, file in shipped_configs().items() if name.partition("/")[0] == folder}
+    own = configs_of(command)
     if own:
         lines += ["", "configurations that come with jigsawssl:"]
         for name, file in own.items():
-            lines += _entry(f"config={name.partition('/')[2]}", summary_of(file), _COLUMN)
+            lines += _entry(f"config={name}", summary_of(file), _COLUMN)
     return "\n".join(lines)
 
 
@@ -135,7 +134,7 @@ def _no_command(given: str) -> str:
     """What to say of a first argument that is no command."""
     commands = ", ".join(_COMMANDS)
     if "=" in given:
-        return f"command ({given}) must come first, such as jigsawssl pretrain {given}; it is one of {commands}"
+        return f"the command must come before `{given}`, as in jigsawssl pretrain {given}; commands are {commands}"
     near = difflib.get_close_matches(given.lower().replace("-", "").replace("_", ""), _COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else "see jigsawssl --help"
     return f"command ({given}) must be one of {commands}; {hint}"
@@ -184,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] in (["--version"], ["-V"], ["version"]):
         print(f"jigsawssl {__version__}")
         return 0
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     command = arguments[0] if arguments and arguments[0] in _COMMANDS else None
     if not arguments or "--help" in arguments or "-h" in arguments:
         _show(_help(command))

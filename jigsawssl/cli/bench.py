@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 class _Bench:
     """A configuration made ready to run single steps."""
 
-    def __init__(self, config: BenchConfig, dataset: PixelDataset, total: int, device: torch.device) -> None:
+    def __init__(self, config: BenchConfig, dataset: PixelDataset, trained: int, device: torch.device) -> None:
         pl.seed_everything(config.seed, verbose=False)
         encoder = fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
         self.module: JigsawPretraining = build_module(config, encoder).to(device).train()
@@ -72,7 +72,7 @@ class _Bench:
         self.optimizer = create_optimizer(config.optimizer.name, parts, config.optimizer.weight_decay)
         self.kind = autocast_dtype(autocast_precision(config.precision, device))
         self.device, self.dataset, self.joint = device, dataset, config.schedule == "joint"
-        self.batch = min(config.batch.size, total)
+        self.batch = min(config.batch.size, trained)
         self.branches = [name for name in self.module.block.branches if self.module.loss.weights[name] > 0]
 
     def fetch(self) -> Batch:
@@ -193,8 +193,8 @@ def run(config: BenchConfig) -> None:
     decoding = (time.perf_counter() - begin) / wanted
     if len(dataset) < 2:
         raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
-    candidates = _candidates(config, device, total)
-    bench = _Bench(config, dataset, total, device)
+    candidates = _candidates(config, device, trained)
+    bench = _Bench(config, dataset, trained, device)
     print(f"{wanted} of {total} images, {device.type}, {_arithmetic(config, device)}")
     with Progress(total=1 + len(candidates), desc="Measuring") as bar:
         bar.set_postfix_str("as configured")
@@ -203,7 +203,7 @@ def run(config: BenchConfig) -> None:
         tried = []
         for candidate in candidates:
             bar.set_postfix_str(candidate.setting)
-            speed = _speed(candidate.config, config, dataset, total, device)
+            speed = _speed(candidate.config, config, dataset, trained, device)
             if speed is not None:
                 tried.append((speed * measured.step / bench.batch, candidate.setting, candidate.meaning))
             bar.update()
@@ -220,7 +220,7 @@ def _arithmetic(config: BenchConfig, device: torch.device) -> str:
         return name
     if not computes_bfloat16():
         return (
-            f"{name}; this processor does not compute bfloat16, with which a run takes little more than half the time"
+            f"{name}; this processor has no bfloat16 arithmetic, with which a run takes little more than half the time"
         )
     return f"{name}; this processor computes bfloat16{'' if kind == torch.bfloat16 else ', which precision=auto uses'}"
 
@@ -263,14 +263,14 @@ def _duration(seconds: float) -> str:
 
 
 def _speed(
-    config: BenchConfig, now: BenchConfig, dataset: PixelDataset, total: int, device: torch.device
+    config: BenchConfig, now: BenchConfig, dataset: PixelDataset, trained: int, device: torch.device
 ) -> float | None:
     """Images per second with other settings than ``now``; None where they do not fit, as grids or as memory."""
     try:
         if config.views.size != now.views.size:
             dataset = build_dataset(config, dataset.archive, dataset.channels)
             dataset.load(progress=False)
-        bench = _Bench(config, dataset, total, device)
+        bench = _Bench(config, dataset, trained, device)
         return bench.batch / bench.measure(config.rounds, taken_apart=False).step
     except (UserError, ValueError, torch.OutOfMemoryError):
         return None
@@ -287,9 +287,9 @@ def _print_advice(tried: list[tuple[float, str, str]]) -> None:
     print(f"\n{worth}. What a setting does to the encoder is not measured here.")
 
 
-def _candidates(config: BenchConfig, device: torch.device, total: int) -> list[_Candidate]:
+def _candidates(config: BenchConfig, device: torch.device, trained: int) -> list[_Candidate]:
     """What is worth a trial: settings that come to the same as the present ones, or as another's, are left out."""
-    known, found = [_comes_to(config, device, total)], []
+    known, found = [_comes_to(config, device, trained)], []
     for key, value, meaning in CANDIDATES:
         changed = copy.deepcopy(config)
         group, _, name = key.rpartition(".")
@@ -297,14 +297,14 @@ def _candidates(config: BenchConfig, device: torch.device, total: int) -> list[_
         now = getattr(holder, name)
         value = now // 2 if value == "half" else now * 2 if value == "double" else value
         setattr(holder, name, value)
-        same = _comes_to(changed, device, total)
+        same = _comes_to(changed, device, trained)
         if same not in known and not (key == "views.share" and now < value):
             known.append(same)
             found.append(_Candidate(f"{key}={value}", meaning, changed))
     return found
 
 
-def _comes_to(config: BenchConfig, device: torch.device, total: int) -> tuple[Any, ...]:
+def _comes_to(config: BenchConfig, device: torch.device, trained: int) -> tuple[Any, ...]:
     """What a step does under a configuration, as far as candidates change it."""
     shuffled = any(grid > 1 for grid in config.views.grids)
     branches = sum(weight > 0 for weight in config.loss.weights) if config.views.grids else 1
@@ -314,5 +314,5 @@ def _comes_to(config: BenchConfig, device: torch.device, total: int) -> tuple[An
         config.block.variant if config.views.grids else None,
         config.views.share if shuffled else None,
         config.views.size,
-        min(config.batch.size, total),
+        min(config.batch.size, trained),
     )

@@ -31,7 +31,7 @@ def run(config: DemoConfig) -> None:
         "trainer.max_epochs=15",
     ]
     # 2 with bfloat16 arithmetic, 4 without
-    print("Three steps, about 2 to 4 minutes on two processor cores with nothing else to do.\n")
+    print("Three steps; about 2 to 4 minutes on two idle CPU cores.\n")
     print("Step 1 of 3, pretraining:\n")
     print(f"$ jigsawssl pretrain {shlex.join(first)}")
     encoder = pretrain.run(load_config(PretrainConfig, first))

@@ -19,7 +19,6 @@ from ..data.loading import PixelDataset
 from ..data.table import LEFT_OUT, printable
 from ..functional import to_unit_range
 from ..report import format_table, write_json
-from ..report.run import is_leftover
 from ..types import UserError
 
 __all__ = ["run"]
@@ -30,7 +29,6 @@ THUMBNAIL = 96
 _ON_SHEET = 48
 _SHOWN, _GRAVE_SHOWN = 2, 5  # examples on the terminal
 _CLASSES_SHOWN = 10
-_WRITTEN_HERE = {"cache", "doctor.json", "sheets", "table.parquet"}
 
 
 def run(config: DoctorConfig) -> int:
@@ -39,7 +37,7 @@ def run(config: DoctorConfig) -> int:
     Raises:
         UserError: for what the user can mend, and where no image can be read.
     """
-    out = None if config.out is None else _checked(Path(config.out))
+    out = None if config.out is None else Path(config.out)
     archive = open_archive(config.data, config.manifest, layout=config.layout)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -57,18 +55,6 @@ def run(config: DoctorConfig) -> int:
             _write(out, archive, cache, diagnosis)
     _print(diagnosis, out)
     return 0 if diagnosis.healthy else 1
-
-
-def _checked(out: Path) -> Path:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"`out` ({out}) must be a folder; a file is there; choose another name")
-    names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
-    foreign = [name for name in names if name not in _WRITTEN_HERE and not is_leftover(name)]
-    if foreign:
-        raise UserError(
-            f"`out` ({out}) must hold nothing but an earlier look; it holds {foreign[0]}; choose another folder"
-        )
-    return out
 
 
 def _examined(archive: Archive, config: DoctorConfig, folder: Path) -> Cache:
@@ -142,7 +128,7 @@ def _print(diagnosis: Diagnosis, out: Path | None) -> None:
         print(format_table(["split", "images", "groups", "classes"], splits) + "\n")
     remarks = [f"{split['split']}: {remark}" for split in diagnosis.splits for remark in split["remarks"]]
     if not diagnosis.defects and not remarks:
-        print("nothing to complain of")
+        print("no problems found")
     for defect in diagnosis.defects:
         print(f"{'DEFECT' if defect.grave else 'look at'}  {defect.count:>6}  {defect.meaning}{_reasons(defect)}")
         for line in _examples(defect, out):

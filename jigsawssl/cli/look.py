@@ -23,13 +23,14 @@ from ..config import (
     StudyConfig,
     SupervisedConfig,
     TransferConfig,
+    command_of,
     config_of,
     to_yaml,
 )
 from ..data.archive import IMAGE_SUFFIXES, open_archive
 from ..data.manifest import csv_rows, manifest_columns
 from ..header import find_encoder, read_header
-from ..report.run import check_place, check_run_folder
+from ..report.run import check_entries, check_place, check_run_folder
 from ..types import UserError
 
 __all__ = ["RESUME_MAY_CHANGE", "look", "place_at_fault"]
@@ -53,6 +54,8 @@ _MANY = 1000
 
 _ROWS = 20_000
 """Rows of a manifest that are looked at: a fifth of a second."""
+
+_DOCTOR_WRITES = frozenset({"cache", "doctor.json", "sheets", "table.parquet"})
 
 _PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -78,6 +81,7 @@ def look(config: Config) -> Config:
                 f"`run` ({config.run}) must be the folder of a finished run, a curve or a study; no report.json is "
                 "there; check the path"
             )
+        check_place(config.run, key="run")
     if isinstance(config, (PretrainConfig, SupervisedConfig, DoctorConfig)):
         named = (config.data, config.manifest, config.layout)
         _look_at_archive(
@@ -113,12 +117,14 @@ def look(config: Config) -> Config:
 
 def _look_at_out(config: Any) -> None:
     if isinstance(config, (DoctorConfig, DemoConfig)) and config.out is not None:
-        check_place(config.out)
+        folder = check_place(config.out)
+        if isinstance(config, DoctorConfig):
+            check_entries(folder, _DOCTOR_WRITES, kind="doctor run")
     if isinstance(config, PretrainConfig) and config.cache not in (None, "off"):
         check_place(str(config.cache), key="cache")
     if isinstance(config, BenchConfig) or not _is_first_process():
         return
-    command = type(config).__name__.removesuffix("Config").lower()
+    command = command_of(type(config))
     if command in RESUME_MAY_CHANGE:
         stages = config.stages if isinstance(config, TransferConfig) else []
         names = [f"{number}-{stage['name']}" for number, stage in enumerate(stages, start=1)]
@@ -197,7 +203,9 @@ def _look_at_encoder(reference: str, key: str = "encoder") -> str:
         wanted = kind == "" or "/" in file or os.sep in file or file.endswith(".safetensors")
     if wanted and not Path(file).is_file():
         _misspelt(key, file)
-        raise UserError(f"`{key}` ({found}) must be a file; nothing is there; check the path")
+        bare = found == file and Path(file).name == file and not file.endswith(".safetensors")
+        hint = f"did you mean random:{file} or timm:{file}?" if bare else "check the path"
+        raise UserError(f"`{key}` ({found}) must be a file; nothing is there; {hint}")
     if wanted and kind != "timm":
         read_header(file)
     return found
@@ -240,13 +248,16 @@ def _misspelt(key: str, given: str) -> None:
     if at == 0 or given == "demo":
         return
     try:
-        names = [entry.name for entry in islice(os.scandir(line[at]), 2000)]
+        with os.scandir(line[at]) as entries:
+            names = [entry.name for entry in islice(entries, 2000)]
     except OSError:
         return
-    for name in difflib.get_close_matches(line[at - 1].name, names, n=3, cutoff=0.8):
+    word = line[at - 1].name
+    # In a short name, one wrong letter is a large part of it.
+    for name in difflib.get_close_matches(word, names, n=3, cutoff=0.7 if len(word) < 6 else 0.8):
         near = line[at] / name / path.relative_to(line[at - 1])
         if near.exists():
-            raise UserError(f"`{key}` ({given}) must be there, and nothing is; did you mean {near}?")
+            raise UserError(f"`{key}` ({given}) must exist; did you mean {near}?")
 
 
 def place_at_fault(error: OSError, config: Any) -> str | None:
@@ -257,15 +268,18 @@ def place_at_fault(error: OSError, config: Any) -> str | None:
         config: of that command.
     """
     said = (error.strerror or type(error).__name__).lower()
-    places = {key: getattr(config, key, None) for key in ("out", "cache")}
+    places = {key: getattr(config, key, None) for key in ("out", "cache", "run")}
     given = {key: place for key, place in places.items() if isinstance(place, str) and place not in ("off", "-")}
     if error.errno in _FULL and given:
         key, place = next(iter(given.items()))
         return f"`{key}` ({place}) must have room; {said}; make room, or choose another folder"
-    if error.errno not in _PLACE or not isinstance(error.filename, (str, os.PathLike)):
+    if not isinstance(error.filename, (str, os.PathLike)):
         return None
     file = Path(error.filename).absolute()
     for key, place in given.items():
-        if file.is_relative_to(Path(place).absolute()):
+        folder = Path(place).absolute()
+        # As in /proc, where nothing can be made; a file that is missing from a folder that is there is our mistake.
+        unmade = error.errno == errno.ENOENT and folder.is_relative_to(file) and not folder.exists()
+        if unmade or (error.errno in _PLACE and file.is_relative_to(folder)):
             return f"`{key}` ({place}) must be writable; {file.name}: {said}; choose another folder"
     return None

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..checkpoint import read_header
-from ..config import CurveConfig, StudyConfig, SupervisedConfig, to_yaml, without_folder
+from ..config import CurveConfig, StudyConfig, SupervisedConfig, command_of, to_yaml, without_folder
 from ..data.loading import PixelDataset, stain_target
 from ..data.manifest import manifest_columns
 from ..experiments.cells import EncoderChoice, Rows, adaptation_mode
@@ -72,7 +72,8 @@ def open_cells(config: CurveConfig | StudyConfig) -> Opened:
     Raises:
         UserError: for what the user can mend.
     """
-    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE["curve"])
+    free = RESUME_MAY_CHANGE[command_of(type(config))]
+    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free)
     device = training_device(config.trainer.accelerator)
     if isinstance(config, CurveConfig):
         references = list(config.encoders.values())

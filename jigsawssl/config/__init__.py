@@ -1,7 +1,7 @@
 """Configuration: typed schemas hold every default; a YAML file and then ``key=value`` arguments override them."""
 
 from .loading import config_of, describe_keys, load_config, to_yaml, without_folder, without_folders
-from .repeat import command_to_repeat
+from .repeat import command_line, command_to_repeat, command_with, settings_of
 from .schemas import (
     BenchConfig,
     CurveConfig,
@@ -14,7 +14,8 @@ from .schemas import (
     SupervisedConfig,
     TransferConfig,
 )
-from .shipped import shipped_configs, summary_of
+from .shipped import configs_of, shipped_configs, summary_of
+from .suggest import command_of
 
 __all__ = [
     "BenchConfig",
@@ -27,10 +28,15 @@ __all__ = [
     "StudyConfig",
     "SupervisedConfig",
     "TransferConfig",
+    "command_line",
+    "command_of",
     "command_to_repeat",
+    "command_with",
     "config_of",
+    "configs_of",
     "describe_keys",
     "load_config",
+    "settings_of",
     "shipped_configs",
     "summary_of",
     "to_yaml",

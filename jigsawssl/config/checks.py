@@ -111,7 +111,7 @@ def check(config: DictConfig, schema: type) -> None:
     if schema is TransferConfig:
         return _check_transfer(config)
     if config.resume and config.overwrite:
-        raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
+        raise UserError("`resume` and `overwrite` must not both be true; drop one")
     if not re.fullmatch(r"all|head|(from|to):stage\d+", config.train):
         raise UserError(f"`train` ({config.train}) must be all, head, from:STAGE or to:STAGE, such as from:stage3")
     grids, size = list(config.views.grids), config.views.size
@@ -178,7 +178,7 @@ def _check_names(key: str, names: Iterable[str]) -> None:
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise UserError(
-                f"`{key}` ({name}) must be called by letters, digits, _ and - alone, as files are named after them"
+                f"`{key}` ({name}) must consist of letters, digits, _ and - alone, as files are named after it"
             )
 
 
@@ -190,7 +190,7 @@ def _check_study(config: DictConfig) -> None:
         raise UserError(f"`mode` ({config.mode}) must be full in a study; a curve compares by the others")
     if len(config.variants) < 2:
         raise UserError(
-            f"`variants` ({len(config.variants)}) must be two or more; what one is compared with is missing"
+            f"`variants` ({len(config.variants)}) must be two or more; one variant has nothing to be compared with"
         )
     for key, known in (
         ("variants", {"encoder", "backbone_options", "attention", "attention_stages", "against"}),
@@ -235,12 +235,12 @@ def _check_transfer(config: DictConfig) -> None:
     if not config.stages:
         raise UserError(f"`config` ({config.config}) must list `stages`; see configs/transfer/ for examples")
     if config.resume and config.overwrite:
-        raise UserError("`resume` and `overwrite` (both true) exclude each other; drop one")
+        raise UserError("`resume` and `overwrite` must not both be true; drop one")
     names = []
     for number, stage in enumerate(config.stages, start=1):
         name, objective = stage.get("name"), stage.get("objective", "supervised")
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in names:
-            raise UserError(f"`stages` ({number}) must each have a name of their own, of letters, digits, _ and -")
+            raise UserError(f"`stages` ({number}) must each have a unique name of letters, digits, _ and -")
         names.append(name)
         if objective not in ("supervised", "jigsaw"):
             raise UserError(f"`stages` ({name}) must have the objective supervised or jigsaw, not {objective}")

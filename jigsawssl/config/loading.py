@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..types import UserError
 from .checks import check, keys_of, single_values
+from .repeat import command_line
 from .schemas import (
     BenchConfig,
     CurveConfig,
@@ -90,7 +93,7 @@ def _from_arguments(arguments: Sequence[str], schema: type) -> dict[str, Any]:
                     if whole is not None:
                         form = _compact(key, whole)
                         raise UserError(
-                            f"`{key}` ({whole}) must be one argument; the shell cut it at its spaces; write {form}"
+                            f"`{key}` ({whole}) must be one argument; the shell split it at its spaces; write {form}"
                         ) from None
                     raise UserError(f"`{key}` ({text}) must be {_form(key, kind, text, schema)}") from None
                 raise UserError(f"`{key}` ({text}) must be a YAML value; {_reason(error)}") from None
@@ -107,10 +110,20 @@ def _malformed(arguments: Sequence[str], schema: type) -> UserError:
         shown, text = f"{argument} {following}", following
     dashes = ", without dashes" if argument[0] in "-–—" else ""
     hint = "`--help` lists the keys"
-    if key is not None:
+    place = _key_of_place(argument, schema)
+    if place is not None:
+        shown, hint = argument, f"write {place}={argument}"
+    elif key is not None:
         flag = keys_of(schema)[key][1] is bool
         hint = f"write {key}={text or ('true' if flag else 'VALUE')}"
     return UserError(f"argument ({shown}) must have the form key=value{dashes}; {hint}")
+
+
+def _key_of_place(word: str, schema: type) -> str | None:
+    """The key that a file or folder was most likely meant for; None where nothing of that name is there."""
+    kind = Path(word).suffix.lower()
+    usual = {".yaml": "config", ".yml": "config", ".csv": "manifest"}.get(kind)
+    return next((key for key in (usual, "data", "run") if key in keys_of(schema) and os.path.exists(word)), None)
 
 
 def _rejoined(text: str, following: Sequence[str]) -> str | None:
@@ -141,7 +154,7 @@ def _from_file(path: str, schema: type) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"`config` ({path}) must be valid YAML; {_reason(error)}") from None
     if not isinstance(loaded, dict):
-        raise UserError(f"`config` ({path}) must hold keys and values; see configs/ for examples")
+        raise UserError(f"`config` ({path}) must contain keys and values; see configs/ for examples")
     values = _flat(loaded, schema)
     foreign = [key for key in values if key not in keys_of(schema)]
     if not all(is_misspelt(key, schema) for key in foreign):
@@ -149,8 +162,8 @@ def _from_file(path: str, schema: type) -> dict[str, Any]:
         if owner is not None:
             other = command_of(owner)
             raise UserError(
-                f"`config` ({path}) is one of {other}, not of {command}, which has no `{foreign[0]}`; run "
-                f"jigsawssl {other} config={path}"
+                f"`config` ({path}) is a configuration for {other}, not for {command}, which has no `{foreign[0]}`; "
+                f"run {command_line(other, {'config': path})}"
             )
     return values
 
@@ -227,13 +240,21 @@ def _percent(value: Any) -> Any:
     return float(f"{found[1]}e-2") if found else value
 
 
+def _refuse_nul(key: str, value: Any) -> None:
+    if any(isinstance(part, str) and "\0" in part for part in single_values(value)):
+        shown = str(value).replace("\0", "\\0")
+        raise UserError(
+            f"`{key}` ({shown}) must not contain the character NUL, which is not allowed in a path; remove it"
+        )
+
+
 def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
     """Set one key, so that an error can name it and its value."""
     known = keys_of(schema)
     if key not in known:
         parent = next((option for option in known if str(key).startswith(f"{option}.")), None)
         if parent is not None:
-            raise UserError(f"`{key}` ({value}) must not go below `{parent}`; give {parent}=… as a whole")
+            raise UserError(f"`{key}` ({value}) must not set a part of `{parent}`; give {parent}=… as a whole")
         raise UserError(unknown_key(str(key), schema))
     kind = known[key][1]
     if _without_null(kind) in (float, list[float]):
@@ -242,9 +263,7 @@ def _set(config: DictConfig, key: str, value: Any, schema: type) -> None:
         value = [value]  # one of what may be several
     if "${" in str(value) or "???" in str(value):
         raise UserError(f"`{key}` ({value}) must be a plain value; references to other keys are not supported")
-    if any(isinstance(part, str) and "\0" in part for part in single_values(value)):
-        shown = str(value).replace("\0", "\\0")
-        raise UserError(f"`{key}` ({shown}) must not hold the character NUL, which no path can; take it out")
+    _refuse_nul(key, value)
     if any(isinstance(number, float) and not math.isfinite(number) for number in single_values(value)):
         raise UserError(f"`{key}` ({value}) must be finite")
     try:
@@ -275,6 +294,7 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     """
     given = _from_arguments(arguments, schema)
     path = given.get("config")
+    _refuse_nul("config", path)
     return _build(schema, _from_file(path, schema) if path is not None else {}, given)
 
 

@@ -1,4 +1,4 @@
-"""The command that repeats a run, from the configuration that its report keeps."""
+"""Commands as a shell takes them: the one that repeats a run, and those that messages offer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from .checks import keys_of
 from .schemas import CurveConfig, FinetuneConfig, PretrainConfig, StudyConfig, TransferConfig
 
-__all__ = ["command_to_repeat"]
+__all__ = ["command_line", "command_to_repeat", "command_with", "settings_of"]
 
 _SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -21,6 +24,38 @@ _SCHEMAS: dict[str, type] = {
     "transfer": TransferConfig,
 }
 _FIRST = ("config", "data", "manifest", "layout", "encoder", "encoders", "out")
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """The configuration in the folder of a run, empty where there is none that can be read."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
+    except Exception:  # whatever YAML and OmegaConf make of a file that others may have written
+        return {}
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def command_line(command: str, settings: Mapping[str, Any]) -> str:
+    """A command and its settings, quoted for a shell.
+
+    Example:
+        >>> command_line("pretrain", {"config": "my runs/config.yaml", "resume": True, "manifest": None})
+        "jigsawssl pretrain config='my runs/config.yaml' resume=true manifest=null"
+    """
+    return " ".join(["jigsawssl", command, *(f"{key}={shlex.quote(_text(value))}" for key, value in settings.items())])
+
+
+def command_with(command: str, run: Path, changes: Mapping[str, Any]) -> str:
+    """The command that began a run, as its folder tells, with some settings changed; for messages.
+
+    Args:
+        command: such as ``pretrain``.
+        run: folder of the run, with its ``config.yaml``.
+        changes: settings by key. ``resume`` and ``overwrite`` of the run do not hold again unless given here.
+    """
+    before = settings_of(run)
+    once = {key: False for key in ("resume", "overwrite") if before.get(key) and key not in changes}
+    return command_line(command, {"config": str(run / "config.yaml"), **changes, **once})
 
 
 def command_to_repeat(command: str, values: Mapping[str, Any]) -> str:
@@ -38,13 +73,13 @@ def command_to_repeat(command: str, values: Mapping[str, Any]) -> str:
     schema = _SCHEMAS[command]
     # A chain stands in its file; what the file of another run says is spelled out here, so that it is not needed.
     left_out = {"resume", "overwrite", "stages" if command == "transfer" else "config"}
-    words = []
-    for key, (entry, kind) in sorted(keys_of(schema).items(), key=lambda pair: _place(pair[0])):
+    settings = {}
+    for key, (entry, _) in sorted(keys_of(schema).items(), key=lambda pair: _place(pair[0])):
         default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
         value = _at(values, key, default)
         if key not in left_out and value != default:
-            words.append(f"{key}={shlex.quote(_text(value, kind))}")
-    return " ".join(["jigsawssl", command, *words])
+            settings[key] = value
+    return command_line(command, settings)
 
 
 def _at(values: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -57,8 +92,6 @@ def _place(key: str) -> int:
     return _FIRST.index(key) if key in _FIRST else len(_FIRST)
 
 
-def _text(value: Any, kind: Any) -> str:
+def _text(value: Any) -> str:
     """As the command line reads it: text as it stands, all else as YAML, of which JSON is a part."""
-    if isinstance(value, str) and kind in (str, str | None):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -294,7 +294,7 @@ class TransferConfig:
 class ReportConfig:
     """Keys of ``report``."""
 
-    run: str = _key("", "folder of a run, curve or study whose report.html is to be made anew (required)")
+    run: str = _key("", "folder of the run, curve or study whose report.html is rebuilt (required)")
 
 
 @dataclass

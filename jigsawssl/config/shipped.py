@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..types import UserError
 
-__all__ = ["find_config", "shipped_configs", "summary_of"]
+__all__ = ["configs_of", "find_config", "shipped_configs", "summary_of"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HIDDEN = "smoke"
@@ -26,6 +26,17 @@ def shipped_configs() -> dict[str, Path]:
     root = next((root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()), None)
     files = sorted(root.glob("*/*.yaml")) if root is not None else []
     return {f"{file.parent.name}/{file.stem}": file for file in files}
+
+
+def configs_of(command: str) -> dict[str, Path]:
+    """The shipped configurations of a command by name; those of ``bench`` are of the pretraining that it measures.
+
+    Example:
+        >>> configs_of("bench") == configs_of("pretrain"), "paper" in configs_of("pretrain")
+        (True, True)
+    """
+    folder = "pretrain" if command == "bench" else command
+    return {name.partition("/")[2]: file for name, file in shipped_configs().items() if name.startswith(f"{folder}/")}
 
 
 def find_config(given: str, command: str) -> Path:
@@ -49,14 +60,15 @@ def find_config(given: str, command: str) -> Path:
     name = given.replace("\\", "/").removeprefix("configs/").removesuffix(".yaml")
     public = [known for known in every if not known.startswith(f"{_HIDDEN}/")]
     named = [known for known in public if known.partition("/")[2] == name]
-    found = next((known for known in (name, f"{command}/{name}") if known in every), None)
-    if found is None and len(named) == 1:
-        found = named[0]
-    if found is not None:
-        return every[found]
+    own = configs_of(command)
+    if name in every:
+        return every[name]
+    if name in own:
+        return own[name]
+    if len(named) == 1:
+        return every[named[0]]
     if named:
         raise UserError(f"`config` ({given}) must name one configuration; there are {', '.join(named)}; give one")
-    own = [known.partition("/")[2] for known in public if known.startswith(f"{command}/")]
     shipped = f" or the name of one that comes with jigsawssl ({', '.join(own)})" if own else ""
     near = difflib.get_close_matches(name, [*own, *public], n=1)
     hint = f"did you mean {near[0]}?" if near else "check the path"

@@ -100,6 +100,8 @@ def meant(word: str, schema: type) -> str | None:
     usual = [key for key, words in _ELSEWHERE.items() if key in known and word in words.split()]
     if usual:
         return usual[0]
+    if _inside(word, schema):
+        return None
     ends: dict[str, list[str]] = {}
     for key in known:
         ends.setdefault(key.rpartition(".")[2], []).append(key)
@@ -125,15 +127,28 @@ def unknown_key(key: str, schema: type) -> str:
 
     Example:
         >>> unknown_key("fraction", PretrainConfig)
-        '`fraction` is not a key of pretrain, but of finetune and study; `--help` lists the keys'
+        'pretrain has no key `fraction`; finetune and study do; `--help` lists the keys'
     """
     command = command_of(schema)
     found = meant(key, schema)
     if found is not None:
-        return f"`{key}` is not a key of {command}; did you mean `{found}`?"
+        return f"{command} has no key `{key}`; did you mean `{found}`?"
+    inside = _inside(key, schema)
+    if inside:
+        return f"`{key}` is a group of keys; give one of {', '.join(inside)}"
     others = [command_of(other) for other in SCHEMAS if other is not schema and key in keys_of(other)]
     if others:
-        return f"`{key}` is not a key of {command}, but of {' and '.join(others)}; `--help` lists the keys"
+        do = "does" if len(others) == 1 else "do"
+        return f"{command} has no key `{key}`; {_and(others)} {do}; `--help` lists the keys"
     guess = meant(key.rpartition(".")[2], schema) or _guessed(key, schema)
     hint = f"did you mean `{guess}`?" if guess is not None else "`--help` lists the keys"
-    return f"`{key}` is not a key of {command}; {hint}"
+    return f"{command} has no key `{key}`; {hint}"
+
+
+def _inside(group: str, schema: type) -> list[str]:
+    """The keys of a group."""
+    return [key for key in keys_of(schema) if key.startswith(f"{group}.")]
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

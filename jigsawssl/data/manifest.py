@@ -26,6 +26,9 @@ _USUAL = {
 """What others call our columns, in lower case, the likelier first."""
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+_MOST_KINDS = 20
+"""Values up to which a column may say what kind of image each row is, such as the side or the scanner."""
+
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 
@@ -73,9 +76,7 @@ def _text(manifest: Path, what: str, key: str) -> str:
     except OSError as error:
         raise UserError(f"{what} must be a CSV file in UTF-8; {error}; save it as one.") from None
     if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
-        raise UserError(
-            f"{what} must be a CSV file; it is a spreadsheet by content; save it as CSV UTF-8, with commas."
-        )
+        raise UserError(f"{what} must be a CSV file; its content is a spreadsheet; save it as CSV UTF-8, with commas.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]:
         raise UserError(f"{what} must be a CSV file in UTF-8; it is in UTF-16; save it as CSV UTF-8.")
     try:
@@ -100,12 +101,14 @@ def _separated_by(separator: str, text: str, what: str) -> str:
     if len(separator) > 1:
         return (
             f"{what} must begin with the names of its columns; it begins with Excel's line `{separator}`; delete that "
-            "line, and separate the columns by commas."
+            "line, and separate the columns with commas."
         )
     name = {"\t": "tabs"}.get(separator, f"`{separator}`")
     sure = "," not in text
-    how = f"replace each {'tab' if separator == chr(9) else separator} by a comma" if sure else "export it with commas"
-    return f"{what} must separate its columns by commas; they are separated by {name}; {how}."
+    how = (
+        f"replace each {'tab' if separator == chr(9) else separator} with a comma" if sure else "export it with commas"
+    )
+    return f"{what} must separate its columns with commas; they are separated with {name}; {how}."
 
 
 def _check_columns(header: Sequence[str], rows: Rows, what: str, labels: bool) -> None:
@@ -113,43 +116,56 @@ def _check_columns(header: Sequence[str], rows: Rows, what: str, labels: bool) -
     renamed: dict[str, str] = {}
     lower = {name.lower(): name for name in reversed(header)}
 
-    def other(column: str) -> str | None:
-        if column in header:
-            return None
-        names = [column, *_USUAL[column].split()]
-        return next((lower[name] for name in names if name in lower and lower[name] not in _USUAL), None)
-
-    for column in _USUAL:
-        name = other(column)
-        if name is None or name in renamed.values():
-            continue
+    def is_meant(column: str, name: str) -> bool:
         values = [cells[name] for _, cells in rows if cells[name]]
-        if column == "label" and not labels and name.lower() != column:
-            continue  # any column is welcome where labels are not read
-        if column == "group" and len(set(values)) == len(values):
-            continue  # a name for each row puts none of them together
-        if column == "split" and not {value.lower() for value in values} & _SPLITS:
-            continue  # such as numbers of folds
-        renamed[column] = name
+        if column == "label":
+            return labels or name.lower() == column  # any column is welcome where labels are not read
+        if column == "group":
+            return _look_like_groups(values)
+        return column == "path" or _look_like_splits({value.lower() for value in values})
+
+    for column in [column for column in _USUAL if column not in header]:
+        names = [lower[name] for name in (column, *_USUAL[column].split()) if name in lower]
+        free = (name for name in names if name not in _USUAL and name not in renamed.values())
+        name = next((name for name in free if is_meant(column, name)), None)
+        if name is not None:
+            renamed[column] = name
     if "path" not in header and header and "path" not in renamed:
         if _looks_like_data(header):
             raise UserError(
                 f"{what} must name its columns in the first line, which holds '{','.join(header[:4])}'; "
-                f"put the line path,label above it."
+                "add the line path,label above it."
             )
         raise UserError(
             f"{what} must have the columns path,label in its first line; it has: {', '.join(header)}; rename them."
         )
     if not header:
-        raise UserError(f"{what} must have the columns path,label in its first line; it has: none; rename them.")
+        raise UserError(f"{what} must have the columns path,label in its first line; it is empty; add them.")
     if renamed:
         changes = " and ".join(f"`{name}` to `{column}`" for column, name in renamed.items())
         group = renamed.get("group")
-        hint = f" (or to `{group}_unused`, where images of one {_unit(group)} may be divided)" if group else ""
+        hint = (
+            f" (or to `{group}_unused`, if images of one {_unit(group)} may be split between training and test)"
+            if group
+            else ""
+        )
         raise UserError(
             f"{what} must have the columns path,label and, if known, split,group; it has: {', '.join(header)}; "
             f"rename {changes}{hint}."
         )
+
+
+def _look_like_groups(values: Sequence[str]) -> bool:
+    """Whether values say which rows belong together, as patients do: there are many, and they repeat."""
+    different = len(set(values))
+    if different == len(values) or different <= 2:
+        return False  # a name for each row puts none of them together; two values are kinds, such as easy and hard
+    return different > min(_MOST_KINDS, len(values) / 10)
+
+
+def _look_like_splits(values: set[str]) -> bool:
+    """Whether values, in lower case, are names of splits: not one by chance, as a phase `test` of an examination is."""
+    return len(values & _SPLITS) > 1 or (bool(values) and values <= _SPLITS)
 
 
 def _unit(name: str) -> str:
@@ -168,31 +184,34 @@ def _check_values(rows: Rows, header: Sequence[str], what: str, labels: bool) ->
     pairs = [(cells["label"], cells.get("group", "")) for _, cells in rows if cells["label"]]
     names = Counter(label for label, _ in pairs)
     groups = {group for _, group in pairs if group}
-    if len(names) >= max(10, 2 * len(groups)) and 2 <= len(groups) <= 20 and _look_swapped(pairs, groups):
+    # Ten: fewer labels tell nothing. Twice: patients outnumber classes. 20: more classes than that are rare.
+    if len(names) >= max(10, 2 * len(groups)) and 2 <= len(groups) <= 20 and _look_swapped(pairs):
         raise UserError(
             f"{what} must have classes in `label` and patients (lesions, slides) in `group`; `label` has {len(names)} "
-            f"values, such as {pairs[0][0]}, and `group` {len(groups)}, such as {pairs[0][1]}; exchange the two names "
-            "in the first line."
+            f"values, such as {pairs[0][0]}, and `group` {len(groups)}, such as {pairs[0][1]}; swap the two names in "
+            "the first line."
         )
+    # Ten: fewer rows may well have a class each. 0.9: some images may be listed twice.
     if labels and len(pairs) >= 10 and len(names) > 0.9 * len(pairs):
         others = [name for name in header if name not in ("path", "label")]
-        where = f"rename the column that holds it (of {', '.join(others)})" if others else "add it"
+        where = (
+            f"rename the column that holds the class to `label` (one of {', '.join(others)})"
+            if others
+            else "put the class in `label`"
+        )
         raise UserError(
-            f"{what} must have the class in `label`; {len(pairs)} rows have {len(names)} labels, such as "
-            f"{pairs[0][0]}, which names the image and no class; {where}."
+            f"{what} must have the class in `label`; {len(pairs)} rows have {len(names)} different labels, such as "
+            f"{pairs[0][0]}, which looks like an image name, not a class; {where}."
         )
 
 
-def _look_swapped(pairs: Sequence[tuple[str, str]], groups: set[str]) -> bool:
+def _look_swapped(pairs: Sequence[tuple[str, str]]) -> bool:
     """Whether labels look like patients, and groups like classes, where the labels are many and the groups few."""
     homes: dict[str, set[str]] = {}
     for label, group in pairs:
         homes.setdefault(label, set()).add(group)
-    # A patient has one class as a rule; a class has many patients, or nothing could be learned of it.
-    if sum(len(found) == 1 for found in homes.values()) >= 0.9 * len(homes):
-        return True
-    numbered = sum(any(map(str.isdigit, label)) for label in homes)
-    return len(homes) > 50 and numbered >= 0.9 * len(homes) and not any(map(str.isdigit, "".join(groups)))
+    # A patient has one class as a rule, with some exceptions, hence 0.9; a class is seen in many patients or hospitals.
+    return sum(len(found) == 1 for found in homes.values()) >= 0.9 * len(homes)
 
 
 def remedy_for_path(root: Path, written: str) -> str:
@@ -235,7 +254,7 @@ def remedy_for_path(root: Path, written: str) -> str:
                 return f"add the ending: {changed}"
     found = _further_down(root, written)
     if found is not None:
-        return f"the file lies at {found}: write it so"
+        return f"the file is at {found}: use that path"
     return "check that paths are relative to that folder"
 
 

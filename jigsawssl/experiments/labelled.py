@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
-from ..config import without_folder
+from ..config import command_line, command_with, settings_of, without_folder
 from ..data import Archive, cross_validation_folds, holdout_split, open_archive
 from ..data.cache import caches_of
 from ..data.guard import Overlap, SeenImages
@@ -257,18 +255,9 @@ def caches_beside(references: Iterable[str]) -> tuple[str, ...]:
     found = []
     for folder in map(_run_of, references):
         if folder is not None:
-            named = _settings_of(folder).get("cache")
+            named = settings_of(folder).get("cache")
             found.append(str(named) if named not in (None, "off") else str(folder / "cache"))
     return tuple(dict.fromkeys(found))
-
-
-def _settings_of(run: Path) -> dict[str, Any]:
-    """The configuration of a run, empty where there is none that can be read."""
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
-    except Exception:  # whatever YAML and OmegaConf make of a file that others may have written
-        return {}
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def open_domain(
@@ -470,7 +459,7 @@ def _refusal(encoder: str, labelled: Labelled, overlap: Overlap, source: Source 
 def _remedy(encoder: str, labelled: Labelled, source: Source) -> str:
     """The command that pretrains without the images that are judged by, where another pretraining would."""
     folder = Path(encoder).parent
-    before = _settings_of(folder)
+    before = settings_of(folder)
     wanted: dict[str, Any] = {"data": source.data, "manifest": source.manifest, "layout": source.layout}
     wanted |= {"split": None, "encoder": None}
     changes = {key: value for key, value in wanted.items() if value != before.get(key)}
@@ -484,18 +473,13 @@ def _remedy(encoder: str, labelled: Labelled, source: Source) -> str:
             f"another pretraining would see them too: {label}give both commands a manifest with a column `split` that "
             "puts whole patients of every class into test"
         )
-    changes |= {key: False for key in ("resume", "overwrite") if before.get(key)}
     if before.get("cache") is None and (folder / "cache").is_dir():
         changes["cache"] = str(folder / "cache")
     name = folder.resolve().name
     changes["out"] = next(
         str(out) for number in range(2, 1000) if not (out := folder.parent / f"{name}-{number}").exists()
     )
-    words = [f"config={folder / 'config.yaml'}"] if before else []
-    words += [f"{key}={_as_argument(value)}" for key, value in changes.items() if before or value is not None]
-    settings = "" if before else " (with the settings of that pretraining)"
-    return f"pretrain again without them by: jigsawssl pretrain {shlex.join(words)}{settings}"
-
-
-def _as_argument(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if before:
+        return f"pretrain again without them by: {command_with('pretrain', folder, changes)}"
+    command = command_line("pretrain", {key: value for key, value in changes.items() if value is not None})
+    return f"pretrain again without them by: {command} (with the settings of that pretraining)"

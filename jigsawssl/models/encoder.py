@@ -101,6 +101,8 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
     if not timm.is_model(spec.backbone):
         near = difflib.get_close_matches(str(spec.backbone), timm.list_models(), n=3)
         hint = f"near names: {', '.join(near)}" if near else "try resnet18, resnet50, convnext_tiny or efficientnet_b0"
+        if os.path.isdir(str(spec.backbone)):
+            hint = f"for the run in the folder of that name, write random:.{os.sep}{spec.backbone}"
         raise UserError(f"`backbone` ({spec.backbone}) must be the name of a timm model; {hint}")
     options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in spec.options.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,15 @@ from ..types import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_place", "check_run_folder", "clear_run_folder", "environment", "is_leftover", "now"]
+__all__ = [
+    "check_entries",
+    "check_place",
+    "check_run_folder",
+    "clear_run_folder",
+    "environment",
+    "is_leftover",
+    "now",
+]
 
 _WRITTEN_HERE = frozenset(
     {
@@ -76,7 +84,7 @@ def check_place(folder: str, *, key: str = "out") -> Path:
             except (FileNotFoundError, NotADirectoryError):
                 continue
     except OSError as error:
-        raise UserError(f"`{key}` ({folder}) cannot be made; {_said(error)}; choose another folder") from None
+        raise UserError(f"`{key}` ({folder}) cannot be created; {_said(error)}; choose another folder") from None
     shown = place if path.is_absolute() else os.path.relpath(place)
     if not place.is_dir():
         if missing:
@@ -88,6 +96,26 @@ def check_place(folder: str, *, key: str = "out") -> Path:
             "permissions"
         )
     return path
+
+
+def check_entries(out: Path, own: Collection[str], *, kind: str = "run") -> None:
+    """Say whether a folder holds nothing but what an earlier run left; touches nothing.
+
+    Args:
+        out: the folder, which need not be there.
+        own: names that such a run may have left.
+        kind: a word for what it was, for the message.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+    foreign = next((name for name in names if name not in own and not is_leftover(name)), None)
+    if foreign is not None:
+        raise UserError(
+            f"`out` ({out}) must be new, empty or the folder of an earlier {kind}; it holds {foreign}; choose another "
+            "folder, or move it away"
+        )
 
 
 def _said(error: OSError) -> str:
@@ -115,22 +143,15 @@ def check_run_folder(
             a run of another configuration than the one to resume.
     """
     path = check_place(out)
-    entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    if not entries:
-        return path
-    if not resume and not overwrite:
-        raise UserError(
-            f"`out` ({out}) must be new or empty; it holds {len(entries)} entries; "
-            "add resume=true to go on, overwrite=true to replace an earlier run, or choose another folder"
-        )
+    entries = path.is_dir() and any(path.iterdir())
     # Decoded images are kept when a run is replaced: their names follow from options and archive.
-    foreign = [name for name in entries if name not in {*_WRITTEN_HERE, *also, "cache"} and not is_leftover(name)]
-    if foreign:
+    check_entries(path, {*_WRITTEN_HERE, *also, "cache"})
+    if entries and not resume and not overwrite:
         raise UserError(
-            f"`out` ({out}) must hold nothing but an earlier run; it holds {foreign[0]}; "
-            "move that away or choose another folder"
+            f"`out` ({out}) must be new or empty; it holds an earlier run; add resume=true to go on with it, "
+            "overwrite=true to replace it, or choose another folder"
         )
-    if resume:
+    if entries and resume:
         _check_same(path, config, {"resume", "overwrite", *free})
     return path
 
@@ -144,7 +165,7 @@ def _check_same(path: Path, config: str, free: set[str]) -> None:
     for key in sorted({*map(str, now), *map(str, before)} - free):
         if before.get(key) != now.get(key):
             raise UserError(
-                f"`{key}` ({now.get(key)}) must be that of the run to resume ({before.get(key)}); "
+                f"`{key}` ({now.get(key)}) must be the same as in the run to resume ({before.get(key)}); "
                 "change it back, or choose another `out`"
             )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +20,13 @@ from PIL import Image
 import jigsawssl
 from jigsawssl import cli
 from jigsawssl.cli import main
-from jigsawssl.cli.look import look
+from jigsawssl.cli.look import look, place_at_fault
 from jigsawssl.config import (
     CurveConfig,
+    DoctorConfig,
     FinetuneConfig,
     PretrainConfig,
+    ReportConfig,
     StudyConfig,
     TransferConfig,
     load_config,
@@ -41,9 +45,12 @@ ANSWERS: list[tuple[list[str], str]] = [
     (["pretain", "data=scans"], f"command (pretain) must be one of {', '.join(COMMANDS)}; did you mean pretrain?"),
     (["fine-tune"], f"command (fine-tune) must be one of {', '.join(COMMANDS)}; did you mean finetune?"),
     (["banana"], f"command (banana) must be one of {', '.join(COMMANDS)}; see jigsawssl --help"),
-    (["data=scans", "out=new"], "command (data=scans) must come first, such as jigsawssl pretrain data=scans; it is"),
+    (
+        ["data=scans", "out=new"],
+        "the command must come before `data=scans`, as in jigsawssl pretrain data=scans; commands are pretrain, ",
+    ),
     # keys and values
-    (["pretrain", "data=scans", "epochs=2"], "`epochs` is not a key of pretrain; did you mean `trainer.max_epochs`?"),
+    (["pretrain", "data=scans", "epochs=2"], "pretrain has no key `epochs`; did you mean `trainer.max_epochs`?"),
     (
         ["pretrain", "data=scans", "--epochs", "2"],
         "argument (--epochs 2) must have the form key=value, without dashes; write trainer.max_epochs=2",
@@ -54,18 +61,23 @@ ANSWERS: list[tuple[list[str], str]] = [
     ),
     (
         ["pretrain", "data=scans", "out=new", "views.grids=[8,", "4,", "1]"],
-        "`views.grids` ([8, 4, 1]) must be one argument; the shell cut it at its spaces; write views.grids=[8,4,1], "
+        "`views.grids` ([8, 4, 1]) must be one argument; the shell split it at its spaces; write views.grids=[8,4,1], "
         "without spaces or in quotes",
     ),
     (
         [*FINETUNE, "encoder=random:resnet18", "fraction=10"],
         "`fraction` (10.0) must lie in (0, 1]; 1 is all labels, and 10 per cent is 0.1 or 10%",
     ),
+    (
+        ["pretrain", "scans", "out=new"],
+        "argument (scans) must have the form key=value; write data=scans",
+    ),
+    (["pretrain", "data=", "scans"], "argument (scans) must have the form key=value; write data=scans"),
     # configurations
     (
         ["pretrain", "data=scans", "out=new", "config=pneumonia_compact"],
-        "`config` (pneumonia_compact) is one of finetune, not of pretrain, which has no `mode`; run jigsawssl finetune "
-        "config=pneumonia_compact",
+        "`config` (pneumonia_compact) is a configuration for finetune, not for pretrain, which has no `mode`; run "
+        "jigsawssl finetune config=pneumonia_compact",
     ),
     (
         ["pretrain", "data=scans", "out=new", "config=kermany"],
@@ -80,7 +92,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     (["transfer", "empty.yaml", "out=new"], "`config` (empty.yaml) must list `stages`; see configs/transfer/ for exam"),
     (["study", "attention", "out=new"], "`data` (ham10000) must be a folder, an .npz file or 'demo'; nothing is there"),
     # data
-    (["pretrain", "data=scnas", "out=new"], "`data` (scnas) must be there, and nothing is; did you mean scans?"),
+    (["pretrain", "data=scnas", "out=new"], "`data` (scnas) must exist; did you mean scans?"),
     (
         ["pretrain", "data=nowhere", "out=new"],
         "`data` (nowhere) must be a folder, an .npz file or 'demo'; nothing is there; check the path.",
@@ -90,9 +102,11 @@ ANSWERS: list[tuple[list[str], str]] = [
         "`data` (file) must be a folder, an .npz file or 'demo'; that is another fi",
     ),
     (["pretrain", "data=hollow", "out=new"], "`data` (hollow) must hold images (.png .jpg"),
-    (["doctor", "scnas"], "`data` (scnas) must be there, and nothing is; did you mean scans?"),
+    (["pretrain", "data=falt", "out=new"], "`data` (falt) must exist; did you mean flat?"),
+    (["pretrain", "data=flag", "out=new"], "`data` (flag) must exist; did you mean flat?"),
+    (["doctor", "scnas"], "`data` (scnas) must exist; did you mean scans?"),
     (["doctor", "hollow"], "`data` (hollow) must hold images (.png .jpg"),
-    (["bench", "scnas"], "`data` (scnas) must be there, and nothing is; did you mean scans?"),
+    (["bench", "scnas"], "`data` (scnas) must exist; did you mean scans?"),
     (
         ["finetune", "data=scans", "out=new", "encoder=random:resnet18"],
         "`data` (scans) must have labels of at least two classes; a folder by itself has none; give manifest=labels.csv"
@@ -110,15 +124,24 @@ ANSWERS: list[tuple[list[str], str]] = [
     ),
     (
         ["pretrain", "data=scans", f"out={LONG}/new"],
-        f"`out` ({LONG}/new) cannot be made; file name too long; choose an",
+        f"`out` ({LONG}/new) cannot be created; file name too long; choose an",
     ),
     (
         ["pretrain", "data=scans", "out=scans"],
-        "`out` (scans) must be new or empty; it holds 2 entries; add resume=true",
+        "`out` (scans) must be new, empty or the folder of an earlier run; it holds a; choose another folder, or mo",
     ),
     (
         ["pretrain", "data=scans", "out=scans", "resume=true"],
-        "`out` (scans) must hold nothing but an earlier run; it h",
+        "`out` (scans) must be new, empty or the folder of an earlier run; it holds a; choo",
+    ),
+    (["pretrain", "data=scans", "out=/"], "`out` (/) must be new, empty or the folder of an earlier run; it holds "),
+    (
+        ["pretrain", "data=scans", "out=unfinished"],
+        "`out` (unfinished) must be new or empty; it holds an earlier run; add resume=true to go on with it, ",
+    ),
+    (
+        ["doctor", "scans", "out=scans"],
+        "`out` (scans) must be new, empty or the folder of an earlier doctor run; it holds a; choose another folder",
     ),
     (
         ["pretrain", "data=scans", "out=new", "cache=file/new"],
@@ -137,9 +160,9 @@ ANSWERS: list[tuple[list[str], str]] = [
     (["demo", "out=file/new"], "`out` (file/new) must be a folder; file is a file; choose another place"),
     (
         ["pretrain", "data=scans", "out=unfinished", "resume=true", "seed=7"],
-        "`seed` (7) must be that of the run to resume (0); change it back, or choose another `out`",
+        "`seed` (7) must be the same as in the run to resume (0); change it back, or choose another `out`",
     ),
-    (["report", "unfinishd"], "`run` (unfinishd) must be there, and nothing is; did you mean unfinished?"),
+    (["report", "unfinishd"], "`run` (unfinishd) must exist; did you mean unfinished?"),
     (
         ["report", "scans"],
         "`run` (scans) must be the folder of a finished run, a curve or a study; no report.json is th",
@@ -152,39 +175,47 @@ ANSWERS: list[tuple[list[str], str]] = [
     ),
     (
         [*FINETUNE, "encoder=unfinished/checkpoints/last.ckpt"],
-        "`encoder` (unfinished/checkpoints/last.ckpt) must be a .safetensors file; a checkpoint is for resume=true, and"
-        " unfinished has no encoder.safetensors yet; finish it with jigsawssl pretrain config=unfinished/config.yaml "
-        "resume=true",
+        "`encoder` (unfinished/checkpoints/last.ckpt) must be a .safetensors file; a checkpoint is only for "
+        "resume=true, and unfinished has no encoder.safetensors yet; finish it with jigsawssl pretrain "
+        "config=unfinished/config.yaml resume=true",
     ),
     (
         [*FINETUNE, "encoder=runs/one/checkpoints/last.ckpt"],
         "`encoder` (runs/one/checkpoints/last.ckpt) must be a .safetensors file; give runs/one/encoder.safetensors; a "
-        "checkpoint is for resume=true",
+        "checkpoint is only for resume=true",
     ),
     (
         [*FINETUNE, "encoder=weights.pth"],
         "`encoder` (weights.pth) must be a .safetensors file; give RUN/encoder.safetensors of a run, or weights of timm"
-        " as timm:BACKBONE:FILE.safetensors; a checkpoint is for resume=true",
+        " as timm:BACKBONE:FILE.safetensors; a checkpoint is only for resume=true",
     ),
-    ([*FINETUNE, "encoder=runs"], "`encoder` (runs) must be one run; runs in it are one; give one, such as runs/one"),
+    (
+        [*FINETUNE, "encoder=runs"],
+        "`encoder` (runs) must be the folder of one run; it holds the runs one; give one, such as runs/one",
+    ),
     (
         [*FINETUNE, "encoder=scans"],
         "`encoder` (scans) must be a run's folder with encoder.safetensors or model.safetensors; it holds a, b; check",
     ),
     (
         [*FINETUNE, "encoder=runs/onne/encoder.safetensors"],
-        "`encoder` (runs/onne/encoder.safetensors) must be there, an",
+        "`encoder` (runs/onne/encoder.safetensors) must exist; did",
     ),
     (
         [*FINETUNE, "encoder=nothing.safetensors"],
         "`encoder` (nothing.safetensors) must be a file; nothing is there; ch",
     ),
+    (
+        [*FINETUNE, "encoder=resnet18"],
+        "`encoder` (resnet18) must be a file; nothing is there; did you mean random:resnet18 or timm:resnet18?",
+    ),
+    ([*FINETUNE, "encoder=other/resnet18"], "`encoder` (other/resnet18) must be a file; nothing is there; check the p"),
     ([*FINETUNE, "encoder=random:scans/"], "`encoder` (random:scans/) must be a run's folder with encoder.safetensors"),
     (
         [*FINETUNE, "encoder=timm:resnet18:w.safetensors"],
         "`encoder` (timm:resnet18:w.safetensors) must be a file; noth",
     ),
-    ([*FINETUNE, "encoder=file"], "`encoder` (file) must be a whole safetensors file; "),
+    ([*FINETUNE, "encoder=file"], "`encoder` (file) must be a complete safetensors file; "),
     (
         ["pretrain", "data=scans", "out=new", "encoder=scans"],
         "`encoder` (scans) must be a run's folder with encoder.sa",
@@ -204,7 +235,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     # manifests and lists of labels
     (
         ["pretrain", "data=scans", "out=new", "manifest=lables.csv"],
-        "`manifest` (lables.csv) must be there, and nothing",
+        "`manifest` (lables.csv) must exist; did you mean labels.csv?",
     ),
     (
         ["pretrain", "data=scans", "out=new", "manifest=semicolons.csv"],
@@ -226,7 +257,7 @@ ANSWERS: list[tuple[list[str], str]] = [
     (
         ["finetune", "data=scans", "out=new", "encoder=random:resnet18", "manifest=swapped.csv"],
         "`manifest` (swapped.csv) must have classes in `label` and patients (lesions, slides) in `group`; `label` has"
-        " 12 values, such as p0, and `group` 2, such as a; exchange the two names in the first line.",
+        " 12 values, such as p0, and `group` 2, such as a; swap the two names in the first line.",
     ),
     (
         ["finetune", "data=scans", "out=new", "encoder=random:resnet18", "manifest=paths.csv"],
@@ -261,7 +292,10 @@ ANSWERS: list[tuple[list[str], str]] = [
 
 # A character that no path can hold, for every command and each of its paths.
 ANSWERS += [
-    (arguments, f"`{arguments[-1].partition('=')[0]}` (a\\0b) must not hold the character NUL, which no path can; take")
+    (
+        arguments,
+        f"`{arguments[-1].partition('=')[0]}` (a\\0b) must not contain the character NUL, which is not allowed in a",
+    )
     for arguments in (
         ["pretrain", "out=new", "data=a\0b"],
         ["pretrain", "data=scans", "out=a\0b"],
@@ -276,6 +310,7 @@ ANSWERS += [
         ["bench", "data=a\0b"],
         ["demo", "out=a\0b"],
         ["report", "run=a\0b"],
+        ["pretrain", "data=scans", "out=new", "config=a\0b"],
     )
 ]
 
@@ -359,6 +394,14 @@ def test_the_version_is_told(arguments: list[str], capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == f"jigsawssl {jigsawssl.__version__}\n"
 
 
+@pytest.mark.parametrize(("asked", "given"), [(["help"], ["--help"]), (["help", "pretrain"], ["pretrain", "--help"])])
+def test_help_is_a_word_too(asked: list[str], given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given) == 0
+    expected = capsys.readouterr().out
+    assert main(asked) == 0
+    assert capsys.readouterr().out == expected != ""
+
+
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=lambda a: a[0])
 def test_help_fits_a_hundred_columns_and_lists_the_configurations(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -418,13 +461,32 @@ def test_a_run_is_resumed_alike_by_the_folder_and_by_the_file_of_its_encoder(pla
     (out / "config.yaml").write_text(to_yaml(begun))
     for encoder in (file.parent, file):
         assert look(load_config(FinetuneConfig, [*arguments, f"encoder={encoder}", "resume=true"])).encoder == str(file)
-    with pytest.raises(UserError, match=r"`encoder` .* must be that of the run to resume"):
+    with pytest.raises(UserError, match=r"`encoder` .* must be the same as in the run to resume"):
         look(load_config(FinetuneConfig, [*arguments, "encoder=random:resnet18", "resume=true"]))
 
 
 def test_a_network_is_a_network_even_where_a_folder_has_its_name(place: Path) -> None:
     arguments = ["data=scans", "manifest=labels.csv", "out=new", "encoder=random:unfinished"]
     assert look(load_config(FinetuneConfig, arguments)).encoder == "random:unfinished"
+
+
+def test_the_command_that_finishes_a_run_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_place(tmp_path)
+    run = tmp_path / "my runs"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    arguments = ["data=scans", "manifest=labels.csv", "out=new", "encoder=my runs"]
+    with pytest.raises(UserError, match=r"to finish it, add resume=true to the command that began it$"):
+        look(load_config(FinetuneConfig, arguments))
+    begun = load_config(PretrainConfig, ["data=scans", "out=my runs", "overwrite=true", "seed=5"])
+    (run / "config.yaml").write_text(to_yaml(begun))
+    with pytest.raises(UserError, match="finish it with ") as caught:
+        look(load_config(FinetuneConfig, arguments))
+    program, command, *words = shlex.split(str(caught.value).partition("finish it with ")[2])
+    assert (program, command) == ("jigsawssl", "pretrain")
+    again = look(load_config(PretrainConfig, words))
+    assert again.resume and not again.overwrite and again.seed == 5 and again.out == "my runs"
 
 
 def test_what_is_right_passes(place: Path) -> None:
@@ -464,6 +526,33 @@ def test_a_place_without_leave_to_write_is_refused(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_report_where_nothing_may_be_written_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "runs" / "one" / "report.json").touch()
+    config = load_config(ReportConfig, ["run=runs/one"])
+    assert look(config) == config
+    denied = PermissionError(errno.EACCES, "Permission denied", "runs/one/report.html")
+    assert str(place_at_fault(denied, config)).startswith("`run` (runs/one) must be writable; report.html: permission ")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"^`run` \(runs/one\) must be writable; you may not write to runs/one; choose"):
+        look(config)
+
+
+def test_a_look_for_a_misspelt_name_leaves_no_folder_open(tmp_path: Path) -> None:
+    for number in range(2001):  # more than are looked at
+        (tmp_path / str(number)).touch()
+    with pytest.raises(UserError, match="nothing is there; check the path"):
+        look(load_config(PretrainConfig, [f"data={tmp_path / 'nowhere'}", "out=new"]))
+    gc.collect()  # an iterator that was left open warns now, and a warning is an error
+
+
+def test_a_doctor_may_write_where_it_wrote_before(place: Path) -> None:
+    for name in ("cache", "sheets"):
+        (place / "seen" / name).mkdir(parents=True, exist_ok=True)
+    (place / "seen" / ".table.parquet.partial").touch()
+    config = load_config(DoctorConfig, ["data=scans", "out=seen"])
+    assert look(config) == config
+
+
 def test_a_file_system_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
@@ -488,12 +577,19 @@ def test_a_file_system_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pyt
         (errno.EROFS, "new", 2, "jigsawssl: `out` (new) must be writable; new: read-only file system; choose another "),
         (
             errno.EACCES,
-            "decoded/x",
+            "decoded/x/y",
             2,
-            "jigsawssl: `cache` (decoded) must be writable; x: permission denied; choose an",
+            "jigsawssl: `cache` (decoded/x) must be writable; y: permission denied; choose an",
         ),
         (errno.EACCES, "scans/a/0.png", 70, "Traceback"),
         (errno.ENOENT, "new/config.yaml", 70, "Traceback"),
+        (errno.ENOENT, "new", 2, "jigsawssl: `out` (new) must be writable; new: no such file or directory; choose an"),
+        (
+            errno.ENOENT,
+            "decoded",
+            2,
+            "jigsawssl: `cache` (decoded/x) must be writable; decoded: no such file or direct",
+        ),
     ],
 )
 def test_writing_that_fails_later_is_one_line_too(
@@ -509,6 +605,6 @@ def test_writing_that_fails_later_is_one_line_too(
         raise OSError(number, os.strerror(number), *([] if where is None else [where]))
 
     monkeypatch.setattr(cli, "_imported", lambda command: SimpleNamespace(run=run))
-    assert main(["pretrain", "data=scans", "out=new", "cache=decoded"]) == code
+    assert main(["pretrain", "data=scans", "out=new", "cache=decoded/x"]) == code
     error = capsys.readouterr().err
     assert error.startswith(said) and (code == 70 or error.count("\n") == 1)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -599,6 +600,27 @@ def test_bench_takes_a_step_apart_and_compares_settings(
     assert "this processor " in printed
     assert not list(tmp_path.iterdir()), "nothing is written"
     assert main(["bench", "data=demo", "rounds=0"]) == 2
+
+
+def test_bench_measures_batches_of_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jigsawssl.cli import bench
+
+    measured = []
+
+    class Measured(Exception):
+        pass
+
+    def record(config: BenchConfig, dataset: Any, trained: int, device: torch.device) -> None:
+        measured.append(trained)
+        raise Measured
+
+    monkeypatch.setattr(bench, "_Bench", record)
+    small = ["views.size=16", "views.grids=[2,2,1]", "batch.size=24"]
+    folder = images_folder(tmp_path / "images")
+    for split, trained in (([], 19), (["split=all"], 24)):  # without splits, a fifth of the 24 images is kept out
+        with pytest.raises(Measured):
+            bench.run(load_config(BenchConfig, [f"data={folder}", *small, *split]))
+        assert measured[-1] == trained
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])

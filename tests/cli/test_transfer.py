@@ -87,7 +87,7 @@ def test_a_finished_chain_is_left_alone_and_overwrite_begins_anew(chain: Path) -
     [
         ("name: source", "name: archive", "must each have a name of their own"),
         ("objective: jigsaw", "objective: other", "must have the objective supervised or jigsaw, not other"),
-        ("fraction: 0.05", "fractions: 0.05", "`fractions` is not a key of finetune; did you mean `fraction`?"),
+        ("fraction: 0.05", "fractions: 0.05", "finetune has no key `fractions`; did you mean `fraction`?"),
         ("fraction: 0.05", "out: elsewhere", "must not name `out`"),
         ("from:stage3", "from:9", "`train` (from:9) must be all, head, from:STAGE"),
         ("data: demo\n    split", "encoder: previous\n    split", "must name its encoder"),

@@ -38,7 +38,7 @@ def test_a_healthy_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     code, defects = look(tmp_path / "a", tmp_path / "out")
     assert code == 0 and defects == {}
     printed = capsys.readouterr().out
-    assert "nothing to complain of" in printed and "96 x 96: 12" in printed
+    assert "no problems found" in printed and "96 x 96: 12" in printed
     assert (tmp_path / "out" / "sheets" / "archive.png").is_file() and (tmp_path / "out" / "table.parquet").is_file()
     assert main(["doctor", f"data={tmp_path / 'a'}"]) == 0
 

@@ -71,6 +71,31 @@ PLAUSIBLE = {
         "path,label,group,patient",
         [(path, "ab"[at % 2], at // 2, at // 4) for at, path in enumerate(images(40))],
     ),
+    "a difficulty called case": (
+        "path,label,case",
+        [(path, "ab"[at % 2], ("easy", "hard")[at % 3 == 0]) for at, path in enumerate(images(12))],
+    ),
+    "one slide for all": ("path,label,slide", [(path, "ab"[at % 2], 1) for at, path in enumerate(images(8))]),
+    "a case of yes or no": ("path,case", [(path, at % 2) for at, path in enumerate(images(8))]),
+    "parts of the body": (
+        "path,label,subject",
+        [(path, "ab"[at % 2], ("knee", "hip", "hand", "foot")[at % 4]) for at, path in enumerate(images(100))],
+    ),
+    "phases of contrast": (
+        "path,label,phase",
+        [(path, "ab"[at % 2], ("native", "arterial", "test")[at % 3]) for at, path in enumerate(images(40))],
+    ),
+    "a hundred numbered classes at two sites": (
+        "path,label,group",
+        [(path, f"bird{at // 4}", ("siteA", "siteB")[at % 2]) for at, path in enumerate(images(400))],
+    ),
+    "codes of diseases in hospitals": (
+        "path,label,group",
+        [
+            (path, f"C{at // 6}.{at % 2}", ("north", "south", "west")[at // 2 % 3])
+            for at, path in enumerate(images(600))
+        ],
+    ),
     "no label for most": ("path,label", [(path, "a" if at < 3 else "") for at, path in enumerate(images(40))]),
     "one column": ("path", [(path,) for path in images(40)]),
     "no rows": ("path,label", []),
@@ -90,11 +115,14 @@ def test_what_is_plausible_is_taken(name: str, tmp_path: Path) -> None:
         (
             [(path, f"p{at // 4}", "ab"[at // 50]) for at, path in enumerate(images(100))],
             "must have classes in `label` and patients (lesions, slides) in `group`; `label` has 25 values, such as p0,"
-            " and `group` 2, such as a; exchange the two names in the first line.",
+            " and `group` 2, such as a; swap the two names in the first line.",
         ),
         (
-            [(path, 9000 + at // 4, ("benign", "malignant")[at % 2]) for at, path in enumerate(images(240))],
-            "must have classes in `label` and patients (lesions, slides) in `group`; `label` has 60 values, such as 90",
+            [
+                (path, f"person{at // 2}", ("NORMAL", "PNEUMONIA")[at // 2 % 3 > 0 or at in (0, 60)])
+                for at, path in enumerate(images(6576))
+            ],
+            "must have classes in `label` and patients (lesions, slides) in `group`; `label` has 3288 values, such as ",
         ),
         (
             [(path, path[:-4], "abcde"[at % 5]) for at, path in enumerate(images(10))],
@@ -102,17 +130,48 @@ def test_what_is_plausible_is_taken(name: str, tmp_path: Path) -> None:
         ),
         (
             [(path, path[:-4], "") for path in images(10)],
-            "must have the class in `label`; 10 rows have 10 labels, such as 0, which names the image and no class; "
-            "rename the column that holds it (of group).",
+            "must have the class in `label`; 10 rows have 10 different labels, such as 0, which looks like an image "
+            "name, not a class; rename the column that holds the class to `label` (one of group).",
         ),
         (
             [(path, path[:-4] if at else "1", f"p{at}") for at, path in enumerate(images(40))],
-            "must have the class in `label`; 40 rows have 39 labels, such as 1, ",
+            "must have the class in `label`; 40 rows have 39 different labels, such as 1, ",
         ),
     ],
 )
 def test_labels_that_are_names_are_refused(rows: Sequence[Sequence[str]], message: str, tmp_path: Path) -> None:
     assert refusal(written(tmp_path, "path,label,group", rows)).startswith(message)
+
+
+def test_labels_that_are_names_in_two_columns_are_answered_with_where_the_class_goes(tmp_path: Path) -> None:
+    file = written(tmp_path, "path,label", [(path, path[:-4]) for path in images(20)])
+    assert refusal(file).endswith(", such as 0, which looks like an image name, not a class; put the class in `label`.")
+
+
+@pytest.mark.parametrize(
+    ("header", "count", "groups", "remedy"),
+    [
+        (
+            "path,label,slide",
+            200,
+            30,
+            "rename `slide` to `group` (or to `slide_unused`, if images of one slide may be ",
+        ),
+        ("path,label,subject", 12, 4, "rename `subject` to `group` (or to `subject_unused`, if images of one subject "),
+        ("path,label,case", 5000, 21, "rename `case` to `group` (or to `case_unused`, if images of one case may be "),
+    ],
+)
+def test_a_column_of_many_values_that_repeat_is_taken_for_groups(
+    header: str, count: int, groups: int, remedy: str, tmp_path: Path
+) -> None:
+    rows = [(path, "ab"[at % 2], at % groups) for at, path in enumerate(images(count))]
+    assert remedy in refusal(written(tmp_path, header, rows))
+
+
+def test_the_first_column_that_groups_is_named(tmp_path: Path) -> None:
+    rows = [(path, "ab"[at % 2], at, at // 2, ("easy", "hard")[at % 2]) for at, path in enumerate(images(40))]
+    message = refusal(written(tmp_path, "path,label,patient,lesion,case", rows))
+    assert "rename `lesion` to `group` (or to `lesion_unused`, " in message
 
 
 def test_labels_that_are_names_do_not_matter_where_they_are_not_read(tmp_path: Path) -> None:
@@ -132,14 +191,10 @@ def test_labels_that_are_names_do_not_matter_where_they_are_not_read(tmp_path: P
         ("path,y", ["0.png", "1"], "rename `y` to `label`."),
         ("path,label,set", ["0.png", "a", "Train"], "rename `set` to `split`."),
         ("path,label,partition", ["0.png", "a", "test"], "rename `partition` to `split`."),
-        (
-            "path,label,lesion_id",
-            ["0.png", "a", "l1"],
-            "rename `lesion_id` to `group` (or to `lesion_id_unused`, where images of one lesion may be divided).",
-        ),
-        ("id;class", ["0.png", "a"], "must separate its columns by commas; they are separated by `;`; "),
+        ("path,label,phase", ["0.png", "a", "testing"], "rename `phase` to `split`."),
+        ("id;class", ["0.png", "a"], "must separate its columns with commas; they are separated with `;`; "),
         ("a,b", ["0.png", "a"], "must have the columns path,label in its first line; it has: a, b; rename them."),
-        ("", ["0.png", "a"], "must name its columns in the first line, which holds '0.png,a'; put the line path,label"),
+        ("", ["0.png", "a"], "must name its columns in the first line, which holds '0.png,a'; add the line path,label"),
     ],
 )
 def test_columns_by_another_name_are_answered_with_the_right_one(
@@ -152,15 +207,18 @@ def test_columns_by_another_name_are_answered_with_the_right_one(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"path;label\na.png;x\n", "they are separated by `;`; replace each ; by a comma."),
-        (b"path;label\na.png;x, mild\n", "they are separated by `;`; export it with commas."),
-        (b"path\tlabel\na.png\tx\n", "they are separated by tabs; replace each tab by a comma."),
-        (b"sep=;\npath;label\n", "it begins with Excel's line `sep=;`; delete that line, and separate the columns by "),
+        (b"path;label\na.png;x\n", "they are separated with `;`; replace each ; with a comma."),
+        (b"path;label\na.png;x, mild\n", "they are separated with `;`; export it with commas."),
+        (b"path\tlabel\na.png\tx\n", "they are separated with tabs; replace each tab with a comma."),
+        (
+            b"sep=;\npath;label\n",
+            "it begins with Excel's line `sep=;`; delete that line, and separate the columns with",
+        ),
         ("path,label\na.png,x\n".encode("utf-16"), "it is in UTF-16; save it as CSV UTF-8."),
         ("path,label\na.png,x\n".encode("utf-16-le"), "it is in UTF-16; save it as CSV UTF-8."),
         ("path,label\na.png,x\nb.png,gutartig, größer\n".encode("latin-1"), "line 3 is in another encoding, such as L"),
-        (b"PK\x03\x04\x14\x00", "it is a spreadsheet by content; save it as CSV UTF-8, with commas."),
-        (b"", "must have the columns path,label in its first line; it has: none; rename them."),
+        (b"PK\x03\x04\x14\x00", "its content is a spreadsheet; save it as CSV UTF-8, with commas."),
+        (b"", "must have the columns path,label in its first line; it is empty; add them."),
     ],
 )
 def test_a_file_of_another_form_is_answered_with_how_to_save_it(data: bytes, message: str, tmp_path: Path) -> None:
@@ -199,8 +257,8 @@ def test_a_look_at_the_first_rows_does_not_read_the_others(tmp_path: Path) -> No
         ("home/scans/a/1.png", "take home/scans/ off every path: a/1.png"),
         ("ROOT/a/1.png", "leave the folder out: a/1.png"),
         ("a/1", "add the ending: a/1.png"),
-        ("1.png", "the file lies at a/1.png: write it so"),
-        ("1", "the file lies at a/1.png: write it so"),
+        ("1.png", "the file is at a/1.png: use that path"),
+        ("1", "the file is at a/1.png: use that path"),
         ("a\\1.png", "write / in place of \\: a/1.png"),
         ("b/9.png", "check that paths are relative to that folder"),
         ("/elsewhere/1.png", "make it relative to that folder"),

@@ -393,6 +393,17 @@ def test_what_is_no_image_is_refused_with_what_was_given(tmp_path: Path) -> None
             encoder.preprocess(wrong)  # type: ignore[arg-type]
 
 
+def test_a_folder_given_as_a_network_is_answered_with_how_to_give_the_run_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(
+        UserError, match=r"name of a timm model; for the run in the folder of that name, write random:\./"
+    ):
+        create_encoder(backbone="run", in_channels=1, size=32)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
