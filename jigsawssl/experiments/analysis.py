@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..evaluation.judgement import NO_GROUPS
 from ..evaluation.statistics import joint_samples, label_saving
+from ..words import counted
 from .points import (
     COMPARED,
     Done,
@@ -210,10 +211,9 @@ def _cost(row: Mapping[str, Any]) -> str:
 
 
 def _repeats(row: Mapping[str, Any]) -> str:
-    number = row["seeds"]
     if row["fraction"] == 1:
-        return f"{number} repetition{'' if number == 1 else 's'}"
-    return f"{number} draw{'' if number == 1 else 's'} of the labels"
+        return counted(row["seeds"], "repetition")
+    return f"{counted(row['seeds'], 'draw')} of the labels"
 
 
 def _bound(bound: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from ..evaluation.judgement import DRAWS, Predictions, judge
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.resampling import draw_weights, resampled_metrics
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
+from ..words import signed
 
 __all__ = [
     "COMPARED",
@@ -215,7 +216,7 @@ def difference_in_words(row: Mapping[str, Any], name: str) -> str:
         'a is 0.020 AUROC behind b (95 % interval −0.050 to +0.010), though ahead in 2 of 3 repetitions'
     """
     first, second, size = row["first"], row["second"], f"{abs(row['difference']):.3f}"
-    interval = f"(95 % interval {_signed(row['low'])} to {_signed(row['high'])})"
+    interval = f"(95 % interval {signed(row['low'])} to {signed(row['high'])})"
     if float(size) == 0:
         return f"{first} and {second} do not differ in {name} to three digits {interval}"
     behind = row["difference"] < 0
@@ -225,10 +226,6 @@ def difference_in_words(row: Mapping[str, Any], name: str) -> str:
     against = row["ahead"] > row["seeds"] / 2 if behind else row["ahead"] < row["seeds"] / 2
     often = f"in {row['ahead']} of {row['seeds']} repetitions" if row["ahead"] else "in no repetition"
     return f"{text}, though ahead {often}" if against else f"{text}, ahead {often}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−") if float(f"{value:.3f}") else "0.000"
 
 
 def verdict(row: Mapping[str, Any]) -> str:

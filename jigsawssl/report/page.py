@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..config import command_to_repeat
+from ..words import duration, name_of, signed
 from .files import write_bytes
 from .plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg
-from .verdict import duration, learning_rule, validation_sentence, verdict
+from .verdict import learning_rule, validation_sentence, verdict
 
 __all__ = ["write_page"]
 
@@ -50,19 +51,6 @@ _TITLES = {
     "transfer": "Staged transfer",
 }
 
-_NAMES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "F1",
-    "kappa": "Cohen's κ",
-    "quadratic_kappa": "quadratic κ",
-    "sensitivity_at_specificity": "sensitivity at 90 % specificity",
-    "specificity_at_sensitivity": "specificity at 90 % sensitivity",
-    "brier": "Brier score",
-    "calibration_error": "calibration error",
-}
-
 
 def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
     """Write ``report.html`` into the folder of a run, from its report and the pictures that lie there.
@@ -78,8 +66,8 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
         loader=PackageLoader("jigsawssl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["zip_with"] = lambda first, second: list(zip(first, second, strict=True))
-    environment.filters |= {"anchored": _anchored, "metric": _metric, "words": _words}
-    environment.filters |= {"number": _number, "signed": _signed, "percent": _percent}
+    environment.filters |= {"anchored": _anchored, "metric": name_of, "words": _words}
+    environment.filters |= {"number": _number, "signed": signed, "percent": _percent}
     # As it is read back from disk, so that a page made anew is the same.
     plain = json.loads(json.dumps(report))
     page = environment.get_template("page.html.j2").render(
@@ -189,18 +177,8 @@ def _number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) and abs(value) < 1000 else f"{value}"
 
 
-def _signed(value: float) -> str:
-    """A difference with its sign, of which one that rounds to nothing has none."""
-    text = f"{value:+.3f}".replace("-", "−")
-    return text[1:] if float(f"{value:.3f}") == 0 else text
-
-
 def _percent(value: float | None) -> str:
     return "not defined" if value is None else f"{100 * value:.3g} %"
-
-
-def _metric(name: str) -> str:
-    return _NAMES.get(name, name.replace("_", " "))
 
 
 def _words(value: Any) -> str:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from .figures import COLOURS, LINES, History, draw_history, families_of, legend_below, words_of
+from ..words import name_of
+from .figures import COLOURS, LINES, History, draw_history, families_of, legend_below
 
 __all__ = ["critical_difference_svg", "curve_svg", "history_svgs", "judgement_svgs", "variants_svg"]
 
@@ -85,7 +86,7 @@ def history_svgs(history: History) -> dict[str, str]:
             figure, axis = _figure()
             draw_history(axis, curves)
             axis.set(xlabel="epoch")
-            name = words_of(family).rstrip(":")
+            name = name_of(family).rstrip(":")
             if len(curves) > 1 or family == "loss":
                 legend_below(axis, columns=2)
             found[f"{name[:1].upper()}{name[1:]} by epoch"] = _svg(figure, f"{name} by epoch")

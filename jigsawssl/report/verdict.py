@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from scipy.stats import binom
 
-__all__ = ["Flag", "Verdict", "duration", "flags", "learning_rule", "validation_sentence", "verdict", "verdict_lines"]
+from ..words import counted, duration
+
+__all__ = ["Flag", "Verdict", "flags", "learning_rule", "validation_sentence", "verdict", "verdict_lines"]
 
 WORSE_CALIBRATION = 0.005
 """Rise of the test calibration error by the temperature above which the temperature did harm."""
@@ -135,7 +137,7 @@ def _of_result(judged: Mapping[str, Any]) -> list[Flag]:
             found.append(Flag("wide", f"The test AUROC says little: its {words} is wide."))
     images = metrics.get("count", sum(values["support"] for values in metrics["per_class"].values()))
     if images < SMALL_SPLIT:
-        found.append(Flag("small test", f"The test split has {_count(images, 'image')}, too few for a firm result."))
+        found.append(Flag("small test", f"The test split has {counted(images, 'image')}, too few for a firm result."))
     return found
 
 
@@ -221,7 +223,7 @@ def _of_validation(report: Mapping[str, Any]) -> list[Flag]:
         found.append(
             Flag(
                 "small validation",
-                f"The validation split has {_count(split['images'], 'image')}: what it chose was chosen largely by "
+                f"The validation split has {counted(split['images'], 'image')}: what it chose was chosen largely by "
                 "chance. Leave validation=split out to choose inside the labels.",
             )
         )
@@ -245,7 +247,7 @@ def _of_guard(guard: Mapping[str, Any]) -> list[Flag]:
         return [Flag("leak", "Nobody can tell whether pretraining saw the test images: no seen.parquet was there.")]
     images, patients = (_size(guard.get(key)) for key in ("same_image", "same_group"))
     if images or patients:
-        text = f"Pretraining saw {_count(images, 'image')} that the result is judged by"
+        text = f"Pretraining saw {counted(images, 'image')} that the result is judged by"
         text += f" and others of the patients of {patients}" if patients else ""
         return [Flag("leak", f"{text}, as allow_overlap=true permitted: the result may be too good.")]
     if checked.startswith("in part"):
@@ -257,10 +259,10 @@ def _unreadable(report: Mapping[str, Any]) -> list[Flag]:
     judged, data = report.get("test_unreadable"), report["data"].get("unreadable")
     found = []
     if judged:
-        found.append(Flag("unreadable", f"{_count(_size(judged), 'test image')} could not be read and were left out."))
+        found.append(Flag("unreadable", f"{counted(_size(judged), 'test image')} could not be read and were left out."))
     if data:
         found.append(
-            Flag("unreadable", f"{_count(_size(data), 'image')} could not be read; quarantine.csv lists them.")
+            Flag("unreadable", f"{counted(_size(data), 'image')} could not be read; quarantine.csv lists them.")
         )
     return found
 
@@ -301,8 +303,8 @@ def _agreement(metrics: Mapping[str, Any]) -> float | None:
 def _pretraining(report: Mapping[str, Any]) -> tuple[str, str]:
     run, encoder, metrics = report["run"], report["encoder"], report["metrics"]
     done = (
-        f"Pretrained {encoder['backbone']} on {_count(report['data']['images'], 'image')} without labels: "
-        f"{_count(run['epochs'], 'epoch')} in {duration(run['seconds'])}."
+        f"Pretrained {encoder['backbone']} on {counted(report['data']['images'], 'image')} without labels: "
+        f"{counted(run['epochs'], 'epoch')} in {duration(run['seconds'])}."
     )
     kinds = {flag.kind for flag in _of_pretraining(report)}
     agreement = _agreement(metrics)
@@ -338,7 +340,7 @@ def learning_rule() -> str:
 def _finetuning(report: Mapping[str, Any]) -> tuple[str, str]:
     budget, test = report["budget"], report["data"]["test"]
     done = (
-        f"Adapted {report['encoder']['reference']} with {_count(budget['labels'], 'label')}"
+        f"Adapted {report['encoder']['reference']} with {counted(budget['labels'], 'label')}"
         f"{_of_available(budget)} and tested once on {_tested(test, _judged(report))}."
     )
     return done, _number("Test AUROC", _judged(report))
@@ -352,7 +354,7 @@ def _of_available(budget: Mapping[str, Any]) -> str:
 
 
 def _tested(test: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
-    text = _count(judged["metrics"].get("count", test["images"]), "image")
+    text = counted(judged["metrics"].get("count", test["images"]), "image")
     return text if test.get("groups") is None else f"{text} of {test['groups']:,} groups"
 
 
@@ -380,8 +382,8 @@ def _curve(report: Mapping[str, Any]) -> tuple[str, str]:
     images = table[0]["images"] if table else test["images"]
     groups = f" of {test['groups']:,} groups" if test.get("groups") is not None else ""
     done = (
-        f"Compared {_list(names)} at {_count(len(fractions), 'share')} of the labels with "
-        f"{_count(draws, 'draw')} of each, tested on {_count(images, 'image')}{groups}."
+        f"Compared {_list(names)} at {counted(len(fractions), 'share')} of the labels with "
+        f"{counted(draws, 'draw')} of each, tested on {counted(images, 'image')}{groups}."
     )
     known = [row for row in table if row["fraction"] == fractions[0] and "auroc" in row["metrics"]] if table else []
     if not known:
@@ -399,8 +401,8 @@ def _study(report: Mapping[str, Any]) -> tuple[str, str]:
     repetitions = max((row["seeds"] for row in report["table"]), default=0)
     groups = f" of {test['groups']:,} groups" if test.get("groups") is not None else ""
     done = (
-        f"Compared {_list(names)}, {_count(repetitions, 'repetition')} of each, tested on "
-        f"{_count(test['images'], 'image')}{groups}."
+        f"Compared {_list(names)}, {counted(repetitions, 'repetition')} of each, tested on "
+        f"{counted(test['images'], 'image')}{groups}."
     )
     best = next((row for row in report["table"] if row["encoder"] == report["best"]), None)
     if best is None or "balanced_accuracy" not in best["metrics"]:
@@ -411,14 +413,14 @@ def _study(report: Mapping[str, Any]) -> tuple[str, str]:
     ranks = report["ranking"].get(best["domain"])
     if ranks:
         apart = sum(row["p_holm"] < 0.05 for row in ranks["pairs"])
-        told = "no two variants" if not apart else f"{apart} of {_count(len(ranks['pairs']), 'pair')}"
+        told = "no two variants" if not apart else f"{apart} of {counted(len(ranks['pairs']), 'pair')}"
         result += f"; the tests tell {told} apart"
     return done, f"{result}."
 
 
 def _transfer(report: Mapping[str, Any]) -> tuple[str, str]:
     stages = report["stages"]
-    done = f"Learned in {_count(len(stages), 'stage')}: {', then '.join(stage['name'] for stage in stages)}."
+    done = f"Learned in {counted(len(stages), 'stage')}: {', then '.join(stage['name'] for stage in stages)}."
     last = stages[-1]
     if last["command"] == "pretrain":
         return done, _pretraining(last)[1]
@@ -452,7 +454,7 @@ def validation_sentence(judged: Mapping[str, Any], budget: Mapping[str, Any]) ->
     else:
         reasons.append("the two splits were drawn by the manifest and may hold different cases")
     if known["images"] < 100:
-        reasons.append(f"{_count(known['images'], 'image')} give a rough number")
+        reasons.append(f"{counted(known['images'], 'image')} give a rough number")
     return f"{text} Validation is not the result: {'; '.join(reasons)}."
 
 
@@ -474,24 +476,8 @@ def _together(found: Iterable[Flag]) -> list[Flag]:
     return result
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    Example:
-        >>> duration(42), duration(192), duration(9000)
-        ('42 seconds', '3.2 minutes', '2.5 hours')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
 def _size(value: Any) -> int:
     return value if isinstance(value, int) else len(value or ())
-
-
-def _count(number: float, name: str) -> str:
-    return f"{number:,.0f} {name}{'' if number == 1 else 's'}"
 
 
 def _list(names: Iterable[str]) -> str:

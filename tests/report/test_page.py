@@ -81,10 +81,10 @@ def test_links_lead_to_files_that_are_there(tmp_path: Path) -> None:
 def test_date_duration_and_command_are_said_where_they_are_known(tmp_path: Path) -> None:
     when = {"began": "2024-05-01T08:30:59Z", "ended": "2024-05-01T09:00:59Z"}
     text = written(tmp_path, when=when)
-    assert "2024-05-01 08:30 UTC, took 30.0 minutes" in text
+    assert "2024-05-01 08:30 UTC, took 30.0 min" in text
     assert "jigsawssl finetune data=scans" in text
     # Runs of older versions know only how long they took, or not even that.
-    assert "took 42 seconds" in written(tmp_path, seconds=42.0) and "UTC" not in written(tmp_path)
+    assert "took 42 s" in written(tmp_path, seconds=42.0) and "UTC" not in written(tmp_path)
     assert "2024-05-01 08:30 UTC ·" in written(tmp_path, when={**when, "ended": None})
 
 
@@ -124,7 +124,7 @@ def pretraining(folder: Path) -> dict:  # type: ignore[type-arg]
 
 def test_a_pretraining_says_on_how_many_images_for_how_long_and_whether_it_learned(tmp_path: Path) -> None:
     text = write_page(tmp_path, pretraining(tmp_path)).read_text()
-    assert "1,600 images" in text and "3.2 minutes" in text and "It learned:" in text
+    assert "1,600 images" in text and "3.2 min" in text and "It learned:" in text
     assert "counts as one that learned where" in text
     assert {"Loss by epoch", "Effective rank by epoch"} <= set(re.findall(r"<figcaption>(.*?)</figcaption>", text))
     write_json(tmp_path / "report.json", pretraining(tmp_path))

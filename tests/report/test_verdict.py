@@ -170,7 +170,7 @@ def test_signs_of_a_pretraining_that_failed(kind: str, fine: dict[str, float], f
 def test_a_pretraining_says_whether_it_learned(values: dict[str, float], said: str) -> None:
     found = verdict(pretrained(**values))
     assert found.result.startswith(said)
-    assert found.done == "Pretrained resnet18 on 1,600 images without labels: 15 epochs in 3.2 minutes."
+    assert found.done == "Pretrained resnet18 on 1,600 images without labels: 15 epochs in 3.2 min."
 
 
 def test_a_run_of_one_epoch_or_of_an_older_version_has_no_trend() -> None:
