@@ -1,7 +1,7 @@
 """Configuration: typed schemas hold every default; a YAML file and then ``key=value`` arguments override them."""
 
 from .loading import config_of, describe_keys, load_config, to_yaml, without_folder, without_folders
-from .repeat import command_to_repeat
+from .repeat import command_to_repeat, command_with_file
 from .schemas import (
     BenchConfig,
     CurveConfig,
@@ -28,6 +28,7 @@ __all__ = [
     "SupervisedConfig",
     "TransferConfig",
     "command_to_repeat",
+    "command_with_file",
     "config_of",
     "describe_keys",
     "load_config",

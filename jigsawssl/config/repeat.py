@@ -1,4 +1,4 @@
-"""The command that repeats a run, from the configuration that its report keeps."""
+"""The command that repeats a run, and the settings that it was given, from the configuration that its report keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from .checks import keys_of
 from .schemas import CurveConfig, FinetuneConfig, PretrainConfig, StudyConfig, TransferConfig
 
-__all__ = ["command_to_repeat"]
+__all__ = ["command_to_repeat", "command_with_file"]
 
 _SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -23,8 +23,23 @@ _SCHEMAS: dict[str, type] = {
 _FIRST = ("config", "data", "manifest", "layout", "encoder", "encoders", "out")
 
 
+def command_with_file(command: str, values: Mapping[str, Any]) -> str:
+    """The command line that repeats a run: RUN stands for its folder, whose ``config.yaml`` it reads, NEW for another.
+
+    Args:
+        command: as for :func:`command_to_repeat`.
+        values: likewise; whether it was a run that went on, or replaced another, is not repeated.
+
+    Example:
+        >>> command_with_file("finetune", {"data": "scans", "overwrite": True})
+        'jigsawssl finetune config=RUN/config.yaml out=NEW overwrite=false'
+    """
+    begun = [f"{key}=false" for key in ("resume", "overwrite") if values.get(key)]
+    return " ".join(["jigsawssl", command, "config=RUN/config.yaml", "out=NEW", *begun])
+
+
 def command_to_repeat(command: str, values: Mapping[str, Any]) -> str:
-    """The command line that gives a configuration: every key that differs from its default, quoted for a shell.
+    """What was set, as a command line: every key that differs from its default, quoted for a shell.
 
     Args:
         command: ``pretrain``, ``finetune``, ``curve``, ``study`` or ``transfer``.

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from ..report import format_table, write_csv, write_json
 from ..report.page import write_page
 from ..report.verdict import verdict, verdict_lines
@@ -302,17 +304,26 @@ def rebuild(folder: Path) -> Path:
     """Make ``report.html`` anew from the files of a run.
 
     Raises:
-        UserError: where none of ours is there.
+        UserError: where none of ours is there, or what is there is damaged.
     """
-    if (folder / "task.json").is_file():
-        made = study_report if "variants" in _read(folder / "task.json") else curve_report
-        made(folder)
-        return folder / "report.html"
-    report = _read(folder / "report.json")
-    command = report.get("command")
-    if command not in LIMITS or (command == "finetune" and "judgement" not in report):
-        raise UserError(f"`run` ({folder}) must be of pretrain, finetune, transfer, curve or study; run it again")
-    return write_page(folder, _completed(folder, report))
+    whole = "task.json" if (folder / "task.json").is_file() else "report.json"
+    found = _read(folder / whole)
+    try:
+        if whole == "task.json":
+            made = study_report if "variants" in found else curve_report
+            made(folder)
+            return folder / "report.html"
+        command = found.get("command")
+        if command not in LIMITS or (command == "finetune" and "judgement" not in found):
+            raise UserError(f"`run` ({folder}) must be of pretrain, finetune, transfer, curve or study; run it again")
+        return write_page(folder, _completed(folder, found))
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise UserError(
+            f"`run` ({folder}) must be the folder of a whole run; {whole} is damaged, or a file beside it "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:80]}); run it again"
+        ) from error
 
 
 def _read(file: Path) -> dict[str, Any]:

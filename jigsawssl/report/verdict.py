@@ -338,9 +338,10 @@ def learning_rule() -> str:
 
 
 def _finetuning(report: Mapping[str, Any]) -> tuple[str, str]:
-    budget, test = report["budget"], report["data"]["test"]
+    budget, test, encoder = report["budget"], report["data"]["test"], report["encoder"]
+    backbone = f" ({encoder['backbone']})" if encoder.get("backbone") else ""
     done = (
-        f"Adapted {report['encoder']['reference']} with {counted(budget['labels'], 'label')}"
+        f"Adapted {encoder['reference']}{backbone} with {counted(budget['labels'], 'label')}"
         f"{_of_available(budget)} and tested once on {_tested(test, _judged(report))}."
     )
     return done, _number("Test AUROC", _judged(report))
