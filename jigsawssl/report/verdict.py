@@ -7,32 +7,41 @@ from typing import Any, NamedTuple
 
 from scipy.stats import binom
 
+from ..data.doctor import TOO_FEW
 from ..words import counted, duration
 
 __all__ = ["Flag", "Verdict", "flags", "learning_rule", "validation_sentence", "verdict", "verdict_lines"]
 
 WORSE_CALIBRATION = 0.005
-"""Rise of the test calibration error by the temperature above which the temperature did harm."""
-SHORTFALL = 0.025
-"""Probability of covering so few cases by chance, were the promise kept, below which it was not kept."""
+"""Rise of the test calibration error by the temperature above which the temperature did harm: half a percentage point
+of confidence, as less changes no decision."""
+SHORTFALL, DOUBT = 0.05, 0.2
+"""Probability of covering so few cases by chance, were the promise kept, below which it was not kept, and below which
+that is doubtful. The usual level, one-sided, as more coverage than promised harms nobody; on a small test split that
+misses large shortfalls, for which the second is there: of 40 cases, .8 for .9 has .04, and .825 has .1."""
 SANITY = 0.3
-"""Rank correlation of the maps with those of random weights above which they show the images and not the network."""
+"""Rank correlation of the maps with those of random weights above which they show the images and not the network:
+below it, a correlation is commonly called weak. Adebayo et al. (2018), whose check it is, name no threshold."""
 BORDER = 1.5
-"""Times its share of the area that the border may get of the maps."""
+"""Times its share of the area that the border may get of the maps: the outer tenth has 36 % of it, so that more than
+half of the maps then lies there."""
 FEW_CASES = 10
-"""Test images of a class below which its own numbers mean little."""
-SMALL_SPLIT = 30
-"""Images below which a test or validation split is small."""
+"""Test images of a class below which its own numbers mean little: of 10, the 95 % interval of a recall is up to 53
+points wide (Wilson 1927)."""
 WIDE = 0.2
-"""Width of the interval of the test AUROC above which it says little."""
+"""Width of the interval of the test AUROC above which it says little: from 0.7 to 0.9 reaches from acceptable to
+outstanding, by the words of Hosmer and Lemeshow (2000)."""
 COLLAPSED_SPREAD = 0.05
-"""Spread of the normalised features (1 is healthy) below which all images look the same to the encoder."""
+"""Spread of the normalised features below which all images look the same to the encoder: it is near 1 where features
+lie all around the sphere and 0 where they are one point (Chen and He 2021)."""
 COLLAPSED_RANK = 2.0
-"""Effective rank below which the features use one direction."""
+"""Effective rank below which the features have collapsed: it is 1 where all point one way (Garrido 2023)."""
 FALLING_RANK = 0.5
-"""Share of the first epoch's effective rank below which the features are narrowing."""
+"""Share of the first epoch's effective rank below which the features are narrowing: half, by judgement, as the
+paper compares whole runs and names no threshold."""
 AGREEMENT, LEARNED = 0.2, 0.5
-"""Agreement of the views (mean diagonal of C) below which nothing was learned, and from which it clearly was."""
+"""Agreement of the views (mean diagonal of C, which are correlations) below which little was learned, as they share
+less than 4 % of their variance, and from which it clearly was: a large correlation by the words of Cohen (1988)."""
 
 
 class Flag(NamedTuple):
@@ -135,9 +144,9 @@ def _of_result(judged: Mapping[str, Any]) -> list[Flag]:
             found.append(Flag("chance", f"The test AUROC cannot be told from chance: its {words} includes 0.5."))
         elif high - low > WIDE:
             found.append(Flag("wide", f"The test AUROC says little: its {words} is wide."))
-    images = metrics.get("count", sum(values["support"] for values in metrics["per_class"].values()))
-    if images < SMALL_SPLIT:
-        found.append(Flag("small test", f"The test split has {counted(images, 'image')}, too few for a firm result."))
+    if judged["units"] < TOO_FEW:
+        cases = counted(judged["units"], judged["unit"].removesuffix("s"))
+        found.append(Flag("small test", f"The test split has only {cases}, too few for a firm result."))
     return found
 
 
@@ -173,20 +182,20 @@ def _of_certainty(judged: Mapping[str, Any]) -> list[Flag]:
             )
         )
     sets = judged.get("conformal")
-    if sets and _falls_short(sets["reached"], sets["asked"], judged["units"]):
-        found.append(
-            Flag(
-                "conformal",
-                f"Conformal sets promise {100 * sets['asked']:.3g} % and hold the true class in "
-                f"{100 * sets['reached']:.3g} % of the test cases, less than chance explains.",
+    if sets and sets["reached"] < sets["asked"]:
+        units = judged["units"]  # images of one patient count once
+        p = float(binom.cdf(round(sets["reached"] * units), units, sets["asked"]))
+        cases = counted(units, judged["unit"].removesuffix("s"))
+        words = "unlikely to be chance" if p < SHORTFALL else f"which may be chance with {cases}"
+        if p < DOUBT:
+            found.append(
+                Flag(
+                    "conformal",
+                    f"Conformal sets promise {100 * sets['asked']:.3g} % but hold the true class in only "
+                    f"{100 * sets['reached']:.3g} % of the test cases (p = {p:.2g}, {words}).",
+                )
             )
-        )
     return found
-
-
-def _falls_short(reached: float, asked: float, cases: int) -> bool:
-    """Whether so few cases are covered that chance hardly explains it; images of one patient count once."""
-    return bool(binom.cdf(round(reached * cases), cases, asked) < SHORTFALL)
 
 
 def _of_maps(seen: Mapping[str, Any]) -> list[Flag]:
@@ -219,14 +228,17 @@ def _of_maps(seen: Mapping[str, Any]) -> list[Flag]:
 def _of_validation(report: Mapping[str, Any]) -> list[Flag]:
     found = []
     split = report["data"].get("validation")
-    if report["config"].get("validation") == "split" and split and split["images"] < SMALL_SPLIT:
-        found.append(
-            Flag(
-                "small validation",
-                f"The validation split has {counted(split['images'], 'image')}: what it chose was chosen largely by "
-                "chance. Leave validation=split out to choose inside the labels.",
+    if report["config"].get("validation") == "split" and split:
+        groups = split.get("groups")
+        cases = counted(split["images"], "image") if groups is None else counted(groups, "group")
+        if (split["images"] if groups is None else groups) < TOO_FEW:
+            found.append(
+                Flag(
+                    "small validation",
+                    f"The validation split has only {cases}, so the settings were chosen largely by chance. Leave out "
+                    "validation=split to choose them within the label budget.",
+                )
             )
-        )
     if "groups it trains on" in report["budget"].get("validation", ""):
         found.append(
             Flag("validation groups", "Validation saw images of patients it was trained on, so its score is too high.")
