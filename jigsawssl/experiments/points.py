@@ -13,7 +13,7 @@ from ..evaluation.judgement import DRAWS, Predictions, judge
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.resampling import draw_weights, resampled_metrics
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
-from ..words import signed
+from ..words import counted, signed
 
 __all__ = [
     "COMPARED",
@@ -92,7 +92,10 @@ def on_common_cases(cells: Sequence[Done]) -> tuple[list[Done], list[str]]:
     common = functools.reduce(np.intersect1d, [cell.predictions.cases for cell in cells])
     every = functools.reduce(np.union1d, [cell.predictions.cases for cell in cells])
     left_out = len(every) - len(common)
-    notes = [f"{left_out} test images could not be read for every cell, and are left out of all."] if left_out else []
+    notes = []
+    if left_out:
+        are = "is" if left_out == 1 else "are"
+        notes = [f"{counted(left_out, 'test image')} could not be read in every cell and {are} left out of all."]
     return [cell._replace(predictions=cell.predictions.only(common)) for cell in cells], notes
 
 
@@ -229,13 +232,13 @@ def difference_in_words(row: Mapping[str, Any], name: str) -> str:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """What a corrected comparison says, in plain words.
+    """What the p-value of a corrected comparison says, in words that follow it.
 
     Example:
         >>> verdict({"p_holm": 0.2, "seeds": 5})
-        'chance alone may explain that'
+        'which may be chance'
     """
-    text = "chance alone hardly explains that" if row["p_holm"] < 0.05 else "chance alone may explain that"
+    text = "unlikely to be chance" if row["p_holm"] < 0.05 else "which may be chance"
     return text if row["seeds"] > 1 else f"{text}, though one repetition does not show how much training itself varies"
 
 

@@ -129,7 +129,7 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, width:
         at = [next(x for x, f in places if f == fraction) for fraction in ticks]
         axis.set_xticks(at, list(ticks.values()), fontsize=10 if width == "wide" else 8)
         axis.minorticks_off()
-        axis.set(xlabel=f"{table[0]['unit']} (share of those that there are)", ylabel=name)
+        axis.set(xlabel=f"{table[0]['unit']} (share of those available)", ylabel=name)
         figure.legend(loc="outside lower center", ncols=2 if width == "narrow" else 4, frameon=False)
         return _svg(figure, f"{name} by number of labels for {', '.join(encoders)}")
 

@@ -170,7 +170,7 @@ def pretraining(folder: Path) -> dict:  # type: ignore[type-arg]
 def test_a_pretraining_says_on_how_many_images_for_how_long_and_whether_it_learned(tmp_path: Path) -> None:
     text = write_page(tmp_path, pretraining(tmp_path)).read_text()
     assert "1,600 images" in text and "3.2 min" in text and "It learned:" in text
-    assert "counts as one that learned where" in text
+    assert "counts as having learned if" in text
     assert {"Loss by epoch", "Effective rank by epoch"} <= set(re.findall(r"<figcaption>(.*?)</figcaption>", text))
     write_json(tmp_path / "report.json", pretraining(tmp_path))
     before = (tmp_path / "report.json").read_bytes()
