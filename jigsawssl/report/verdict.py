@@ -350,8 +350,8 @@ def learning_rule() -> str:
         f"A pretraining counts as having learned if the two views of an image correlate at {LEARNED:g} or more (mean "
         f"diagonal of the cross-correlation matrices, at best 1), and as having learned a little from {AGREEMENT:g}, "
         f"or if the effective rank fell below {FALLING_RANK:g} times its value after the first epoch. The features "
-        f"have collapsed if their spread is below {COLLAPSED_SPREAD:g} or their effective rank below {COLLAPSED_RANK:g}. "
-        "Only labels can show whether they serve a task."
+        f"have collapsed if their spread is below {COLLAPSED_SPREAD:g} or their effective rank below "
+        f"{COLLAPSED_RANK:g}. Only labels can show whether they serve a task."
     )
 
 
