@@ -28,6 +28,7 @@ from ..training.optim import (
 )
 from ..training.pretrain import JigsawPretraining
 from ..types import Batch, UserError, Views
+from ..words import duration
 from .pretrain import build_dataset, build_module, fresh_encoder
 from .unlabeled import unlabeled_archive
 
@@ -248,18 +249,13 @@ def _print_now(
     rows = [
         ["images/s", f"{bench.batch / measured.step:.0f}"],
         ["a step as a whole, ms", f"{1000 * measured.step:.1f}"],
-        [f"{config.trainer.max_epochs} epochs of {batches} batches", _duration(training)],
-        ["decoding, unless cached before" if decodings == 1 else "decoding in each epoch", _duration(reading)],
-        ["both together", _duration(training + reading)],
+        [f"{config.trainer.max_epochs} epochs of {batches} batches", duration(training)],
+        ["decoding, unless cached before" if decodings == 1 else "decoding in each epoch", duration(reading)],
+        ["both together", duration(training + reading)],
         ["cache on disk, GB", f"{0 if config.cache == 'off' else total * kind * item / 1e9:.2f}"],
         [f"memory of a step ({bench.device.type}), MiB", f"{measured.memory:.0f}"],
     ]
     print("\n" + format_table(["estimate for this run", ""], rows))
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _speed(

@@ -134,7 +134,7 @@ def run(config: FinetuneConfig) -> None:
         "command": "finetune",
         "config": without_folders(config),
         "data": {**data_facts(labelled), "from_cache": len(known.used)},
-        "encoder": provenance_of(config.encoder, trained),
+        "encoder": {**provenance_of(config.encoder, trained), "backbone": encoder.spec.backbone},
         "leak_guard": guard,
         "budget": budget.facts,
         "split_made_by": labelled.made_by,

@@ -384,8 +384,16 @@ def _nothing_to_do(config: PretrainConfig, path: Path) -> bool:
         UserError: if it has more epochs than are asked for, or cannot go on to those.
     """
     wanted, saved = config.trainer.max_epochs, saved_epochs(path / "checkpoints" / "last.ckpt")
-    report = path / "report.json"
-    finished = json.loads(report.read_text(encoding="utf-8"))["run"]["epochs"] if report.is_file() else 0
+    report, finished = path / "report.json", 0
+    if report.is_file():
+        try:
+            finished = int(json.loads(report.read_text(encoding="utf-8"))["run"]["epochs"])
+        except (LookupError, TypeError, ValueError) as error:
+            remedy = "delete it to go on from the checkpoint" if saved else "begin again with overwrite=true"
+            raise UserError(
+                f"`out` ({path}) must hold a whole report.json, or none, to resume; it is damaged "
+                f"({type(error).__name__}); {remedy}"
+            ) from None
     if wanted <= finished:
         print(
             f"{path} holds the finished run of this configuration ({finished} epochs); nothing to do; "

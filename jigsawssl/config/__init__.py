@@ -1,7 +1,7 @@
 """Configuration: typed schemas hold every default; a YAML file and then ``key=value`` arguments override them."""
 
 from .loading import config_of, describe_keys, load_config, to_yaml, without_folder, without_folders
-from .repeat import command_line, command_to_repeat, command_with, settings_of
+from .repeat import command_line, command_to_repeat, command_with, command_with_file, settings_of
 from .schemas import (
     BenchConfig,
     CurveConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "command_of",
     "command_to_repeat",
     "command_with",
+    "command_with_file",
     "config_of",
     "configs_of",
     "describe_keys",

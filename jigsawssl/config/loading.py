@@ -337,11 +337,18 @@ def to_yaml(config: PretrainConfig | SupervisedConfig | TransferConfig) -> str:
 def without_folder(reference: str) -> str:
     """The name of a file or folder, with what may stand before it.
 
+    Files that every run calls alike keep the name of the run's folder, unless that is the home of somebody.
+
     Example:
-        >>> without_folder("random:/home/somebody/runs/encoder.safetensors"), without_folder("scans/")
-        ('random:encoder.safetensors', 'scans')
+        >>> without_folder("random:/home/somebody/runs/a/encoder.safetensors"), without_folder("scans/")
+        ('random:a/encoder.safetensors', 'scans')
     """
-    return re.sub(r"[^:]*[/\\]", "", reference.rstrip("/\\"))
+    before = re.match(r"([^/\\:]*:)*", reference)
+    assert before is not None
+    *folders, name = re.split(r"[/\\]", reference[before.end() :].rstrip("/\\"))
+    folder = folders[-1] if folders and name in ("encoder.safetensors", "model.safetensors") else ""
+    kept = "" if folder in ("", ".", "..", os.path.basename(os.path.expanduser("~"))) else f"{folder}/"
+    return f"{before[0]}{kept}{name}"
 
 
 def without_folders(config: Any) -> dict[str, Any]:

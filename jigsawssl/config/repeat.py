@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from .checks import keys_of
 from .schemas import CurveConfig, FinetuneConfig, PretrainConfig, StudyConfig, TransferConfig
 
-__all__ = ["command_line", "command_to_repeat", "command_with", "settings_of"]
+__all__ = ["command_line", "command_to_repeat", "command_with", "command_with_file", "settings_of"]
 
 _SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -53,13 +53,30 @@ def command_with(command: str, run: Path, changes: Mapping[str, Any]) -> str:
         run: folder of the run, with its ``config.yaml``.
         changes: settings by key. ``resume`` and ``overwrite`` of the run do not hold again unless given here.
     """
-    before = settings_of(run)
+    return _from_file(command, str(run), changes, settings_of(run))
+
+
+def command_with_file(command: str, values: Mapping[str, Any]) -> str:
+    """The command line that repeats a run: RUN stands for its folder, whose ``config.yaml`` it reads, NEW for another.
+
+    Args:
+        command: as for :func:`command_to_repeat`.
+        values: likewise; whether it was a run that went on, or replaced another, is not repeated.
+
+    Example:
+        >>> command_with_file("finetune", {"data": "scans", "overwrite": True})
+        'jigsawssl finetune config=RUN/config.yaml out=NEW overwrite=false'
+    """
+    return _from_file(command, "RUN", {"out": "NEW"}, values)
+
+
+def _from_file(command: str, run: str, changes: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     once = {key: False for key in ("resume", "overwrite") if before.get(key) and key not in changes}
-    return command_line(command, {"config": str(run / "config.yaml"), **changes, **once})
+    return command_line(command, {"config": f"{run}/config.yaml", **changes, **once})
 
 
 def command_to_repeat(command: str, values: Mapping[str, Any]) -> str:
-    """The command line that gives a configuration: every key that differs from its default, quoted for a shell.
+    """What was set, as a command line: every key that differs from its default, quoted for a shell.
 
     Args:
         command: ``pretrain``, ``finetune``, ``curve``, ``study`` or ``transfer``.

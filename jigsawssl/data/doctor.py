@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..types import Sample
+from ..words import counted
 from .archive import Archive
 from .cache import Cache
 from .examine import near_duplicates
@@ -180,7 +181,7 @@ def _remarks(split: str, images: int, groups: int | None, classes: dict[str, int
     remarks = []
     cases = images if groups is None else groups
     if cases < TOO_FEW and split in ("val", "test"):
-        count = _counted(images, "image") + ("" if groups in (None, images) else f" of {_counted(cases, 'group')}")
+        count = counted(images, "image") + ("" if groups in (None, images) else f" of {counted(cases, 'group')}")
         verb = "is" if images == 1 else "are"
         remarks.append(
             f"{count} {verb} too few to choose settings by; fine-tuning validates inside the label budget instead"
@@ -194,10 +195,6 @@ def _remarks(split: str, images: int, groups: int | None, classes: dict[str, int
     elif missing:
         remarks.append(f"no image of {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}")
     return remarks
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _widest_interval(cases: int) -> float:

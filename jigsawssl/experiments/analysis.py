@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..evaluation.judgement import NO_GROUPS
 from ..evaluation.statistics import joint_samples, label_saving
+from ..words import counted
 from .points import (
     COMPARED,
     Done,
@@ -64,7 +65,9 @@ def analyse(
         comparisons += _comparisons(points, encoders[0], other)
         savings += _savings(points, encoders[0], other)
     if cells and not any("auroc" in row["metrics"] for row in table):
-        notes.append("The AUROC is not defined on this test split, as it shows one class: nothing is compared by it.")
+        notes.append(
+            "The AUROC is not defined on this test split, which has only one class: nothing is compared by it."
+        )
     if cells and cells[0].predictions.groups.max(initial=0) + 1 == len(cells[0].predictions.groups):
         notes.append(NO_GROUPS)
     common: Any = cells[0].predictions.cases if cells else []
@@ -140,8 +143,8 @@ def _sentences(
             continue
         cost = _cost(by_place[row["first"], row["fraction"]])
         found.append(
-            f"With {cost} {difference_in_words(row, 'AUROC')}: {verdict(row)} "
-            f"(p = {row['p_holm']:.2g} after Holm's correction)."
+            f"With {cost}, {difference_in_words(row, 'AUROC')} "
+            f"(p = {row['p_holm']:.2g} after Holm's correction, {verdict(row)})."
         )
     for row in savings:
         times, last = row["times"], max(row["fraction"] for row in savings)
@@ -163,7 +166,7 @@ def saving_in_words(row: Mapping[str, Any], cost: str) -> str:
         >>> end, beyond = {"value": 1.0, "side": "at most"}, {"value": 10.0, "side": "more than"}
         >>> row = {"first": "jigsaw", "second": "scratch", "auroc": 0.8, "times": end, "low": end, "high": beyond}
         >>> saving_in_words(row, "48 labels")
-        'With 48 labels scratch is already as good as jigsaw (AUROC 0.800); the interval is too wide to say more.'
+        'With 48 labels, scratch is already as good as jigsaw (AUROC 0.800); the interval is too wide to say more.'
     """
     first, second, times = row["first"], row["second"], row["times"]
     value, interval = _digits(times["value"]), _interval(row)
@@ -171,16 +174,16 @@ def saving_in_words(row: Mapping[str, Any], cost: str) -> str:
     if interval == OPEN:
         tail = "; the interval is too wide to say more"
     elif interval == _bound(times):
-        tail = "; its whole 95 % interval lies there"
+        tail = "; the whole 95 % interval agrees"
     else:
         tail = f" (95 % interval {interval} times the labels)"
     if times["side"] == "at most" and value >= 1:
-        return f"With {cost} {second} is already as good as {first} (AUROC {row['auroc']:.3f}){tail}."
+        return f"With {cost}, {second} is already as good as {first} (AUROC {row['auroc']:.3f}){tail}."
     if times["side"] == "more than" and value <= 1:
-        return f"With {cost} {second} is not yet as good as {first} (AUROC {row['auroc']:.3f}){tail}."
+        return f"With {cost}, {second} is not yet as good as {first} (AUROC {row['auroc']:.3f}){tail}."
     if times["side"]:
         tried = "fewest" if times["side"] == "at most" else "most"
-        return f"{goal} {times['side']} {value:g} times the labels, the {tried} that were tried{tail}."
+        return f"{goal} {times['side']} {value:g} times the labels, the {tried} tried{tail}."
     return f"{goal} {'as many labels' if value == 1 else f'{value:g} times the labels'}{tail}."
 
 
@@ -210,10 +213,9 @@ def _cost(row: Mapping[str, Any]) -> str:
 
 
 def _repeats(row: Mapping[str, Any]) -> str:
-    number = row["seeds"]
     if row["fraction"] == 1:
-        return f"{number} repetition{'' if number == 1 else 's'}"
-    return f"{number} draw{'' if number == 1 else 's'} of the labels"
+        return counted(row["seeds"], "repetition")
+    return f"{counted(row['seeds'], 'draw')} of the labels"
 
 
 def _bound(bound: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from ..evaluation.judgement import DRAWS, Predictions, judge
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.resampling import draw_weights, resampled_metrics
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
+from ..words import counted, signed
 
 __all__ = [
     "COMPARED",
@@ -91,7 +92,10 @@ def on_common_cases(cells: Sequence[Done]) -> tuple[list[Done], list[str]]:
     common = functools.reduce(np.intersect1d, [cell.predictions.cases for cell in cells])
     every = functools.reduce(np.union1d, [cell.predictions.cases for cell in cells])
     left_out = len(every) - len(common)
-    notes = [f"{left_out} test images could not be read for every cell, and are left out of all."] if left_out else []
+    notes = []
+    if left_out:
+        are = "is" if left_out == 1 else "are"
+        notes = [f"{counted(left_out, 'test image')} could not be read in every cell and {are} left out of all."]
     return [cell._replace(predictions=cell.predictions.only(common)) for cell in cells], notes
 
 
@@ -215,7 +219,7 @@ def difference_in_words(row: Mapping[str, Any], name: str) -> str:
         'a is 0.020 AUROC behind b (95 % interval −0.050 to +0.010), though ahead in 2 of 3 repetitions'
     """
     first, second, size = row["first"], row["second"], f"{abs(row['difference']):.3f}"
-    interval = f"(95 % interval {_signed(row['low'])} to {_signed(row['high'])})"
+    interval = f"(95 % interval {signed(row['low'])} to {signed(row['high'])})"
     if float(size) == 0:
         return f"{first} and {second} do not differ in {name} to three digits {interval}"
     behind = row["difference"] < 0
@@ -227,18 +231,14 @@ def difference_in_words(row: Mapping[str, Any], name: str) -> str:
     return f"{text}, though ahead {often}" if against else f"{text}, ahead {often}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−") if float(f"{value:.3f}") else "0.000"
-
-
 def verdict(row: Mapping[str, Any]) -> str:
-    """What a corrected comparison says, in plain words.
+    """What the p-value of a corrected comparison says, in words that follow it.
 
     Example:
         >>> verdict({"p_holm": 0.2, "seeds": 5})
-        'chance alone may explain that'
+        'which may be chance'
     """
-    text = "chance alone hardly explains that" if row["p_holm"] < 0.05 else "chance alone may explain that"
+    text = "unlikely to be chance" if row["p_holm"] < 0.05 else "which may be chance"
     return text if row["seeds"] > 1 else f"{text}, though one repetition does not show how much training itself varies"
 
 

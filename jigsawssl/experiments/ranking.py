@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import friedmanchisquare, rankdata
 
 from ..evaluation.judgement import NO_GROUPS
+from ..words import counted
 from .points import (
     COMPARED,
     Done,
@@ -88,7 +89,7 @@ def analyse_study(
         if ranks is not None:
             ranking[domain] = ranks
         elif found:
-            notes.append(f"{_place(domain)} No ranks: they need two variants or more with a repetition in common.")
+            notes.append(f"{_place(domain)} No ranks: they need two or more variants with a repetition in common.")
         if domain == IN_DOMAIN and best is not None and (best, fraction) in points:
             point, common = points[best, fraction], found[0].predictions.cases
             parts = {column: np.asarray(values)[common] for column, values in (subgroups or {}).items()}
@@ -127,9 +128,9 @@ def _gaps(cells: Sequence[Done], classes: Sequence[str]) -> list[str]:
     notes = []
     if len(shown) < len(classes):
         missing = ", ".join(name for number, name in enumerate(classes) if number not in shown)
-        notes.append(f"no image shows {missing}, so that means over classes are of the others.")
+        notes.append(f"no image shows {missing}, so means over classes leave it out.")
     if len(shown) < 2:
-        notes.append("the AUROC is not defined, as the images show one class.")
+        notes.append("the AUROC is not defined, as all images are of one class.")
     if predictions.groups.max(initial=0) + 1 == len(predictions.groups):
         notes.append(NO_GROUPS)
     return notes
@@ -217,14 +218,15 @@ def _sentences(comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, A
         apart = [f"{row['first']} and {row['second']}" for row in ranks["pairs"] if row["p_holm"] < 0.05]
         which = f": {', '.join(apart)}" if 0 < len(apart) <= NAMED else ""
         pairs = len(ranks["pairs"])
-        told = "no two variants" if not apart else f"{len(apart)} of {pairs} pairs of variants"
+        told = f"{len(apart) or 'none'} of {counted(pairs, 'pair')} of variants differ{'s' if len(apart) < 2 else ''}"
         after = f", after Holm's correction over {f'all {pairs} pairs' if pairs > 1 else 'the one pair'}"
-        found.append(f"{_place(domain)} the tests tell {told} apart{after}{which}.")
+        found.append(f"{_place(domain)} {told} significantly{after}{which}.")
     for row in comparisons:
         if row["metric"] != RANKED:
             continue
         found.append(
-            f"{_place(row['domain'])} {difference_in_words(row, 'balanced accuracy')}: {verdict(row)} "
-            f"({row['first']} has {row['first_mean']:.3f}; p = {row['p_holm']:.2g} after Holm's correction)."
+            f"{_place(row['domain'])} {difference_in_words(row, 'balanced accuracy')} "
+            f"({row['first']} has {row['first_mean']:.3f}; p = {row['p_holm']:.2g} after Holm's correction, "
+            f"{verdict(row)})."
         )
     return found

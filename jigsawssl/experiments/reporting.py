@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from ..report import format_table, write_csv, write_json
 from ..report.page import write_page
 from ..report.verdict import verdict, verdict_lines
@@ -26,28 +28,28 @@ LIMITS = {
     ],
     "finetune": [
         "One draw of labels and one test split: another draw gives other numbers; a curve shows how different.",
-        "The intervals tell of other patients like these, not of another clinic, device or year.",
+        "The intervals hold for other patients like these, not for another clinic, device or year.",
         "The more often a test split is looked at, the less it says.",
-        "This is research software and no medical device; nobody has validated it for care.",
+        "This is research software and no medical device; it is not validated for clinical use.",
     ],
     "transfer": [
-        "What one stage brought is not shown by the chain alone: compare it with a chain that leaves the stage out.",
-        "The intervals tell of other patients like these, not of another clinic, device or year.",
-        "This is research software and no medical device; nobody has validated it for care.",
+        "The chain alone does not show what one stage contributed: compare it with a chain that leaves the stage out.",
+        "The intervals hold for other patients like these, not for another clinic, device or year.",
+        "This is research software and no medical device; it is not validated for clinical use.",
     ],
     "curve": [
-        "Every point was tested on the same split: choosing among encoders by this report makes its numbers flatter.",
-        "The intervals tell of other patients like these, not of another clinic, device or year.",
-        "An encoder is one pretraining: what another one of the same kind would give is not in the intervals.",
+        "Every point was tested on the same split: the numbers of an encoder chosen by this report are optimistic.",
+        "The intervals hold for other patients like these, not for another clinic, device or year.",
+        "Each encoder is one pretraining: the intervals do not cover how another one of the same kind would differ.",
         "Labels saved are read off a curve of few points; where the interval is wide, believe the interval.",
-        "This is research software and no medical device; nobody has validated it for care.",
+        "This is research software and no medical device; it is not validated for clinical use.",
     ],
     "study": [
-        "All variants were trained on one archive: which kind of encoder is better elsewhere is not known from it.",
-        "Every repetition was tested on the same split: choosing a variant by this report makes its numbers flatter.",
+        "All variants were trained on one archive: it does not show which kind of encoder is better elsewhere.",
+        "Every repetition was tested on the same split: the numbers of a variant chosen by this report are optimistic.",
         "A search of few settings may have missed what a variant needs; its size was the same for all.",
-        "That a test does not tell two variants apart does not show that they are equal.",
-        "This is research software and no medical device; nobody has validated it for care.",
+        "That two variants do not differ significantly does not show that they are equal.",
+        "This is research software and no medical device; it is not validated for clinical use.",
     ],
 }
 """What a reader has to keep in mind, by command."""
@@ -302,17 +304,26 @@ def rebuild(folder: Path) -> Path:
     """Make ``report.html`` anew from the files of a run.
 
     Raises:
-        UserError: where none of ours is there.
+        UserError: where none of ours is there, or what is there is damaged.
     """
-    if (folder / "task.json").is_file():
-        made = study_report if "variants" in _read(folder / "task.json") else curve_report
-        made(folder)
-        return folder / "report.html"
-    report = _read(folder / "report.json")
-    command = report.get("command")
-    if command not in LIMITS or (command == "finetune" and "judgement" not in report):
-        raise UserError(f"`run` ({folder}) must be of pretrain, finetune, transfer, curve or study; run it again")
-    return write_page(folder, _completed(folder, report))
+    whole = "task.json" if (folder / "task.json").is_file() else "report.json"
+    found = _read(folder / whole)
+    try:
+        if whole == "task.json":
+            made = study_report if "variants" in found else curve_report
+            made(folder)
+            return folder / "report.html"
+        command = found.get("command")
+        if command not in LIMITS or (command == "finetune" and "judgement" not in found):
+            raise UserError(f"`run` ({folder}) must be of pretrain, finetune, transfer, curve or study; run it again")
+        return write_page(folder, _completed(folder, found))
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise UserError(
+            f"`run` ({folder}) must be the folder of a whole run; {whole} is damaged, or a file beside it "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:80]}); run it again"
+        ) from error
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -28,21 +28,13 @@ from torchmetrics.functional.classification import binary_precision_recall_curve
 
 from jigsawssl.evaluation.metrics import Array, classification_metrics
 from jigsawssl.report.files import write_bytes
+from jigsawssl.words import name_of
 
 History = Mapping[str, Sequence[tuple[int, float]]]
 # Okabe and Ito's palette (2008), distinguishable under the common colour vision deficiencies; yellow is left out
 # because it vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":")
-WORDS = {
-    "train": "training",
-    "val": "validation",
-    "auroc": "AUROC",
-    "lr": "learning rate",
-    "std": "spread",
-    "diagonal": "agreement of the views:",
-}
-
 PAPER_INK = "#7f7f7f"
 """Ink of pictures without a background: it reads on white and on a dark page."""
 
@@ -305,7 +297,7 @@ def save_curves(history: History, path: str | os.PathLike[str], title: str) -> N
     figure = _figure(max(4.4 * columns, 5), 3.5 * lines + 0.3, title)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for axis, (family, curves) in zip(panels, families.items(), strict=False):
-        _draw_history(axis, curves, words_of(family))
+        _draw_history(axis, curves, name_of(family))
     for axis in list(figure.axes)[len(families) :]:
         axis.remove()
     _save(figure, path)
@@ -387,7 +379,7 @@ def save_finetune_curves(
     figure = _figure(4.6 * columns, 4.0 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for axis, (word, curves) in zip(panels, groups.items(), strict=False):
-        _draw_history(axis, curves, words_of(word))
+        _draw_history(axis, curves, name_of(word))
     roc, precision_recall = list(figure.axes)[len(groups) :]
 
     scores = torch.as_tensor(probabilities).detach().cpu().double().clamp(0, 1)
@@ -457,12 +449,7 @@ def _style(index: int) -> dict[str, Any]:
 def _within(name: str) -> str:
     """What tells a curve from the others of its panel, in plain words."""
     rest = [word for word in name.replace("/", "_").split("_") if word not in ("loss", "auroc", "diagonal")]
-    return words_of("_".join(rest) or name)
-
-
-def words_of(name: str) -> str:
-    """``val_auroc`` in plain words: ``validation AUROC``."""
-    return " ".join(WORDS.get(word, word) for word in name.replace("/", " ").split("_") if word) or name
+    return name_of("_".join(rest) or name)
 
 
 def _text(text: str) -> str:

@@ -15,10 +15,11 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..config import command_to_repeat
+from ..config import command_to_repeat, command_with_file
+from ..words import duration, name_of, signed
 from .files import write_bytes
 from .plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg
-from .verdict import duration, learning_rule, validation_sentence, verdict
+from .verdict import learning_rule, validation_sentence, verdict
 
 __all__ = ["write_page"]
 
@@ -27,15 +28,19 @@ _FILES = {
     "config.yaml": "every setting",
     "encoder.safetensors": "the encoder",
     "model.safetensors": "the adapted model",
-    "predictions.csv": "what it said of each test image",
+    "predictions.csv": "the prediction for each test image",
+    "predictions.npz": "the predictions for the test and validation images, for programs",
     "table.csv": "the table, for programs",
-    "split.csv": "which images were set apart for the test",
+    "task.json": "what all parts have in common, for programs",
+    "split.csv": "which split each image is in",
+    "seen.parquet": "hashes of the images that the encoder has seen",
     "metrics.csv": "what was measured, by epoch",
-    "quarantine.csv": "what could not be read, and why",
+    "quarantine.csv": "which images could not be read, and why",
     "views.png": "the views that the encoder saw",
     "curves.png": "curves as a picture",
     "confusion.png": "the confusion matrix as a picture",
     "explanations.jpg": "where the network looks",
+    "explanations.csv": "which images those are",
 }
 """Files of a run that its page leads to, where they are there."""
 
@@ -48,19 +53,6 @@ _TITLES = {
     "curve": "Label efficiency",
     "study": "Comparison of encoders",
     "transfer": "Staged transfer",
-}
-
-_NAMES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "F1",
-    "kappa": "Cohen's κ",
-    "quadratic_kappa": "quadratic κ",
-    "sensitivity_at_specificity": "sensitivity at 90 % specificity",
-    "specificity_at_sensitivity": "specificity at 90 % sensitivity",
-    "brier": "Brier score",
-    "calibration_error": "calibration error",
 }
 
 
@@ -78,8 +70,8 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
         loader=PackageLoader("jigsawssl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["zip_with"] = lambda first, second: list(zip(first, second, strict=True))
-    environment.filters |= {"anchored": _anchored, "metric": _metric, "words": _words}
-    environment.filters |= {"number": _number, "signed": _signed, "percent": _percent}
+    environment.filters |= {"anchored": _anchored, "metric": name_of, "words": _words}
+    environment.filters |= {"number": _number, "signed": signed, "percent": _percent}
     # As it is read back from disk, so that a page made anew is the same.
     plain = json.loads(json.dumps(report))
     page = environment.get_template("page.html.j2").render(
@@ -87,7 +79,8 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
         report=plain,
         verdict=verdict(plain),
         when=_when(plain),
-        repeat=command_to_repeat(plain["command"], plain["config"]),
+        again=command_with_file(plain["command"], plain["config"]),
+        was_set=command_to_repeat(plain["command"], plain["config"]),
         files={name: text for name, text in _FILES.items() if (folder / name).is_file()},
         pages=_pages(folder, plain),
         learning_rule=learning_rule(),
@@ -133,13 +126,16 @@ def _anchored(body: Markup) -> dict[str, Any]:
 
 
 def _when(report: Mapping[str, Any]) -> str | None:
-    """Date and duration of a run, as far as they are known: ``2024-05-01 08:30 UTC, 3.2 minutes``."""
-    when = report.get("when") or {}
-    seconds = report.get("seconds") or (report.get("run") or {}).get("seconds")
+    """Date and duration of a run, as far as they are known: ``2024-05-01 08:30 UTC, took 3.2 min``."""
+    when, run = report.get("when") or {}, report.get("run") or {}
+    # Between the two times of a run that was resumed lies a pause, or of a pretraining the last part alone.
+    resumed = run.get("resumed", report["config"].get("resume"))
+    seconds = report.get("seconds") or run.get("seconds")
     known = [datetime.fromisoformat(when[name].replace("Z", "+00:00")) for name in ("began", "ended") if when.get(name)]
-    if len(known) == 2:
+    if len(known) == 2 and not resumed:
         seconds = (known[1] - known[0]).total_seconds()
-    words = [f"{known[0].astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"] if known else []
+    begun = "resumed " if run.get("resumed") else ""
+    words = [f"{begun}{known[0].astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"] if known else []
     words += [f"took {duration(seconds)}"] if seconds else []
     return ", ".join(words) or None
 
@@ -189,18 +185,8 @@ def _number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) and abs(value) < 1000 else f"{value}"
 
 
-def _signed(value: float) -> str:
-    """A difference with its sign, of which one that rounds to nothing has none."""
-    text = f"{value:+.3f}".replace("-", "−")
-    return text[1:] if float(f"{value:.3f}") == 0 else text
-
-
 def _percent(value: float | None) -> str:
     return "not defined" if value is None else f"{100 * value:.3g} %"
-
-
-def _metric(name: str) -> str:
-    return _NAMES.get(name, name.replace("_", " "))
 
 
 def _words(value: Any) -> str:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from .figures import COLOURS, LINES, History, draw_history, families_of, legend_below, words_of
+from ..words import name_of
+from .figures import COLOURS, LINES, History, draw_history, families_of, legend_below
 
 __all__ = ["critical_difference_svg", "curve_svg", "history_svgs", "judgement_svgs", "variants_svg"]
 
@@ -85,7 +86,7 @@ def history_svgs(history: History) -> dict[str, str]:
             figure, axis = _figure()
             draw_history(axis, curves)
             axis.set(xlabel="epoch")
-            name = words_of(family).rstrip(":")
+            name = name_of(family).rstrip(":")
             if len(curves) > 1 or family == "loss":
                 legend_below(axis, columns=2)
             found[f"{name[:1].upper()}{name[1:]} by epoch"] = _svg(figure, f"{name} by epoch")
@@ -128,7 +129,7 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, width:
         at = [next(x for x, f in places if f == fraction) for fraction in ticks]
         axis.set_xticks(at, list(ticks.values()), fontsize=10 if width == "wide" else 8)
         axis.minorticks_off()
-        axis.set(xlabel=f"{table[0]['unit']} (share of those that there are)", ylabel=name)
+        axis.set(xlabel=f"{table[0]['unit']} (share of those available)", ylabel=name)
         figure.legend(loc="outside lower center", ncols=2 if width == "narrow" else 4, frameon=False)
         return _svg(figure, f"{name} by number of labels for {', '.join(encoders)}")
 

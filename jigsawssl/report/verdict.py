@@ -7,30 +7,41 @@ from typing import Any, NamedTuple
 
 from scipy.stats import binom
 
-__all__ = ["Flag", "Verdict", "duration", "flags", "learning_rule", "validation_sentence", "verdict", "verdict_lines"]
+from ..data.doctor import TOO_FEW
+from ..words import counted, duration
+
+__all__ = ["Flag", "Verdict", "flags", "learning_rule", "validation_sentence", "verdict", "verdict_lines"]
 
 WORSE_CALIBRATION = 0.005
-"""Rise of the test calibration error by the temperature above which the temperature did harm."""
-SHORTFALL = 0.025
-"""Probability of covering so few cases by chance, were the promise kept, below which it was not kept."""
+"""Rise of the test calibration error by the temperature above which the temperature did harm: half a percentage point
+of confidence, as less changes no decision."""
+SHORTFALL, DOUBT = 0.05, 0.2
+"""Probability of covering so few cases by chance, were the promise kept, below which it was not kept, and below which
+that is doubtful. The usual level, one-sided, as more coverage than promised harms nobody; on a small test split that
+misses large shortfalls, for which the second is there: of 40 cases, .8 for .9 has .04, and .825 has .1."""
 SANITY = 0.3
-"""Rank correlation of the maps with those of random weights above which they show the images and not the network."""
+"""Rank correlation of the maps with those of random weights above which they show the images and not the network:
+below it, a correlation is commonly called weak. Adebayo et al. (2018), whose check it is, name no threshold."""
 BORDER = 1.5
-"""Times its share of the area that the border may get of the maps."""
+"""Times its share of the area that the border may get of the maps: the outer tenth has 36 % of it, so that more than
+half of the maps then lies there."""
 FEW_CASES = 10
-"""Test images of a class below which its own numbers mean little."""
-SMALL_SPLIT = 30
-"""Images below which a test or validation split is small."""
+"""Test images of a class below which its own numbers mean little: of 10, the 95 % interval of a recall is up to 53
+points wide (Wilson 1927)."""
 WIDE = 0.2
-"""Width of the interval of the test AUROC above which it says little."""
+"""Width of the interval of the test AUROC above which it says little: from 0.7 to 0.9 reaches from acceptable to
+outstanding, by the words of Hosmer and Lemeshow (2000)."""
 COLLAPSED_SPREAD = 0.05
-"""Spread of the normalised features (1 is healthy) below which all images look the same to the encoder."""
+"""Spread of the normalised features below which all images look the same to the encoder: it is near 1 where features
+lie all around the sphere and 0 where they are one point (Chen and He 2021)."""
 COLLAPSED_RANK = 2.0
-"""Effective rank below which the features use one direction."""
+"""Effective rank below which the features have collapsed: it is 1 where all point one way (Garrido 2023)."""
 FALLING_RANK = 0.5
-"""Share of the first epoch's effective rank below which the features are narrowing."""
+"""Share of the first epoch's effective rank below which the features are narrowing: half, by judgement, as the
+paper compares whole runs and names no threshold."""
 AGREEMENT, LEARNED = 0.2, 0.5
-"""Agreement of the views (mean diagonal of C) below which nothing was learned, and from which it clearly was."""
+"""Agreement of the views (mean diagonal of C, which are correlations) below which little was learned, as they share
+less than 4 % of their variance, and from which it clearly was: a large correlation by the words of Cohen (1988)."""
 
 
 class Flag(NamedTuple):
@@ -123,19 +134,19 @@ def _of_supervised(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list
 
 
 def _of_result(judged: Mapping[str, Any]) -> list[Flag]:
-    metrics, found = judged["metrics"], []
+    found = []
     if (interval := _interval_of(judged)) is not None:
         low, high = interval
         words = f"interval, {low:.3f} to {high:.3f},"
         if high < 0.5:
-            found.append(Flag("chance", "The test AUROC is below chance, its whole interval too: are labels swapped?"))
+            found.append(Flag("chance", "The test AUROC and its whole interval are below chance: are labels swapped?"))
         elif low <= 0.5:
             found.append(Flag("chance", f"The test AUROC cannot be told from chance: its {words} includes 0.5."))
         elif high - low > WIDE:
-            found.append(Flag("wide", f"The test AUROC says little: its {words} is wide."))
-    images = metrics.get("count", sum(values["support"] for values in metrics["per_class"].values()))
-    if images < SMALL_SPLIT:
-        found.append(Flag("small test", f"The test split has {_count(images, 'image')}, too few for a firm result."))
+            found.append(Flag("wide", f"The test AUROC is imprecise: its {words} is wide."))
+    if judged["units"] < TOO_FEW:
+        cases = counted(judged["units"], judged["unit"].removesuffix("s"))
+        found.append(Flag("small test", f"The test split has only {cases}, too few for a firm result."))
     return found
 
 
@@ -143,19 +154,20 @@ def _of_classes(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Fl
     found = []
     cases = {name: values["support"] for name, values in judged["metrics"]["per_class"].items()}
     if absent := [name for name, count in cases.items() if not count]:
-        found.append(
-            Flag("no cases", f"No test image shows {_list(absent)}: nothing is known of how well it is found.")
-        )
+        found.append(Flag("no cases", f"No test image shows {_list(absent)}: how well the model finds it is unknown."))
     if few := [f"{name} ({count})" for name, count in cases.items() if 0 < count < FEW_CASES]:
         found.append(
-            Flag("few cases", f"Fewer than {FEW_CASES} test images show {_list(few)}: those numbers mean little.")
+            Flag(
+                "few cases",
+                f"Fewer than {FEW_CASES} test images show {_list(few)}: those results are unreliable.",
+            )
         )
     called = [sum(column) for column in zip(*judged["metrics"]["confusion_matrix"], strict=True)]
     if len(called) > 1 and sum(count > 0 for count in called) == 1:
         answer = list(cases)[next(k for k, count in enumerate(called) if count)]
-        found.append(Flag("one answer", f"The model calls every test image {answer}."))
+        found.append(Flag("one answer", f"The model predicts {answer} for every test image."))
     if unseen := [name for name, count in report["budget"].get("per_class", {}).items() if not count]:
-        found.append(Flag("no labels", f"No label of {_list(unseen)} was trained on: the model cannot find it."))
+        found.append(Flag("no labels", f"No training label is {_list(unseen)}: the model cannot recognise it."))
     return found
 
 
@@ -167,24 +179,24 @@ def _of_certainty(judged: Mapping[str, Any]) -> list[Flag]:
             Flag(
                 "calibration",
                 f"The temperature fitted on validation made calibration worse on the test split: the error rose from "
-                f"{before:.3f} to {after:.3f}. Use the probabilities as they are.",
+                f"{before:.3f} to {after:.3f}. Use the probabilities without it.",
             )
         )
     sets = judged.get("conformal")
-    if sets and _falls_short(sets["reached"], sets["asked"], judged["units"]):
-        found.append(
-            Flag(
-                "conformal",
-                f"Conformal sets promise {100 * sets['asked']:.3g} % and hold the true class in "
-                f"{100 * sets['reached']:.3g} % of the test cases, less than chance explains.",
+    if sets and sets["reached"] < sets["asked"]:
+        units = judged["units"]  # images of one patient count once
+        p = float(binom.cdf(round(sets["reached"] * units), units, sets["asked"]))
+        cases = counted(units, judged["unit"].removesuffix("s"))
+        words = "unlikely to be chance" if p < SHORTFALL else f"which may be chance with {cases}"
+        if p < DOUBT:
+            found.append(
+                Flag(
+                    "conformal",
+                    f"Conformal sets promise {100 * sets['asked']:.3g} % but hold the true class in only "
+                    f"{100 * sets['reached']:.3g} % of the test cases (p = {p:.2g}, {words}).",
+                )
             )
-        )
     return found
-
-
-def _falls_short(reached: float, asked: float, cases: int) -> bool:
-    """Whether so few cases are covered that chance hardly explains it; images of one patient count once."""
-    return bool(binom.cdf(round(reached * cases), cases, asked) < SHORTFALL)
 
 
 def _of_maps(seen: Mapping[str, Any]) -> list[Flag]:
@@ -193,41 +205,45 @@ def _of_maps(seen: Mapping[str, Any]) -> list[Flag]:
         found.append(
             Flag(
                 "sanity",
-                f"Sanity check of the maps: with random weights they agree with these by "
-                f"{seen['sanity_correlation']:.2f} (rank correlation, should be near 0), so they show the images and "
-                "not the network alone.",
+                f"Sanity check of the maps: they correlate {seen['sanity_correlation']:.2f} with the maps of the same "
+                "network with random weights (rank correlation, should be near 0), so they show the image rather than "
+                "what the network learned.",
             )
         )
     if seen and seen["border_share"] > BORDER * seen["border_area"]:
         found.append(
             Flag(
                 "border",
-                f"{100 * seen['border_share']:.0f} % of the maps lies on the outer tenth of the image, which has "
-                f"{100 * seen['border_area']:.0f} % of its area: the network may be using the background.",
+                f"{100 * seen['border_share']:.0f} % of the attribution lies in the outer tenth on each side of the "
+                f"image, {100 * seen['border_area']:.0f} % of its area: the network may be using the background.",
             )
         )
     if seen.get("coarse"):
-        cells = "×".join(map(str, seen["grid"])) if seen.get("grid") else "too few"
-        found.append(
-            Flag("coarse", f"The maps have {cells} cells: too coarse to show what in the image was looked at.")
-        )
+        cells = f"only {'×'.join(map(str, seen['grid']))}" if seen.get("grid") else "too few"
+        found.append(Flag("coarse", f"The maps have {cells} cells: too coarse to show what the network looks at."))
     return found
 
 
 def _of_validation(report: Mapping[str, Any]) -> list[Flag]:
     found = []
     split = report["data"].get("validation")
-    if report["config"].get("validation") == "split" and split and split["images"] < SMALL_SPLIT:
-        found.append(
-            Flag(
-                "small validation",
-                f"The validation split has {_count(split['images'], 'image')}: what it chose was chosen largely by "
-                "chance. Leave validation=split out to choose inside the labels.",
+    if report["config"].get("validation") == "split" and split:
+        groups = split.get("groups")
+        cases = counted(split["images"], "image") if groups is None else counted(groups, "group")
+        if (split["images"] if groups is None else groups) < TOO_FEW:
+            found.append(
+                Flag(
+                    "small validation",
+                    f"The validation split has only {cases}, so the settings were chosen largely by chance. Leave out "
+                    "validation=split to choose them within the label budget.",
+                )
             )
-        )
     if "groups it trains on" in report["budget"].get("validation", ""):
         found.append(
-            Flag("validation groups", "Validation saw images of patients it was trained on, so its score is too high.")
+            Flag(
+                "validation groups",
+                "Validation has images of patients in the training data: its score is optimistic.",
+            )
         )
     return found
 
@@ -242,14 +258,17 @@ def _guards(guard: Mapping[str, Any] | None) -> Iterable[Mapping[str, Any]]:
 def _of_guard(guard: Mapping[str, Any]) -> list[Flag]:
     checked = str(guard.get("checked", ""))
     if checked.startswith("unknown: no seen.parquet"):
-        return [Flag("leak", "Nobody can tell whether pretraining saw the test images: no seen.parquet was there.")]
+        return [Flag("leak", "Whether pretraining saw the test images is unknown: there was no seen.parquet.")]
     images, patients = (_size(guard.get(key)) for key in ("same_image", "same_group"))
     if images or patients:
-        text = f"Pretraining saw {_count(images, 'image')} that the result is judged by"
-        text += f" and others of the patients of {patients}" if patients else ""
-        return [Flag("leak", f"{text}, as allow_overlap=true permitted: the result may be too good.")]
+        seen = [f"{counted(images, 'image')} used for evaluation"] if images else []
+        if patients:
+            of_them = "more" if images else "used for evaluation"
+            seen.append(f"other images of the same patients as {patients} {of_them}")
+        text = f"Pretraining saw {' and '.join(seen)}, as allow_overlap=true permitted: the result may be optimistic."
+        return [Flag("leak", text)]
     if checked.startswith("in part"):
-        return [Flag("leak", "What the weights saw before this pretraining is unknown: test images may be among it.")]
+        return [Flag("leak", "What the weights saw before this pretraining is unknown and may include test images.")]
     return []
 
 
@@ -257,10 +276,11 @@ def _unreadable(report: Mapping[str, Any]) -> list[Flag]:
     judged, data = report.get("test_unreadable"), report["data"].get("unreadable")
     found = []
     if judged:
-        found.append(Flag("unreadable", f"{_count(_size(judged), 'test image')} could not be read and were left out."))
+        count, were = counted(_size(judged), "test image"), "was" if _size(judged) == 1 else "were"
+        found.append(Flag("unreadable", f"{count} could not be read and {were} left out."))
     if data:
         found.append(
-            Flag("unreadable", f"{_count(_size(data), 'image')} could not be read; quarantine.csv lists them.")
+            Flag("unreadable", f"{counted(_size(data), 'image')} could not be read; quarantine.csv lists them.")
         )
     return found
 
@@ -278,14 +298,14 @@ def _of_pretraining(report: Mapping[str, Any]) -> list[Flag]:
         )
     if agreement is not None and agreement < AGREEMENT:
         found.append(
-            Flag("agreement", f"The two views of an image hardly agree ({agreement:.2f} of 1): little was learned.")
+            Flag("agreement", f"The two views of an image correlate at only {agreement:.2f}: little was learned.")
         )
     first = (report.get("first_epoch") or {}).get("effective_rank")
     if first and rank is not None and rank < FALLING_RANK * first:
         found.append(
             Flag(
                 "rank",
-                f"The features use fewer and fewer directions: effective rank {first:.0f} after the first epoch, "
+                f"The features narrowed: their effective rank fell from {first:.0f} after the first epoch to "
                 f"{rank:.0f} at the end.",
             )
         )
@@ -301,8 +321,8 @@ def _agreement(metrics: Mapping[str, Any]) -> float | None:
 def _pretraining(report: Mapping[str, Any]) -> tuple[str, str]:
     run, encoder, metrics = report["run"], report["encoder"], report["metrics"]
     done = (
-        f"Pretrained {encoder['backbone']} on {_count(report['data']['images'], 'image')} without labels: "
-        f"{_count(run['epochs'], 'epoch')} in {duration(run['seconds'])}."
+        f"Pretrained {encoder['backbone']} on {counted(report['data']['images'], 'image')} without labels: "
+        f"{counted(run['epochs'], 'epoch')} in {duration(run['seconds'])}."
     )
     kinds = {flag.kind for flag in _of_pretraining(report)}
     agreement = _agreement(metrics)
@@ -317,28 +337,29 @@ def _pretraining(report: Mapping[str, Any]) -> tuple[str, str]:
     first, rank = report.get("first_epoch") or {}, metrics["effective_rank"]
     begun, used = _agreement(first), first.get("effective_rank")
     since = f"{begun:.2f} after the first epoch; " if begun is not None and run["epochs"] > 1 else ""
-    grown = f"; {used:.0f} after the first epoch" if used is not None and run["epochs"] > 1 else ""
+    grown = f" ({used:.0f} after the first epoch)" if used is not None and run["epochs"] > 1 else ""
     return done, (
-        f"{learned}: the two views of an image agree by {agreement:.2f} ({since}1 is best), and the features use "
-        f"{rank:.0f} of {encoder['features']} directions (effective rank{grown})."
+        f"{learned}: the two views of an image correlate at {agreement:.2f} ({since}1 is best), and the features have "
+        f"an effective rank of {rank:.0f} out of {encoder['features']}{grown}."
     )
 
 
 def learning_rule() -> str:
     """When a pretraining counts as one that learned."""
     return (
-        f"A pretraining counts as one that learned where the two views of an image agree by {LEARNED:g} or more (mean "
-        f"diagonal of the cross-correlation, 1 at best); as one that learned a little from {AGREEMENT:g}, or where the "
-        f"effective rank fell below {FALLING_RANK:g} of that after the first epoch. The features have collapsed where "
-        f"their spread is below {COLLAPSED_SPREAD:g} or their effective rank below {COLLAPSED_RANK:g}. Whether they "
-        "serve a task, only labels tell."
+        f"A pretraining counts as having learned if the two views of an image correlate at {LEARNED:g} or more (mean "
+        f"diagonal of the cross-correlation matrices, at best 1), and as having learned a little from {AGREEMENT:g}, "
+        f"or if the effective rank fell below {FALLING_RANK:g} times its value after the first epoch. The features "
+        f"have collapsed if their spread is below {COLLAPSED_SPREAD:g} or their effective rank below "
+        f"{COLLAPSED_RANK:g}. Only labels can show whether they serve a task."
     )
 
 
 def _finetuning(report: Mapping[str, Any]) -> tuple[str, str]:
-    budget, test = report["budget"], report["data"]["test"]
+    budget, test, encoder = report["budget"], report["data"]["test"], report["encoder"]
+    backbone = f" ({encoder['backbone']})" if encoder.get("backbone") else ""
     done = (
-        f"Adapted {report['encoder']['reference']} with {_count(budget['labels'], 'label')}"
+        f"Adapted {encoder['reference']}{backbone} with {counted(budget['labels'], 'label')}"
         f"{_of_available(budget)} and tested once on {_tested(test, _judged(report))}."
     )
     return done, _number("Test AUROC", _judged(report))
@@ -347,19 +368,19 @@ def _finetuning(report: Mapping[str, Any]) -> tuple[str, str]:
 def _of_available(budget: Mapping[str, Any]) -> str:
     groups = budget.get("groups")
     text = f" of {groups:,} groups" if groups is not None else ""
-    share = f"{100 * budget['fraction']:.3g} % of those that there are" if budget.get("fraction", 1) < 1 else ""
+    share = f"{100 * budget['fraction']:.3g} % of those available" if budget.get("fraction", 1) < 1 else ""
     return f"{text} ({share})" if share else text
 
 
 def _tested(test: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
-    text = _count(judged["metrics"].get("count", test["images"]), "image")
+    text = counted(judged["metrics"].get("count", test["images"]), "image")
     return text if test.get("groups") is None else f"{text} of {test['groups']:,} groups"
 
 
 def _number(name: str, judged: Mapping[str, Any]) -> str:
     value, interval = judged["metrics"]["auroc"], _interval_of(judged)
     if value is None:
-        return f"{name}: not defined, as the test images show one class."
+        return f"{name}: not defined, as all test images are of one class."
     return f"{name} {value:.3f}{_interval(*interval or (None, None))}."
 
 
@@ -380,12 +401,12 @@ def _curve(report: Mapping[str, Any]) -> tuple[str, str]:
     images = table[0]["images"] if table else test["images"]
     groups = f" of {test['groups']:,} groups" if test.get("groups") is not None else ""
     done = (
-        f"Compared {_list(names)} at {_count(len(fractions), 'share')} of the labels with "
-        f"{_count(draws, 'draw')} of each, tested on {_count(images, 'image')}{groups}."
+        f"Compared {_list(names)} at {counted(len(fractions), 'label fraction')} with "
+        f"{counted(draws, 'draw')} each, tested on {counted(images, 'image')}{groups}."
     )
     known = [row for row in table if row["fraction"] == fractions[0] and "auroc" in row["metrics"]] if table else []
     if not known:
-        return done, "Nothing is known yet." if not table else "The AUROC is not defined."
+        return done, "There are no results yet." if not table else "The AUROC is not defined."
     parts = [
         f"{row['encoder']} {row['metrics']['auroc']['mean']:.3f}"
         f"{_interval(row['metrics']['auroc']['low'], row['metrics']['auroc']['high'])}"
@@ -399,32 +420,32 @@ def _study(report: Mapping[str, Any]) -> tuple[str, str]:
     repetitions = max((row["seeds"] for row in report["table"]), default=0)
     groups = f" of {test['groups']:,} groups" if test.get("groups") is not None else ""
     done = (
-        f"Compared {_list(names)}, {_count(repetitions, 'repetition')} of each, tested on "
-        f"{_count(test['images'], 'image')}{groups}."
+        f"Compared {_list(names)} with {counted(repetitions, 'repetition')} each, tested on "
+        f"{counted(test['images'], 'image')}{groups}."
     )
     best = next((row for row in report["table"] if row["encoder"] == report["best"]), None)
     if best is None or "balanced_accuracy" not in best["metrics"]:
-        return done, "Nothing is known yet."
+        return done, "There are no results yet."
     value = best["metrics"]["balanced_accuracy"]
-    result = f"Validation likes {report['best']} best: balanced accuracy {value['mean']:.3f}"
+    result = f"{report['best']} is best on validation: balanced accuracy {value['mean']:.3f}"
     result += f"{_interval(value['low'], value['high'])} on the test split"
     ranks = report["ranking"].get(best["domain"])
     if ranks:
         apart = sum(row["p_holm"] < 0.05 for row in ranks["pairs"])
-        told = "no two variants" if not apart else f"{apart} of {_count(len(ranks['pairs']), 'pair')}"
-        result += f"; the tests tell {told} apart"
+        told = f"{apart or 'none'} of {counted(len(ranks['pairs']), 'pair')}"
+        result += f"; {told} of variants differ{'s' if apart < 2 else ''} significantly"
     return done, f"{result}."
 
 
 def _transfer(report: Mapping[str, Any]) -> tuple[str, str]:
     stages = report["stages"]
-    done = f"Learned in {_count(len(stages), 'stage')}: {', then '.join(stage['name'] for stage in stages)}."
+    done = f"Trained in {counted(len(stages), 'stage')}: {', then '.join(stage['name'] for stage in stages)}."
     last = stages[-1]
     if last["command"] == "pretrain":
         return done, _pretraining(last)[1]
     judged = _judged(last)
     tested = _tested(last["data"]["test"], judged)
-    return done, f"{_number('The last one has a test AUROC of', judged)[:-1]} on {tested}."
+    return done, f"{_number('The last stage has a test AUROC of', judged)[:-1]} on {tested}."
 
 
 def validation_sentence(judged: Mapping[str, Any], budget: Mapping[str, Any]) -> str | None:
@@ -441,18 +462,18 @@ def validation_sentence(judged: Mapping[str, Any], budget: Mapping[str, Any]) ->
     text = f"Validation AUROC {known['auroc']:.3f} ({how}), test AUROC {test:.3f}."
     interval = _interval_of(judged)
     if interval is not None and interval[0] <= known["auroc"] <= interval[1]:
-        text += " Chance alone may explain that they differ."
-    reasons = ["the settings were chosen by it, which flatters it"]
+        text += " The difference may be chance."
+    reasons = ["the settings were chosen on it, which makes it optimistic"]
     if "groups it trains on" in budget["validation"]:
-        reasons.append("it sees images of patients that it was trained on, which flatters it")
+        reasons.append("it includes images of patients in the training data, which makes it optimistic")
     if "cross-validation" in how:
-        reasons.append("its networks were trained on a part of the labels, which lowers it")
+        reasons.append("its networks were trained on only part of the labels, which lowers it")
     elif "val split" not in how:
         reasons.append("its network was trained without these labels, which lowers it")
     else:
-        reasons.append("the two splits were drawn by the manifest and may hold different cases")
+        reasons.append("the manifest defines both splits, whose cases may differ")
     if known["images"] < 100:
-        reasons.append(f"{_count(known['images'], 'image')} give a rough number")
+        reasons.append(f"{counted(known['images'], 'image')} give only a rough estimate")
     return f"{text} Validation is not the result: {'; '.join(reasons)}."
 
 
@@ -469,29 +490,13 @@ def _together(found: Iterable[Flag]) -> list[Flag]:
             result.append(first._replace(where=_list(places) if len(places) <= 4 else ""))
         else:
             rest = [place for place in places if place != first.where]
-            also = f" The same holds of {_list(rest)}." if rest else ""
+            also = f" The same holds for {_list(rest)}." if rest else ""
             result.append(first._replace(text=f"{first.text}{also}"))
     return result
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    Example:
-        >>> duration(42), duration(192), duration(9000)
-        ('42 seconds', '3.2 minutes', '2.5 hours')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
 def _size(value: Any) -> int:
     return value if isinstance(value, int) else len(value or ())
-
-
-def _count(number: float, name: str) -> str:
-    return f"{number:,.0f} {name}{'' if number == 1 else 's'}"
 
 
 def _list(names: Iterable[str]) -> str:

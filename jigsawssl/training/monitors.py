@@ -18,6 +18,7 @@ from ..progress import Progress
 from ..report import write_csv
 from ..report.figures import save_views_sheet
 from ..types import Batch, UserError
+from ..words import clock, duration
 from .pretrain import JigsawPretraining
 
 __all__ = [
@@ -187,7 +188,7 @@ class RunProgress(Callback):
         if self.bar is not None and (now - self._shown >= self.WAIT or trainer.is_last_batch):
             self._shown = now
             self.bar.n = done
-            self._draw(trainer, f"{_clock(left)} left" if (left := self._left(trainer, done)) is not None else "")
+            self._draw(trainer, f"{clock(left)} left" if (left := self._left(trainer, done)) is not None else "")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the line of this epoch, which is written once its checkpoint is."""
@@ -195,7 +196,7 @@ class RunProgress(Callback):
             return
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs
         left = self._left(trainer, epoch * int(trainer.num_training_batches))
-        rest = f", {_words(left)} left" if epoch != last and left is not None else ""
+        rest = f", {duration(left)} left" if epoch != last and left is not None else ""
         loss, rate, wait = _numbers(trainer)
         self._line = f"epoch {epoch} of {last}: loss {loss}, {rate} images/s, data wait {wait} %{rest}"
 
@@ -209,7 +210,7 @@ class RunProgress(Callback):
         """Write the last line, or leave the bar full with the time that all took."""
         self.on_train_epoch_start(trainer, pl_module)
         if self.bar is not None and trainer.callback_metrics:
-            self._draw(trainer, f"in {_clock(self.bar.format_dict['elapsed'])}")
+            self._draw(trainer, f"in {clock(self.bar.format_dict['elapsed'])}")
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -247,32 +248,6 @@ def _numbers(trainer: pl.Trainer) -> tuple[str, str, str]:
     """Loss, images per second and percent of the time spent waiting for data, as they are shown."""
     metrics = trainer.callback_metrics
     return f"{metrics['loss']:.3g}", f"{metrics['images/s']:.0f}", f"{100 * metrics['data_wait']:.0f}"
-
-
-def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds; days in place of seconds where there are any.
-
-    Example:
-        >>> _clock(80), _clock(3725), _clock(200_000)
-        ('1:20', '1:02:05', '2 d 7 h')
-    """
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours >= 24:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def _words(seconds: float) -> str:
-    """The time in the unit that suits it.
-
-    Example:
-        >>> _words(42), _words(306), _words(30_000)
-        ('42 s', '5.1 min', '8.3 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class FiniteLoss(Callback):

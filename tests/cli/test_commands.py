@@ -231,6 +231,10 @@ def test_a_finished_run_goes_on_to_more_epochs(
     assert report["run"]["epochs"] == 4 and report["run"]["updates"] == 4 * (report["data"]["images"] // 64)
     old, new = (jigsawssl.load_encoder(folder / "encoder.safetensors").state_dict() for folder in (pretrained, longer))
     assert any(not torch.equal(old[name], new[name]) for name in old)
+    (longer / "report.json").write_text('{"command": "pretrain"}')
+    assert run(longer, 4, "resume=true") == 2
+    said = capsys.readouterr().err
+    assert "it is damaged (KeyError); delete it to go on from the checkpoint" in said and said.count("\n") == 1
     (longer / "report.json").unlink()
     assert run(longer, 3, "resume=true") == 2
     assert "must be at least the epochs that `out`" in capsys.readouterr().err

@@ -123,6 +123,8 @@ def test_the_report_is_one_file_that_asks_for_nothing(finished: Path, encoder: P
         assert sentence.split("(")[0].strip() in text
     names = {"ROC", "Precision and recall", "Reliability", "Leaving the least sure to a person"}
     assert names <= set(re.findall(r"<figcaption>(.*?)</figcaption>", text))
+    folder = encoder.parent.name  # the name of the run tells encoders apart, and nothing above it is said
+    assert report["config"].pop("encoders")["scratch"] == f"random:{folder}/encoder.safetensors"
     assert not any("/" in str(value) for value in report["config"].values())
 
 

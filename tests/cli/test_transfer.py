@@ -68,7 +68,7 @@ def test_its_page_shows_every_stage(chain: Path) -> None:
     assert [stage["name"] for stage in report["stages"]] == list(NAMES)
     for name in NAMES:
         assert f">{name}</h2>" in text and f'href="{name}/report.html"' in text
-    assert "learns: from:stage3" in text and str(chain.parent) not in text
+    assert "trained: from:stage3" in text and str(chain.parent) not in text
     assert 'src=""' not in text and text.count("Where the network looks") == 2
     before = text
     assert main(["report", str(chain)]) == 0

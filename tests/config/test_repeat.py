@@ -14,8 +14,12 @@ from jigsawssl.config import (
     FinetuneConfig,
     PretrainConfig,
     StudyConfig,
+    TransferConfig,
     command_to_repeat,
+    command_with_file,
     load_config,
+    to_yaml,
+    without_folder,
     without_folders,
 )
 
@@ -41,6 +45,52 @@ def test_the_command_gives_the_same_configuration(schema: Any, arguments: list[s
     program, command, *words = shlex.split(command_to_repeat(name, without_folders(config)))
     assert (program, command) == ("jigsawssl", name)
     assert load_config(schema, words) == config
+
+
+@pytest.mark.parametrize("given", ["", "resume=true", "overwrite=true"])
+@pytest.mark.parametrize(("schema", "arguments"), CASES)
+def test_the_command_with_the_file_of_a_run_repeats_it(
+    schema: Any, arguments: list[str], given: str, tmp_path: Path
+) -> None:
+    config = load_config(schema, [*arguments, *given.split()])
+    run, name = tmp_path / "a run", schema.__name__.removesuffix("Config").lower()
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(config))
+    check_the_command(schema, name, config, run)
+
+
+def check_the_command(schema: Any, name: str, config: Any, run: Path) -> None:
+    text = command_with_file(name, without_folders(config)).replace("RUN", shlex.quote(str(run))).replace("NEW", "new")
+    program, command, *words = shlex.split(text)
+    assert (program, command) == ("jigsawssl", name)
+    begun = {"config": str(run / "config.yaml"), "out": "new", "resume": False, "overwrite": False}
+    assert load_config(schema, words) == dataclasses.replace(config, **begun)
+
+
+def test_the_command_with_the_file_of_a_chain_repeats_it(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text("stages: [{name: a, data: d}, {name: b, data: e, encoder: previous}]")
+    config = load_config(TransferConfig, [f"config={tmp_path / 'chain.yaml'}", "out=run", "resume=true"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    check_the_command(TransferConfig, "transfer", config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("runs/a/encoder.safetensors", "a/encoder.safetensors"),
+        ("runs\\a\\model.safetensors", "a/model.safetensors"),
+        ("random:/x/a/encoder.safetensors", "random:a/encoder.safetensors"),
+        ("timm:resnet18:/x/a/model.safetensors", "timm:resnet18:a/model.safetensors"),
+        ("random:/x/a/mine.safetensors", "random:mine.safetensors"),
+        ("encoder.safetensors", "encoder.safetensors"),
+        ("../encoder.safetensors", "encoder.safetensors"),
+        ("~/encoder.safetensors", "encoder.safetensors"),
+        ("timm:resnet18", "timm:resnet18"),
+        ("/x/odd:name/scans/", "scans"),
+    ],
+)
+def test_files_that_all_runs_call_alike_keep_the_name_of_the_run(reference: str, expected: str) -> None:
+    assert without_folder(reference.replace("~", str(Path.home()))) == expected
 
 
 def test_keys_of_a_file_are_spelled_out_and_the_way_it_was_begun_is_not(tmp_path: Path) -> None:

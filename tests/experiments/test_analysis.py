@@ -59,7 +59,7 @@ def test_an_encoder_that_lost_is_told_so() -> None:
     assert found["savings"][2]["times"] == {"value": pytest.approx(0.01), "side": "at most"}
     sentences = " ".join(found["sentences"])
     assert "ours is 0.100 AUROC behind theirs" in sentences
-    assert "With 10 labels theirs is already as good as ours (AUROC 0.800)" in sentences
+    assert "With 10 labels, theirs is already as good as ours (AUROC 0.800)" in sentences
 
 
 def bound(value: float, side: str = "") -> dict[str, Any]:
@@ -84,20 +84,20 @@ LEAST, MOST = bound(1.0, "at most"), bound(10.0, "more than")
             LEAST,
             LEAST,
             MOST,
-            "With 48 labels theirs is already as good as ours (AUROC 0.800); the interval is too wide",
+            "With 48 labels, theirs is already as good as ours (AUROC 0.800); the interval is too wide",
         ),
         (LEAST, LEAST, bound(3.0), "already as good as ours (AUROC 0.800) (95 % interval up to 3 times the labels)."),
-        (LEAST, LEAST, LEAST, "already as good as ours (AUROC 0.800); its whole 95 % interval lies there."),
+        (LEAST, LEAST, LEAST, "already as good as ours (AUROC 0.800); the whole 95 % interval agrees."),
         (
             bound(0.1, "at most"),
             bound(0.1, "at most"),
             bound(0.6),
-            "theirs needs at most 0.1 times the labels, the fewest that were tried (95 % interval up to 0.6 times",
+            "theirs needs at most 0.1 times the labels, the fewest tried (95 % interval up to 0.6 times",
         ),
         # At its upper end: it never gets there.
-        (MOST, bound(8.9), MOST, "theirs needs more than 10 times the labels, the most that were tried (95 % interval"),
-        (MOST, MOST, MOST, "needs more than 10 times the labels, the most that were tried; its whole 95 % interval"),
-        (bound(1.0, "more than"), LEAST, MOST, "With 48 labels theirs is not yet as good as ours (AUROC 0.800); the"),
+        (MOST, bound(8.9), MOST, "theirs needs more than 10 times the labels, the most tried (95 % interval"),
+        (MOST, MOST, MOST, "needs more than 10 times the labels, the most tried; the whole 95 % interval"),
+        (bound(1.0, "more than"), LEAST, MOST, "With 48 labels, theirs is not yet as good as ours (AUROC 0.800); the"),
     ],
 )
 def test_labels_saved_in_words(times: Any, low: Any, high: Any, expected: str) -> None:

@@ -62,8 +62,8 @@ def test_what_is_far_apart_is_told_apart_and_what_is_near_is_joined() -> None:
     assert rows["last"]["difference"] == pytest.approx(-0.404) and rows["last"]["p_holm"] < 0.001
     assert rows["next"]["p_holm"] > 0.05
     sentence = next(text for text in found["sentences"] if "last has" in text)
-    assert "last is 0.404 balanced accuracy behind best" in sentence and "hardly explains" in sentence
-    assert "the tests tell 2 of 3 pairs" in found["sentences"][0]
+    assert "last is 0.404 balanced accuracy behind best" in sentence and "unlikely to be chance" in sentence
+    assert "2 of 3 pairs of variants differ significantly" in found["sentences"][0]
 
 
 def test_the_family_of_tests_is_every_variant_with_what_it_names() -> None:

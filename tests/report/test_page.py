@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jigsawssl.cli import main
 from jigsawssl.evaluation.judgement import Predictions, judge
 from jigsawssl.experiments.reporting import rebuild
 from jigsawssl.report import write_json
-from jigsawssl.report.page import write_page
+from jigsawssl.report.page import _FILES, write_page
 from jigsawssl.report.plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg
+from jigsawssl.report.run import _WRITTEN_HERE
 
 
 def predictions(size: int, count: int = 60) -> Predictions:
@@ -81,11 +83,54 @@ def test_links_lead_to_files_that_are_there(tmp_path: Path) -> None:
 def test_date_duration_and_command_are_said_where_they_are_known(tmp_path: Path) -> None:
     when = {"began": "2024-05-01T08:30:59Z", "ended": "2024-05-01T09:00:59Z"}
     text = written(tmp_path, when=when)
-    assert "2024-05-01 08:30 UTC, took 30.0 minutes" in text
+    assert "2024-05-01 08:30 UTC, took 30.0 min" in text
     assert "jigsawssl finetune data=scans" in text
     # Runs of older versions know only how long they took, or not even that.
-    assert "took 42 seconds" in written(tmp_path, seconds=42.0) and "UTC" not in written(tmp_path)
+    assert "took 42 s" in written(tmp_path, seconds=42.0) and "UTC" not in written(tmp_path)
     assert "2024-05-01 08:30 UTC ·" in written(tmp_path, when={**when, "ended": None})
+
+
+def test_a_pretraining_that_was_resumed_took_as_long_as_its_epochs(tmp_path: Path) -> None:
+    found = {**pretraining(tmp_path), "when": {"began": "2024-05-01T08:30:59Z", "ended": "2024-05-01T08:31:59Z"}}
+    assert "2024-05-01 08:30 UTC, took 60 s" in write_page(tmp_path, found).read_text()
+    found["run"]["resumed"] = True
+    assert "resumed 2024-05-01 08:30 UTC, took 3.2 min" in write_page(tmp_path, found).read_text()
+    with_pause = {"config": {**report(["a", "b"], tmp_path)["config"], "resume": True}, "when": found["when"]}
+    assert "took" not in written(tmp_path, **with_pause)
+
+
+def test_the_command_to_run_it_again_comes_before_what_was_set(tmp_path: Path) -> None:
+    assert "config=RUN/config.yaml" not in written(tmp_path)  # which an old run lacks
+    (tmp_path / "config.yaml").write_text("")
+    commands = re.findall(r"<pre><code>(.*?)</code></pre>", written(tmp_path))
+    assert commands[0] == "jigsawssl finetune config=RUN/config.yaml out=NEW"
+    assert len(commands) == 2 and "data=scans" in commands[1]
+
+
+def test_every_file_of_a_run_is_led_to() -> None:
+    assert set(_FILES) == {name for name in _WRITTEN_HERE if "." in name} - {"report.html"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("report.json", '{"command": "pretrain"}'),
+        ("report.json", '{"command": "pretrain", "data": 3, "run": [], "encoder": null, "metrics": {}}'),
+        ("report.json", '{"command": "finetune", "judgement": {}}'),
+        ("report.json", '{"command": "transfer", "stages": []}'),
+        ("report.json", '{"command": "curve"}'),
+        ("report.json", '{"command": '),
+        ("report.json", "[]"),
+        ("task.json", "{}"),
+        ("task.json", '{"variants": {}}'),
+    ],
+)
+def test_a_damaged_report_is_one_line(name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_text(text)
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and name in said and "Traceback" not in said
+    assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
 def test_every_curve_of_the_test_is_drawn_once(tmp_path: Path) -> None:
@@ -124,8 +169,8 @@ def pretraining(folder: Path) -> dict:  # type: ignore[type-arg]
 
 def test_a_pretraining_says_on_how_many_images_for_how_long_and_whether_it_learned(tmp_path: Path) -> None:
     text = write_page(tmp_path, pretraining(tmp_path)).read_text()
-    assert "1,600 images" in text and "3.2 minutes" in text and "It learned:" in text
-    assert "counts as one that learned where" in text
+    assert "1,600 images" in text and "3.2 min" in text and "It learned:" in text
+    assert "counts as having learned if" in text
     assert {"Loss by epoch", "Effective rank by epoch"} <= set(re.findall(r"<figcaption>(.*?)</figcaption>", text))
     write_json(tmp_path / "report.json", pretraining(tmp_path))
     before = (tmp_path / "report.json").read_bytes()
