@@ -461,7 +461,9 @@ def _remedy(encoder: str, labelled: Labelled, source: Source) -> str:
     folder = Path(encoder).parent
     before = settings_of(folder)
     wanted: dict[str, Any] = {"data": source.data, "manifest": source.manifest, "layout": source.layout}
-    wanted |= {"split": None, "encoder": None}
+    wanted["split"] = None
+    if str(before.get("encoder")).endswith(".safetensors"):
+        wanted["encoder"] = None  # what that one has seen would count again
     changes = {key: value for key, value in wanted.items() if value != before.get(key)}
     given = any(sample.split is not None for sample in labelled.archive.samples)
     every = np.arange(len(labelled.archive))
