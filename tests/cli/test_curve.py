@@ -224,7 +224,7 @@ def test_every_mode_has_a_curve(mode: str, found: list[str], encoder: Path, tmp_
     ("arguments", "message"),
     [
         (["encoders={}"], "`encoders` is required"),
-        (["encoders={a/b: x}"], "`encoders` (a/b) must be called by letters"),
+        (["encoders={a/b: x}"], "`encoders` (a/b) must consist of letters, digits, _ and - alone"),
         (["fractions=[0,1]"], "`fractions` ([0.0, 1.0]) must lie in (0, 1]"),
         (["seeds=0"], "`seeds` (0) must be at least 1"),
         (["optimizer.lr=[]"], "`optimizer.lr` ([]) must be more than 0"),
