@@ -235,9 +235,11 @@ def verdict(row: Mapping[str, Any]) -> str:
     """What the p-value of a corrected comparison says, in words that follow it.
 
     Example:
-        >>> verdict({"p_holm": 0.2, "seeds": 5})
+        >>> verdict({"p_holm": 0.2, "seeds": 5, "difference": 0.01})
         'which may be chance'
     """
+    if float(f"{row['difference']:.3f}") == 0:
+        return "no difference to explain"
     text = "unlikely to be chance" if row["p_holm"] < 0.05 else "which may be chance"
     return text if row["seeds"] > 1 else f"{text}, though one repetition does not show how much training itself varies"
 

@@ -380,7 +380,7 @@ def test_sixteen_bits_go_all_the_way(tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
     arguments = ["finetune", f"data={folder}", "manifest=folders", f"encoder={encoder}", f"out={tuned}"]
     assert main([*arguments, "mode=linear", "allow_overlap=true", "precision=32"]) == 0
-    assert json.loads((tuned / "report.json").read_text())["test"]["count"] >= 3
+    assert json.loads((tuned / "report.json").read_text())["test"]["count"] >= 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +35,19 @@ def readme(command: str) -> list[str]:
     return [command, *words[2:]]
 
 
+def write_scans(root: Path, numbers: Iterable[int]) -> None:
+    """Images of two classes that are hard to tell apart."""
+    for number in numbers:
+        rng, label = np.random.default_rng(number), CLASSES[number % 2]
+        (root / "scans" / label).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 200, (40, 48)) + (rng.integers(0, 25) if label == "bright" else 0)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "scans" / label / f"{number:03}.png")
+
+
 @pytest.fixture
 def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with scans/ and nothing else, where a command's defaults are small and its arguments are as they are."""
-    rng = np.random.default_rng(0)
-    for number in range(200):
-        label = CLASSES[number % 2]
-        (tmp_path / "scans" / label).mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 120, (40, 48)) + (100 if label == "bright" else 0)
-        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "scans" / label / f"{number:03}.png")
+    write_scans(tmp_path, range(200))
     smoke = {
         PretrainConfig: [
             "batch.size=32",
@@ -71,9 +75,9 @@ def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_manifest(clinic: Path, *columns: str, group_of: Callable[[int], str] = str) -> None:
+def write_manifest(clinic: Path, *columns: str, count: int = 200, group_of: Callable[[int], str] = str) -> None:
     lines = [",".join(("path", "label", *columns))]
-    for number in range(200):
+    for number in range(count):
         label = CLASSES[number % 2]
         cells = {"split": "test" if number % 5 < 2 else "train", "group": group_of(number)}
         lines.append(",".join([f"{label}/{number:03}.png", label, *(cells[column] for column in columns)]))
@@ -250,7 +254,9 @@ def test_a_drawn_split_divides_no_patient_and_no_copy(clinic: Path) -> None:
 
 @pytest.mark.slow
 def test_the_curve_of_readme_tests_on_what_fine_tuning_tests_on(clinic: Path) -> None:
-    write_manifest(clinic, "group", group_of=some_pairs)
+    # One per cent has to be two labels of each class, to train on one and to validate on the other.
+    write_scans(clinic, range(200, 500))
+    write_manifest(clinic, "group", count=500, group_of=some_pairs)
     assert main(readme("pretrain")) == 0
     assert main(readme("finetune")) == 0
     assert main(readme("curve")) == 0

@@ -151,7 +151,7 @@ def test_explanations_are_compared(finished: Path) -> None:
 
 def test_the_page_shows_ranks_maps_and_searches(finished: Path) -> None:
     text = (finished / "report.html").read_text()
-    for title in ("In short", "Every variant", "Comparisons", "The searches", "Where the variants look"):
+    for title in ("In short", "All variants", "Comparisons", "The searches", "Where the variants look"):
         assert f">{title}</h2>" in text
     assert 'aria-label="Mean ranks in domain"' in text and 'aria-label="Mean ranks dim"' in text
     assert text.count("<details><summary>") >= 3 and 'src=""' not in text
