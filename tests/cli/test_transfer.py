@@ -85,7 +85,7 @@ def test_a_finished_chain_is_left_alone_and_overwrite_begins_anew(chain: Path) -
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("name: source", "name: archive", "must each have a name of their own"),
+        ("name: source", "name: archive", "must each have a unique name"),
         ("objective: jigsaw", "objective: other", "must have the objective supervised or jigsaw, not other"),
         ("fraction: 0.05", "fractions: 0.05", "finetune has no key `fractions`; did you mean `fraction`?"),
         ("fraction: 0.05", "out: elsewhere", "must not name `out`"),

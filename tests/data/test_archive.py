@@ -99,7 +99,7 @@ def test_user_errors_say_what_and_how_to_mend(tmp_path: Path) -> None:
     assert "no file is there" in fails(root, tmp_path / "none.csv")
     assert "leave it out" in fails("demo", "folders")
     for text, expected in {
-        "": "none",
+        "": "it is empty",
         "file,label\na.png,x\n": "file, label",
         "path,label\na.png,x\nb.png,x\nc.png,y\n": "2 of 3 are missing, the first is b.png",
         "path,label\na.png,x\n./a.png,y\n": "1 are repeated, the first is a.png",
