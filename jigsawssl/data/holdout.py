@@ -27,8 +27,8 @@ def is_held_out(name: str) -> bool:
     Args:
         name: what is never divided, with its kind in front.
 
-    >>> [is_held_out(f"group {number}") for number in range(5)]
-    [False, False, False, True, False]
+    >>> [is_held_out(f"group {number}") for number in range(12, 16)]
+    [False, False, True, False]
     """
     drawn = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, person=b"test split").digest()
     return int.from_bytes(drawn, "big") < TEST_SHARE * 2**64
@@ -86,7 +86,7 @@ def derive_split(
     Returns:
         str ``(N,)``: :data:`TRAIN`, :data:`TEST` or :data:`COPY`.
 
-    >>> derive_split(range(6), [None] * 6, [None] * 6, ["a", "a", "b", "b", "3", "3"]).tolist()
+    >>> derive_split(range(6), [None] * 6, [None] * 6, ["12", "12", "13", "13", "14", "14"]).tolist()
     ['train', 'train', 'train', 'train', 'test', 'test']
     """
     own = np.array(
