@@ -21,6 +21,7 @@ from ..report import write_bytes
 from ..report.run import environment
 from ..training.finetune import planned_epochs
 from .supervised import (
+    Opened,
     begin_cells,
     check_draws,
     check_encoder,
@@ -34,7 +35,6 @@ from .supervised import (
     open_cells,
     provenance_of,
     recipes_of,
-    source_of,
     split_fingerprint,
     subgroups_of,
 )
@@ -55,7 +55,7 @@ def run(config: CurveConfig) -> int:
     path, device, labelled, source, channels = opened
     common = choice_of(config, "", labelled)
     choices = {name: common._replace(reference=reference) for name, reference in config.encoders.items()}
-    encoders = {name: _encoder_facts(config, choice, channels, labelled) for name, choice in choices.items()}
+    encoders = {name: _encoder_facts(config, choice, opened) for name, choice in choices.items()}
     fractions = sorted(set(config.fractions))
     subsets = _subsets(config, labelled, fractions)
     check_draws(subsets, labelled, "fractions")
@@ -80,11 +80,11 @@ def run(config: CurveConfig) -> int:
     return 1 if report["missing"] else 0
 
 
-def _encoder_facts(config: CurveConfig, choice: EncoderChoice, channels: int, labelled: Labelled) -> dict[str, Any]:
+def _encoder_facts(config: CurveConfig, choice: EncoderChoice, opened: Opened) -> dict[str, Any]:
     reference = choice.reference
-    encoder, trained = choice.resolve(channels)
+    encoder, trained = choice.resolve(opened.channels)
     mode = check_encoder(config, reference, trained, encoder)
-    guard = check_overlap(reference, trained, labelled, config.allow_overlap, source_of(config, [reference]))
+    guard = check_overlap(reference, trained, opened.labelled, config.allow_overlap, opened.source)
     return {
         **provenance_of(reference, trained),
         "mode": mode,
