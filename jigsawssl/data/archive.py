@@ -20,7 +20,7 @@ from jigsawssl.data.containers import CONTAINER_SUFFIXES, MAX_BYTES, is_containe
 from jigsawssl.data.layouts import medmnist_file, samples_of_layout
 from jigsawssl.data.manifest import csv_rows, remedy_for_path
 from jigsawssl.data.phantom import demo_phantoms
-from jigsawssl.readers import ImageInfo, Picture, Unreadable, open_picture, robust_range, to_display
+from jigsawssl.readers import ImageInfo, Notes, Picture, Unreadable, open_picture, robust_range, to_display
 from jigsawssl.types import Sample, UserError
 
 IMAGE_SUFFIXES = (
@@ -148,7 +148,7 @@ class Archive:
             info = ImageInfo("array", pixels.shape[0], pixels.shape[1], pixels.shape[2], 8 * pixels.itemsize)
             digest = hashlib.sha256(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
             shown = pixels if pixels.dtype == np.uint8 else to_display(pixels, robust_range(pixels))
-            return Picture(info, lambda number: shown, digest.hexdigest())
+            return Picture(info, lambda number: shown, digest.hexdigest(), Notes())
         data = self.read_bytes(row) if data is None else data
         return open_picture(data, window, self.samples[row].path, at_least)
 

@@ -39,7 +39,7 @@ except ImportError:  # not on Windows, where two runs must not share a cache fol
 
 __all__ = ["build_cache"]
 
-_FORMAT = 3
+_FORMAT = 4
 _FLUSHED = 64
 _IN_FLIGHT = 256 * 2**20
 _TABLE_BATCH = 1024
@@ -391,6 +391,7 @@ def _decoded(
         stored = square.tobytes()
         top = np.float32(np.iinfo(pixels.dtype).max)
         entry = {**common, "frame": frame, "status": "ok", "checksum": zlib.crc32(stored)}
+        entry |= {"notes": list(picture.notes) or None}
         entry |= {"mean": float(pixels.mean() / top), "std": float(pixels.std() / top)}
         if options.examined:
             entry |= {"perceptual_hash": perceptual_hash(pixels), **examine(pixels.astype(np.float32) / top)}

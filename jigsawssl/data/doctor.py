@@ -110,6 +110,7 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
     found = [
         _unreadable(cache),
         _left_out(columns),
+        _noted(columns),
         *_single_images(columns, ok),
         *_duplicates(columns, ok, paths, archive),
         *_mixtures(columns, ok),
@@ -218,6 +219,16 @@ def _left_out(columns: dict[str, NDArray[Any]]) -> Defect:
     found = [row for row, status in enumerate(columns["status"].tolist()) if status.startswith(LEFT_OUT)]
     examples = [{"path": columns["path"][row], "reason": columns["status"][row]} for row in found]
     return Defect("left_out", "files with pages of other sizes, which are left out", False, len(found), [], examples)
+
+
+def _noted(columns: dict[str, NDArray[Any]]) -> Defect:
+    found = [(row, note) for row, notes in enumerate(columns["notes"].tolist()) if notes is not None for note in notes]
+    reasons = Counter(note for _, note in found)
+    by_reason = [{"reason": reason, "count": count} for reason, count in reasons.most_common()]
+    examples = [{"path": columns["path"][row], "reason": note} for row, note in found]
+    rows = sorted({row for row, _ in found})
+    meaning = "odd files that were read all the same"
+    return Defect("noted", meaning, False, len(rows), rows, [*by_reason, *examples])
 
 
 def _images(name: str, meaning: str, grave: bool, rows: NDArray[np.int64], paths: Sequence[str]) -> Defect:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, from_pillow, open_picture, read, read_file
-from .pixels import ImageInfo, Unreadable, fit_image, robust_range, shrink_square, to_display
+from .pixels import ImageInfo, Notes, Unreadable, fit_image, robust_range, shrink_square, to_display
 
 __all__ = [
     "MAX_PIXELS",
     "WINDOW_CHOICES",
     "ImageInfo",
+    "Notes",
     "Picture",
     "Unreadable",
     "fit_image",

@@ -32,7 +32,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from .pixels import ImageInfo, Unreadable, robust_range, to_display
+from .pixels import ImageInfo, Notes, Unreadable, robust_range, to_display
 
 __all__ = ["WINDOWS", "DicomFile"]
 
@@ -84,6 +84,7 @@ class DicomFile:
 
     def __init__(self, data: bytes, window: str, max_pixels: int) -> None:
         self.window = window
+        self.notes = Notes()
         _refuse_bomb(data)
         self.ds = pydicom.dcmread(io.BytesIO(data), force=True)
         if not any(name in self.ds for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):

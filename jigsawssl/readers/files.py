@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from .dicom import WINDOWS, DicomFile
-from .pixels import ImageInfo, Unreadable, robust_range, to_display
+from .pixels import ImageInfo, Notes, Unreadable, robust_range, to_display
 
 __all__ = [
     "MAX_PIXELS",
@@ -59,17 +59,20 @@ class Picture(NamedTuple):
         info: what the file says.
         frame: number → display values uint8 or uint16 ``(H, W, C)``, C is 1 or 3; raises :class:`Unreadable`.
         content_hash: sha256 in hex of the encoded image, the same wherever it lies; of DICOM without its header.
+        notes: what was odd about the file and how it was read all the same, for people; decoding a frame may add some.
     """
 
     info: ImageInfo
     frame: Callable[[int], NDArray[Any]]
     content_hash: str
+    notes: Notes
 
 
 class _Opened(NamedTuple):
     info: ImageInfo
     frame: Callable[[int], NDArray[Any]]
     content: bytes
+    notes: Notes
 
 
 def read(
@@ -122,7 +125,7 @@ def open_picture(
     >>> open_picture(file.getvalue()).info.frames
     2
     """
-    info, frame, content = _guarded(lambda: _open(data, window, name, at_least, max_pixels))
+    info, frame, content, notes = _guarded(lambda: _open(data, window, name, at_least, max_pixels))
     if not 1 <= info.bits <= 64 or not 1 <= info.frames <= MAX_FRAMES:
         raise Unreadable(f"{info.bits} bits and {info.frames} frames cannot be")
 
@@ -131,7 +134,7 @@ def open_picture(
             raise Unreadable(f"has {info.frames} frames, not {number + 1}")
         return _grey_or_colour(_guarded(lambda: frame(number)))
 
-    return Picture(info, checked, hashlib.sha256(content).hexdigest())
+    return Picture(info, checked, hashlib.sha256(content).hexdigest(), notes)
 
 
 def read_file(path: str | os.PathLike[str], window: str = "file") -> NDArray[Any]:
@@ -238,7 +241,7 @@ def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels:
 
 def _open_dicom(data: bytes, window: str, max_pixels: int) -> _Opened:
     file = DicomFile(data, window, max_pixels)
-    return _Opened(file.info, file.frame, file.content())
+    return _Opened(file.info, file.frame, file.content(), file.notes)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -263,7 +266,7 @@ def _open_deep_png(data: bytes, max_pixels: int) -> _Opened:
         alpha = values.ndim == 3 and values.shape[2] in (2, 4)
         return _upright(_deep(values, alpha), orientation)
 
-    return _Opened(info, frame, data)
+    return _Opened(info, frame, data, Notes())
 
 
 def _deep(values: NDArray[Any], alpha: bool) -> NDArray[Any]:
@@ -302,7 +305,7 @@ def _open_pillow(data: bytes, kind: str, at_least: int | None, max_pixels: int) 
             image.load()
             return np.asarray(_flatten(ImageOps.exif_transpose(image)))
 
-    return _Opened(info, frame, data)
+    return _Opened(info, frame, data, Notes())
 
 
 def _check_png(data: bytes) -> None:
@@ -363,7 +366,7 @@ def _open_tiff(data: bytes, max_pixels: int) -> _Opened:
             image.load()
             return np.asarray(_flatten(ImageOps.exif_transpose(image)))
 
-    return _Opened(info, frame, data)
+    return _Opened(info, frame, data, Notes())
 
 
 def _bits(page: Any) -> int:

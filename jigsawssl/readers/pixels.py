@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
-__all__ = ["ImageInfo", "Unreadable", "fit_image", "robust_range", "shrink_square", "to_display"]
+__all__ = ["ImageInfo", "Notes", "Unreadable", "fit_image", "robust_range", "shrink_square", "to_display"]
 
 
 _PERCENTILES = (0.5, 99.5)
@@ -51,6 +51,25 @@ class ImageInfo(NamedTuple):
     patient: str | None = None
     study: str | None = None
     series: str | None = None
+
+
+class Notes:
+    """What was odd about a file that was read all the same; each remark once, in the order found.
+
+    >>> notes = Notes()
+    >>> notes.add("lacks BitsStored; 8 taken"), notes.add("lacks BitsStored; 8 taken"), list(notes)
+    (None, None, ['lacks BitsStored; 8 taken'])
+    """
+
+    def __init__(self) -> None:
+        self._remarks: dict[str, None] = {}
+
+    def add(self, remark: str) -> None:
+        """Add a remark, which names no patient and quotes nothing of the file but numbers and terms of its format."""
+        self._remarks[remark] = None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._remarks))
 
 
 def robust_range(values: NDArray[Any]) -> tuple[float, float]:
