@@ -44,8 +44,8 @@ TABLE_SCHEMA = pa.schema(
 ``status`` is ``ok``, the reason why it cannot be read, or begins with :data:`LEFT_OUT`; ``mode`` is the photometric
 interpretation of DICOM and TIFF files and the mode of others, as stored; ``changed`` is in nanoseconds since 1970;
 ``mean`` and ``std`` are of display values in [0, 1]; patient, study and series are hashed with the salt of the cache
-folder; ``patient_held_out`` is the patient's side in a derived split; ``checksum`` is the CRC-32 of the cached pixels; ``notes`` says
-what was odd about the file and how it was read all the same, null where nothing was.
+folder; ``patient_held_out`` is the patient's side in a derived split; ``checksum`` is the CRC-32 of the cached pixels;
+``notes`` says what was odd about the file and how it was read all the same, null where nothing was.
 Perceptual hash, ``border`` and ``text`` are filled by the doctor.
 """
 
