@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## install, then pretrain on embedded synthetic images
 	@$(BIN)/jigsawssl demo out=runs/demo
 
 test: lint  ## install with the test tools, lint, then run the tests and the examples in the docstrings
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed-test  ## check the style, the format and the types, changing nothing
 	@$(BIN)/ruff check .

@@ -5,6 +5,8 @@ import os
 # before the libraries that read them are imported; commands that a test starts inherit them
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# tests run beside one another, and threads of several processes on the same cores wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 
