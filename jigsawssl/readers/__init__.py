@@ -6,6 +6,7 @@ from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, from_pillow, open_pictur
 from .pixels import (
     NOTE_FLAT_TABLE,
     NOTE_HIGH_BITS,
+    NOTE_NARROW,
     ImageInfo,
     NotAnImage,
     Notes,
@@ -15,13 +16,17 @@ from .pixels import (
     shrink_square,
     to_display,
 )
+from .sniff import SNIFFED, Kind, sniff
 
 __all__ = [
     "MAX_PIXELS",
     "NOTE_FLAT_TABLE",
     "NOTE_HIGH_BITS",
+    "NOTE_NARROW",
+    "SNIFFED",
     "WINDOW_CHOICES",
     "ImageInfo",
+    "Kind",
     "NotAnImage",
     "Notes",
     "Picture",
@@ -33,5 +38,6 @@ __all__ = [
     "read_file",
     "robust_range",
     "shrink_square",
+    "sniff",
     "to_display",
 ]

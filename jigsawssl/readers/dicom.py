@@ -40,6 +40,7 @@ from .pixels import (
     NotAnImage,
     Notes,
     Unreadable,
+    note_narrow,
     robust_range,
     to_display,
 )
@@ -420,6 +421,7 @@ def _meant(
         meant, odd = raw, outside != 0
     if odd.any():
         notes.add(NOTE_HIGH_BITS)
+    note_narrow(meant, bits, notes)
     return meant, padding
 
 

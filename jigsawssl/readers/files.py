@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .dicom import WINDOWS, DicomFile
-from .elements import looks_like_dicom
-from .pixels import ImageInfo, Notes, Unreadable, robust_range, to_display
+from .pixels import ORIENTATION, ImageInfo, Notes, Unreadable, check_size, deep_to_display, over_black, upright
+from .png import PngChunks
+from .sniff import SNIFFED, Kind, sniff
+from .tiff import TiffImages
 
 __all__ = [
     "MAX_PIXELS",
@@ -41,15 +40,9 @@ MAX_FRAMES = 100_000
 WINDOW_CHOICES = ("file", "percentiles", *WINDOWS)
 """How values of more than 8 bits are mapped to display values."""
 
-# It reports each oddity of a broken file to standard error, and the reason is in the status already.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-
-_PILLOW = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF"}
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
-_ORIENTATION = 0x0112
 _PNG_COLOURS = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # in Pillow's names
+_GREY_MODES = ("1", "L", "LA", "La")
 
 
 class Picture(NamedTuple):
@@ -186,9 +179,10 @@ def from_pillow(image: Image.Image) -> NDArray[Any]:
     """
 
     def convert() -> NDArray[Any]:
-        upright = ImageOps.exif_transpose(image)
-        deep = upright.mode == "F" or upright.mode.startswith("I")
-        return _deep(np.asarray(upright), alpha=False) if deep else np.asarray(_flatten(upright))
+        orientation = _orientation(image, Notes())
+        deep = image.mode == "F" or image.mode.startswith("I")
+        pixels = deep_to_display(np.asarray(image)[..., None]) if deep else np.asarray(_flatten(image))
+        return upright(pixels, orientation)
 
     return _grey_or_colour(_guarded(convert))
 
@@ -220,75 +214,72 @@ def _guarded(action: Callable[[], Any]) -> Any:
 def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels: int) -> _Opened:
     if not data:
         raise Unreadable("empty file")
-    head = data[:300]
-    if looks_like_dicom(head):
-        return _open_dicom(data, window, max_pixels)
-    if head.startswith(_TIFF):
-        return _open_tiff(data, max_pixels)
-    if head.startswith(_PACKED):
-        raise Unreadable("packed files inside of packed files are not read")
-    kind = next((known for magic, known in _PILLOW.items() if head.startswith(magic)), None)
-    if kind is None and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        kind = "WEBP"
+    kind = sniff(data[:SNIFFED])
     if kind is None and name.lower().endswith(_DICOM_NAMES):
-        return _open_dicom(data, window, max_pixels)
+        kind = Kind("DICOM", read=True)
     if kind is None:
         raise Unreadable("not an image of a known format")
-    if kind == "PNG" and head[24:25] == b"\x10":
-        return _open_deep_png(data, max_pixels)
-    return _open_pillow(data, kind, at_least, max_pixels)
+    if kind.packed:
+        raise Unreadable("packed files inside of packed files are not read")
+    if not kind.read:
+        raise Unreadable(f"{kind.name} is not read; convert it, such as to PNG or TIFF")
+    if kind.name == "DICOM":
+        file = DicomFile(data, window, max_pixels)
+        return _Opened(file.info, file.frame, file.content(), file.notes)
+    notes = Notes()
+    if kind.name == "TIFF":
+        images = TiffImages(data, max_pixels, notes)
+        return _Opened(images.info, images.frame, data, notes)
+    if kind.name == "PNG":
+        return _open_png(data, max_pixels, notes)
+    return _open_pillow(data, kind.name, at_least, max_pixels, notes)
 
 
-def _open_dicom(data: bytes, window: str, max_pixels: int) -> _Opened:
-    file = DicomFile(data, window, max_pixels)
-    return _Opened(file.info, file.frame, file.content(), file.notes)
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise Unreadable(f"too large: {width} x {height} pixels")
-    if width < 1 or height < 1:
-        raise Unreadable("no pixels")
-
-
-def _open_deep_png(data: bytes, max_pixels: int) -> _Opened:
-    # Pillow cuts 16-bit colours to 8 bits in silence.
+def _open_png(data: bytes, max_pixels: int, notes: Notes) -> _Opened:
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    _check_size(width, height, max_pixels)
-    _check_png(data)
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        orientation = int(image.getexif().get(_ORIENTATION, 1))
-    colours = _PNG_COLOURS.get(data[25], str(data[25]))
-    info = ImageInfo("PNG", height, width, 3 if data[25] & 2 else 1, 16, mode=f"{colours};16")
+    check_size(width, height, max_pixels)
+    chunks = PngChunks(data, notes)
+    if data[24] == 16:
+        # Pillow cuts 16-bit colours to 8 bits in silence.
+        colours = _PNG_COLOURS.get(data[25], str(data[25]))
+        info = ImageInfo("PNG", height, width, 3 if data[25] & 2 else 1, 16, mode=f"{colours};16")
+
+        def deep(number: int) -> NDArray[Any]:
+            values = imagecodecs.png_decode(chunks.pixels)
+            values = values[..., None] if values.ndim == 2 else values
+            whole = values.shape[2] in (1, 3)
+            colours, opacity = (values, None) if whole else (values[..., :-1], values[..., -1])
+            return upright(deep_to_display(colours, opacity, bits=16, notes=notes), chunks.orientation)
+
+        return _Opened(info, deep, data, notes)
+    with Image.open(io.BytesIO(chunks.pixels), formats=["PNG"]) as image:
+        mode = image.mode
+    info = ImageInfo("PNG", height, width, 1 if mode in _GREY_MODES else 3, 8, mode=mode)
 
     def frame(number: int) -> NDArray[Any]:
-        values = imagecodecs.png_decode(data)
-        alpha = values.ndim == 3 and values.shape[2] in (2, 4)
-        return _upright(_deep(values, alpha), orientation)
+        with Image.open(io.BytesIO(chunks.pixels), formats=["PNG"]) as image:
+            image.load()
+            return upright(np.asarray(_flatten(image)), chunks.orientation)
 
-    return _Opened(info, frame, data, Notes())
-
-
-def _deep(values: NDArray[Any], alpha: bool) -> NDArray[Any]:
-    """Map more than 8 bits to 16 by robust percentiles; transparency lets black through."""
-    if not alpha:
-        return to_display(values, robust_range(values))
-    colours, opacity = values[..., :-1], values[..., -1:].astype(np.float64)
-    opacity /= np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
-    visible = opacity[..., 0] > 0
-    shown = to_display(colours, robust_range(colours[visible])) * opacity.clip(0, 1)
-    return np.floor(shown + 0.5).astype(np.uint16)
+    return _Opened(info, frame, data, notes)
 
 
-def _open_pillow(data: bytes, kind: str, at_least: int | None, max_pixels: int) -> _Opened:
-    if kind == "PNG":
-        _check_png(data)
-    with Image.open(io.BytesIO(data), formats=[kind]) as image:
-        _check_size(*image.size, max_pixels)
+def _open_pillow(data: bytes, kind: str, at_least: int | None, max_pixels: int, notes: Notes) -> _Opened:
+    whole = data
+    try:
+        image = Image.open(io.BytesIO(data), formats=[kind])
+    except Exception:
+        if kind != "JPEG":
+            raise
+        data = _without_applications(data)
+        image = Image.open(io.BytesIO(data), formats=[kind])
+        notes.add("what is stored beside the pixels cannot be read")
+    with image:
+        check_size(*image.size, max_pixels)
         width, height = image.size
         frames = int(getattr(image, "n_frames", 1)) if kind in ("GIF", "WEBP") else 1
         mode = image.mode
-    info = ImageInfo(kind, height, width, 1 if mode in ("1", "L", "LA", "La") else 3, 8, frames, mode=mode)
+    info = ImageInfo(kind, height, width, 1 if mode in _GREY_MODES else 3, 8, frames, mode=mode)
 
     animation: list[Image.Image] = []
 
@@ -303,111 +294,37 @@ def _open_pillow(data: bytes, kind: str, at_least: int | None, max_pixels: int) 
             if at_least is not None:
                 image.draft(None, (at_least, at_least))  # does nothing for other formats than JPEG
             image.load()
-            return np.asarray(_flatten(ImageOps.exif_transpose(image)))
+            return upright(np.asarray(_flatten(image)), _orientation(image, notes))
 
-    return _Opened(info, frame, data, Notes())
+    return _Opened(info, frame, whole, notes)
 
 
-def _check_png(data: bytes) -> None:
-    """Compare the checksums of all chunks, which Pillow does not when it decodes."""
-    at, ended = 8, False
-    while not ended:
-        length = int.from_bytes(data[at : at + 4], "big")
-        end = at + 12 + length
-        if end > len(data):
-            raise Unreadable("truncated")
-        if zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise Unreadable("corrupt (checksum)")
-        ended, at = data[at + 4 : at + 8] == b"IEND", end
+def _orientation(image: Image.Image, notes: Notes) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # whatever a library raises on what is broken
+        notes.add("EXIF that cannot be read; the image is taken as upright")
+        return 1
+
+
+def _without_applications(data: bytes) -> bytes:
+    """A JPEG without comments and application segments, but for the two that say what its colours are."""
+    kept, at = [data[:2]], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if not (0xE1 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE) or data[at + 1] == 0xEE:
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
 
 
 def _flatten(image: Image.Image) -> Image.Image:
     """To mode L or RGB, over black where transparent."""
     if image.has_transparency_data:
-        image = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
-        black = Image.new(image.mode, image.size, (0,) * (len(image.mode) - 1) + (255,))
-        return Image.alpha_composite(black, image).convert("RGB") if image.mode == "RGBA" else _grey_over_black(image)
+        grey = image.mode in _GREY_MODES
+        values = np.asarray(image.convert("LA" if grey else "RGBA"))
+        shown = over_black(values[..., :-1], values[..., -1])
+        return Image.fromarray(shown[..., 0] if grey else shown)
     if image.mode in ("L", "RGB"):
         return image
-    return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-
-
-def _grey_over_black(image: Image.Image) -> Image.Image:
-    grey, opacity = (np.asarray(band, dtype=np.uint16) for band in image.split())
-    return Image.fromarray(((grey * opacity + 127) // 255).astype(np.uint8))
-
-
-def _open_tiff(data: bytes, max_pixels: int) -> _Opened:
-    tiff = tifffile.TiffFile(io.BytesIO(data))
-    every: list[Any] = list(tiff.pages)
-    # Thumbnails and lower resolutions may stand before or after the images.
-    whole = [n for n, page in enumerate(every) if not int(getattr(page, "subfiletype", 0)) & 1] or [0]
-    first = max((every[n] for n in whole), key=lambda page: int(page.imagewidth) * int(page.imagelength))
-    pages = [n for n in whole if every[n].shape == first.shape]
-    width, height = int(first.imagewidth), int(first.imagelength)
-    _check_size(width, height, max_pixels)
-    if int(getattr(first, "imagedepth", 1)) != 1:
-        raise Unreadable("a TIFF volume")
-    # A page of a frame shares its keys, so that its bits are those of the first of its kind.
-    bits = max(_bits(every[n].keyframe) for n in pages)
-    grey = int(first.keyframe.samplesperpixel) < 3 and int(first.keyframe.photometric) in (0, 1)
-    mode = getattr(first.keyframe.photometric, "name", str(first.keyframe.photometric))
-    left_out = len(whole) - len(pages)
-    info = ImageInfo("TIFF", height, width, 1 if grey else 3, bits, len(pages), mode=mode, left_out=left_out)
-
-    def frame(number: int) -> NDArray[Any]:
-        page = every[pages[number]]
-        _check_size(int(page.imagewidth), int(page.imagelength), max_pixels)
-        if _bits(page.keyframe) > 8 or page.dtype is None or page.dtype.kind == "f":
-            return _deep_tiff(page, len(data))
-        with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-            image.seek(pages[number])
-            _check_size(*image.size, max_pixels)
-            image.load()
-            return np.asarray(_flatten(ImageOps.exif_transpose(image)))
-
-    return _Opened(info, frame, data, Notes())
-
-
-def _bits(page: Any) -> int:
-    bits = page.bitspersample
-    return int(max(bits)) if isinstance(bits, tuple) else int(bits)
-
-
-def _deep_tiff(page: Any, length: int) -> NDArray[Any]:
-    keys = page.keyframe
-    if int(keys.samplesperpixel) > 4:
-        raise Unreadable(f"{keys.samplesperpixel} samples a pixel")
-    _check_strips(page, length)
-    values = page.asarray()
-    axes, photometric = page.axes, int(keys.photometric)
-    orientation = keys.tags.get("Orientation")
-    if axes == "SYX":
-        values = np.moveaxis(values, 0, -1)
-    elif axes not in ("YX", "YXS"):
-        raise Unreadable("a TIFF volume")
-    if photometric not in (0, 1, 2):
-        raise Unreadable(f"more than 8 bits with TIFF photometric interpretation {photometric}")
-    if values.dtype.kind not in "iuf":
-        raise Unreadable(f"values of type {values.dtype}")
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    shown = _deep(values, alpha=values.ndim == 3 and values.shape[2] in (2, 4))
-    if photometric == 0:  # white is zero
-        shown = np.iinfo(shown.dtype).max - shown
-    return _upright(shown, int(orientation.value) if orientation is not None else 1)
-
-
-def _check_strips(page: Any, length: int) -> None:
-    """Every strip has to lie inside the file; tifffile fills what is missing with zeros."""
-    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-        if offset <= 0 or count <= 0 or offset + count > length:
-            raise Unreadable("truncated")
-
-
-def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Apply a TIFF orientation (the tag of the same name)."""
-    turned = pixels.swapaxes(0, 1)
-    views = {2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
-    views |= {5: turned, 6: turned[:, ::-1], 7: turned[::-1, ::-1], 8: turned[::-1]}
-    return np.ascontiguousarray(views.get(orientation, pixels))
+    return image.convert("L" if image.mode in _GREY_MODES else "RGB")

@@ -13,14 +13,21 @@ from PIL import Image
 __all__ = [
     "NOTE_FLAT_TABLE",
     "NOTE_HIGH_BITS",
+    "NOTE_NARROW",
+    "ORIENTATION",
     "ImageInfo",
     "NotAnImage",
     "Notes",
     "Unreadable",
+    "check_size",
+    "deep_to_display",
     "fit_image",
+    "note_narrow",
+    "over_black",
     "robust_range",
     "shrink_square",
     "to_display",
+    "upright",
 ]
 
 
@@ -41,6 +48,13 @@ NOTE_HIGH_BITS = "bits beyond the stored ones, which were masked"
 
 NOTE_FLAT_TABLE = "black or flat after its lookup table"
 """Of images that a table turned into one value."""
+
+
+NOTE_NARROW = "values that use less than a sixteenth of their range"
+"""Of samples that differ by less than that from one another, and are not all the same."""
+
+ORIENTATION = 0x0112
+"""The tag of EXIF and TIFF."""
 
 
 class ImageInfo(NamedTuple):
@@ -233,3 +247,72 @@ def _resized(
     resized = [plane.resize(shape[::-1], how, reducing_gap=2.0) for plane in planes]
     small = np.stack([np.asarray(plane) for plane in resized], axis=2)
     return np.floor(small.clip(0, 65535) + 0.5).astype(np.uint16)
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse what is too large to decode, or has nothing to decode.
+
+    Raises:
+        Unreadable: with the size.
+    """
+    if width * height > max_pixels:
+        raise Unreadable(f"too large: {width} x {height} pixels")
+    if width < 1 or height < 1:
+        raise Unreadable("no pixels")
+
+
+def note_narrow(values: NDArray[Any], bits: int, notes: Notes) -> None:
+    """Add :data:`NOTE_NARROW` where integers of so many bits use less than a sixteenth of their range."""
+    if values.dtype.kind in "iu" and values.size:
+        used = int(values.max()) - int(values.min())
+        if 0 < used < 2**bits // 16:
+            notes.add(NOTE_NARROW)
+
+
+def deep_to_display(
+    colours: NDArray[Any],
+    opacity: NDArray[Any] | None = None,
+    *,
+    bits: int | None = None,
+    multiplied: bool = False,
+    notes: Notes | None = None,
+) -> NDArray[np.uint16]:
+    """Map more than 8 bits to 16 by robust percentiles; transparency lets black through.
+
+    Args:
+        colours: integers or floats ``(H, W, C)``.
+        opacity: of the same type ``(H, W)``, in the range of the type, or [0, 1] for floats.
+        bits: that integers have.
+        multiplied: whether the opacity is multiplied into the colours already.
+        notes: gets :data:`NOTE_NARROW` where it is true.
+    """
+    if bits is not None and notes is not None:
+        note_narrow(colours, bits, notes)
+    if opacity is None:
+        return to_display(colours, robust_range(colours))
+    share = opacity.astype(np.float64)[..., None]
+    share /= np.iinfo(opacity.dtype).max if opacity.dtype.kind in "iu" else 1.0
+    visible = share[..., 0] > 0
+    shown = to_display(colours, robust_range(colours[visible]))
+    if multiplied:
+        return shown
+    return np.floor(shown * share.clip(0, 1) + 0.5).astype(np.uint16)
+
+
+def over_black(colours: NDArray[np.uint8], opacity: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Colours ``(H, W, C)`` over black with an opacity ``(H, W)`` that is not multiplied into them.
+
+    >>> over_black(np.full((1, 2, 1), 200, np.uint8), np.array([[255, 51]], np.uint8)).ravel().tolist()
+    [200, 40]
+    """
+    return ((colours.astype(np.uint16) * opacity[..., None] + 127) // 255).astype(np.uint8)
+
+
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Apply an orientation of EXIF or TIFF to ``(H, W)`` or ``(H, W, C)``; numbers without a meaning do nothing."""
+    if orientation not in range(2, 9):
+        return pixels
+    turned = pixels.swapaxes(0, 1)
+    views = {2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
+    views |= {5: turned, 6: turned[:, ::-1], 7: turned[::-1, ::-1], 8: turned[::-1]}
+    return np.ascontiguousarray(views[orientation])
