@@ -27,7 +27,7 @@ from ..types import UserError
 from .archive import Archive
 from .cache import SALT_FILE, Cache, CacheOptions, archive_digest, chosen_frames, short_digest
 from .containers import is_sequential
-from .examine import examine, perceptual_hash
+from .examine import examine, note_looks, perceptual_hash
 from .holdout import is_held_out
 from .journal import MAY_PASS, KnownFiles, count_images, journal_entries, recover
 from .table import LEFT_OUT, TABLE_SCHEMA, printable, salted
@@ -393,10 +393,11 @@ def _decoded(
         stored = square.tobytes()
         top = np.float32(np.iinfo(pixels.dtype).max)
         entry = {**common, "frame": frame, "status": "ok", "checksum": zlib.crc32(stored)}
-        entry |= {"notes": list(picture.notes) or None}
         entry |= {"mean": float(pixels.mean() / top), "std": float(pixels.std() / top)}
         if options.examined:
             entry |= {"perceptual_hash": perceptual_hash(pixels), **examine(pixels.astype(np.float32) / top)}
+            note_looks(pixels, picture.notes)
+        entry["notes"] = list(picture.notes) or None
         entries.append(entry)
         parts.append(stored)
     return entries, b"".join(parts)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..readers import NOTE_CONSTANT_CHANNEL, NOTE_FLAT_TABLE, NOTE_HIGH_BITS, NOTE_NARROW
 from ..types import Sample
 from ..words import counted
 from .archive import Archive
@@ -110,7 +111,7 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
     found = [
         _unreadable(cache),
         _left_out(columns),
-        _noted(columns),
+        *_noted(columns),
         *_single_images(columns, ok),
         *_duplicates(columns, ok, paths, archive),
         *_mixtures(columns, ok),
@@ -221,14 +222,30 @@ def _left_out(columns: dict[str, NDArray[Any]]) -> Defect:
     return Defect("left_out", "files with pages of other sizes, which are left out", False, len(found), [], examples)
 
 
-def _noted(columns: dict[str, NDArray[Any]]) -> Defect:
-    found = [(row, note) for row, notes in enumerate(columns["notes"].tolist()) if notes is not None for note in notes]
-    reasons = Counter(note for _, note in found)
+_OF_THEIR_OWN = {
+    NOTE_NARROW: ("narrow_range", "images that use less than a sixteenth of the range of their values"),
+    NOTE_HIGH_BITS: ("high_bits", "files with bits beyond the stored ones, such as overlays; they were masked"),
+    NOTE_FLAT_TABLE: ("flat_by_table", "images that their lookup table makes black or flat"),
+    NOTE_CONSTANT_CHANNEL: ("constant_channels", "colour images of which a channel is constant"),
+}
+"""Remarks that make a finding each: its name and meaning."""
+
+
+def _noted(columns: dict[str, NDArray[Any]]) -> list[Defect]:
+    """What the readers noted: findings of their own, and all the rest as one."""
+    noted = [(row, note) for row, notes in enumerate(columns["notes"].tolist()) if notes is not None for note in notes]
+    paths = columns["path"].tolist()
+    found = []
+    for note, (name, meaning) in _OF_THEIR_OWN.items():
+        rows = np.array([row for row, one in noted if one == note], dtype=np.int64)
+        found.append(_images(name, meaning, note == NOTE_FLAT_TABLE, rows, paths))
+    rest = [(row, note) for row, note in noted if note not in _OF_THEIR_OWN]
+    reasons = Counter(note for _, note in rest)
     by_reason = [{"reason": reason, "count": count} for reason, count in reasons.most_common()]
-    examples = [{"path": columns["path"][row], "reason": note} for row, note in found]
-    rows = sorted({row for row, _ in found})
+    examples = [{"path": paths[row], "reason": note} for row, note in rest]
+    of_rest = sorted({row for row, _ in rest})
     meaning = "odd files that were read all the same"
-    return Defect("noted", meaning, False, len(rows), rows, [*by_reason, *examples])
+    return [*found, Defect("noted", meaning, False, len(of_rest), of_rest, [*by_reason, *examples])]
 
 
 def _images(name: str, meaning: str, grave: bool, rows: NDArray[np.int64], paths: Sequence[str]) -> Defect:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.ndimage import uniform_filter
 
-from ..readers import fit_image
+from ..readers import NOTE_CONSTANT_CHANNEL, Notes, fit_image, note_narrow
 
-__all__ = ["HASH_BITS", "examine", "near_duplicates", "perceptual_hash"]
+__all__ = ["HASH_BITS", "examine", "near_duplicates", "note_looks", "perceptual_hash"]
 
 HASH_BITS = 256
 _SAMPLED, _KEPT = 32, 16
@@ -39,6 +39,26 @@ def perceptual_hash(pixels: NDArray[Any]) -> str:
     low = dctn(small, norm="ortho")[:_KEPT, :_KEPT].ravel()
     low[0] = 0  # brightness
     return np.packbits(low > np.median(low)).tobytes().hex()
+
+
+def note_looks(pixels: NDArray[Any], notes: Notes) -> None:
+    """Note eight bits of which few are used, and colours of which a channel is constant.
+
+    Args:
+        pixels: uint8 or uint16 ``(H, W, C)``; of deeper ones, the reader has seen how much they used before they were
+            stretched.
+        notes: gets the remarks.
+
+    >>> notes = Notes()
+    >>> note_looks(np.dstack([np.arange(90, 96).reshape(2, 3), np.zeros((2, 3)), np.ones((2, 3))]).astype("u1"), notes)
+    >>> len(list(notes))
+    2
+    """
+    if pixels.dtype == np.uint8:
+        note_narrow(pixels, 8, notes)
+    flat = pixels.min(axis=(0, 1)) == pixels.max(axis=(0, 1))
+    if pixels.shape[2] > 1 and flat.any() and not flat.all():
+        notes.add(NOTE_CONSTANT_CHANNEL)
 
 
 def near_duplicates(hashes: list[str | None], most: int = 20) -> list[list[int]]:

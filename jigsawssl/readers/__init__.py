@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, from_pillow, open_picture, read, read_file
 from .pixels import (
+    NOTE_CONSTANT_CHANNEL,
     NOTE_FLAT_TABLE,
     NOTE_HIGH_BITS,
     NOTE_NARROW,
@@ -12,6 +13,7 @@ from .pixels import (
     Notes,
     Unreadable,
     fit_image,
+    note_narrow,
     robust_range,
     shrink_square,
     to_display,
@@ -20,6 +22,7 @@ from .sniff import SNIFFED, Kind, sniff
 
 __all__ = [
     "MAX_PIXELS",
+    "NOTE_CONSTANT_CHANNEL",
     "NOTE_FLAT_TABLE",
     "NOTE_HIGH_BITS",
     "NOTE_NARROW",
@@ -33,6 +36,7 @@ __all__ = [
     "Unreadable",
     "fit_image",
     "from_pillow",
+    "note_narrow",
     "open_picture",
     "read",
     "read_file",

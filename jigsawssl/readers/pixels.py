@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
 __all__ = [
+    "NOTE_CONSTANT_CHANNEL",
     "NOTE_FLAT_TABLE",
     "NOTE_HIGH_BITS",
     "NOTE_NARROW",
@@ -52,6 +53,9 @@ NOTE_FLAT_TABLE = "black or flat after its lookup table"
 
 NOTE_NARROW = "values that use less than a sixteenth of their range"
 """Of samples that differ by less than that from one another, and are not all the same."""
+
+NOTE_CONSTANT_CHANNEL = "colours of which a channel is constant"
+"""Of colour images in which one or two channels are the same everywhere."""
 
 ORIENTATION = 0x0112
 """The tag of EXIF and TIFF."""

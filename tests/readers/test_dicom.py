@@ -117,7 +117,7 @@ def test_files_of_pydicom_are_read_right_or_refused_with_a_reason(file: Path) ->
         return
     ds = pydicom.dcmread(file, force=True)
     if file.stem == "badVR":  # whose number of frames is none, which pydicom does not forgive
-        assert list(picture.notes) == ["NumberOfFrames is no number"]
+        assert "NumberOfFrames is no number" in list(picture.notes)
         return
     if ds.file_meta.TransferSyntaxUID == JPEGExtended12Bit:
         assert pixels[0].shape[:2] == (ds.Rows, ds.Columns)  # which pydicom itself cannot decode here
@@ -463,7 +463,8 @@ def test_what_is_missing_and_has_one_usual_value_gets_it() -> None:
         ),
     ):
         assert np.array_equal(shown(data), shown(whole)), remark
-        assert any(note.startswith(remark) for note in remarks(data)) and not remarks(whole)
+        assert any(note.startswith(remark) for note in remarks(data))
+        assert not any(note.startswith(remark) for note in remarks(whole))
 
 
 @pytest.mark.parametrize("name", ["WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "PixelSpacing"])
