@@ -50,9 +50,9 @@ def note_looks(pixels: NDArray[Any], notes: Notes) -> None:
         notes: gets the remarks.
 
     >>> notes = Notes()
-    >>> note_looks(np.dstack([np.arange(90, 96).reshape(2, 3), np.zeros((2, 3)), np.ones((2, 3))]).astype("u1"), notes)
-    >>> len(list(notes))
-    2
+    >>> note_looks(np.dstack([np.arange(90, 96).reshape(2, 3), np.full((2, 3), 90)]).astype(np.uint8), notes)
+    >>> list(notes)
+    ['values that use less than a sixteenth of their range', 'colours of which a channel is constant']
     """
     if pixels.dtype == np.uint8:
         note_narrow(pixels, 8, notes)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from .dicom import WINDOWS, DicomFile
 from .pixels import ORIENTATION, ImageInfo, Notes, Unreadable, check_size, deep_to_display, over_black, upright
-from .png import PngChunks
+from .png import PngChunks, png_size
 from .sniff import SNIFFED, Kind, sniff
 from .tiff import TiffImages
 
@@ -236,9 +236,9 @@ def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels:
 
 
 def _open_png(data: bytes, max_pixels: int, notes: Notes) -> _Opened:
-    chunks = PngChunks(data, notes)
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    width, height = png_size(data)
     check_size(width, height, max_pixels)
+    chunks = PngChunks(data, notes)
     if data[24] == 16:
         # Pillow cuts 16-bit colours to 8 bits in silence.
         colours = _PNG_COLOURS.get(data[25], str(data[25]))

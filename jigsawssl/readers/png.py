@@ -11,12 +11,25 @@ from PIL import Image
 
 from .pixels import ORIENTATION, Notes, Unreadable
 
-__all__ = ["PngChunks"]
+__all__ = ["PngChunks", "png_size"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WITH_ORIENTATION = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 _LARGEST_TEXT = 1 << 20
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Width and height, before anything else is looked at.
+
+    Raises:
+        Unreadable: if the file does not begin as a PNG does.
+    """
+    if len(data) < 33:
+        raise Unreadable("truncated")
+    if data[12:16] != b"IHDR":
+        raise Unreadable("corrupt (a PNG without its header)")
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
 
 class _Chunk(NamedTuple):
@@ -59,10 +72,7 @@ class PngChunks:
 
 
 def _chunks(data: bytes) -> Iterator[_Chunk]:
-    at = len(_SIGNATURE)
-    if data[at + 4 : at + 8] != b"IHDR":
-        raise Unreadable("corrupt or truncated (a PNG without its header)")
-    kind = b""
+    at, kind = len(_SIGNATURE), b""
     while kind != b"IEND":
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         if end > len(data):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from pydicom.dataset import Dataset
 
 from jigsawssl.cli import main
 from jigsawssl.data.examine import examine, near_duplicates, perceptual_hash
@@ -70,6 +71,37 @@ def test_planted_defects_are_found(tmp_path: Path) -> None:
     for name in ("blank", "exact_duplicates", "near_duplicates", "text"):
         assert (out / "sheets" / f"{name}.png").stat().st_size > 1000
     assert look(root, out)[1] == defects, "a second look, from the table"
+
+
+def test_what_readers_note_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "a", tmp_path / "out"
+    for number in range(12):
+        save(root, f"{number}.png", smooth(number))
+    save(root, "narrow.png", smooth(20) // 20 + 90)
+    save(root, "green.png", np.dstack([np.zeros((96, 96), np.uint8), smooth(21), np.zeros((96, 96), np.uint8)]))
+    overlay = smooth(22).astype(np.uint16) * 16 | (smooth(23) > 100).astype(np.uint16) << 12
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    (root / "overlay.dcm").write_bytes(dicom(overlay, 12, **window))
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [4096, 0, 12], [0] * 4096
+    table["LUTData"].VR = "US"
+    (root / "black.dcm").write_bytes(dicom(smooth(24).astype(np.uint16) * 16, 12, VOILUTSequence=[table]))
+    (root / "comma.dcm").write_bytes(dicom(smooth(25).astype(np.uint16) * 16, 12, PixelRepresentation=None, **window))
+    (root / "report.dcm").write_bytes(dicom(PixelData=None, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33"))
+    _, defects = look(root, out)
+    for name, path in (
+        ("narrow_range", "narrow.png"),
+        ("constant_channels", "green.png"),
+        ("high_bits", "overlay.dcm"),
+        ("flat_by_table", "black.dcm"),
+    ):
+        assert defects[name]["examples"] == [path], name
+        assert (out / "sheets" / f"{name}.png").is_file()
+    reason = "lacks PixelRepresentation; 0 taken"
+    assert {"path": "comma.dcm", "reason": reason} in defects["noted"]["examples"]
+    assert [one["path"] for one in defects["left_out"]["examples"]] == ["report.dcm"]
+    assert "unreadable" not in defects
+    assert f"1 {reason}" in capsys.readouterr().out
 
 
 def test_the_manifest_is_looked_over(tmp_path: Path) -> None:

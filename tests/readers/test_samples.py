@@ -241,7 +241,4 @@ def test_a_lost_tag_is_damage_only_where_the_pixels_need_it() -> None:
             with pytest.raises(Unreadable, match="corrupt or truncated"):
                 seen(broken)
         else:
-            pixels, notes = seen(broken)
-            assert np.array_equal(pixels, COLOUR / 255) and notes == [
-                "a TIFF tag beside the pixels that cannot be read"
-            ]
+            assert np.array_equal(seen(broken)[0], COLOUR / 255)
