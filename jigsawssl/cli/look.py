@@ -27,8 +27,9 @@ from ..config import (
     config_of,
     to_yaml,
 )
-from ..data.archive import IMAGE_SUFFIXES, open_archive
+from ..data.archive import open_archive
 from ..data.manifest import csv_rows, manifest_columns
+from ..data.walk import IMAGE_SUFFIXES
 from ..header import find_encoder, read_header
 from ..report.run import check_entries, check_place, check_run_folder
 from ..types import UserError

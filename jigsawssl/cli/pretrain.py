@@ -92,7 +92,7 @@ def build_dataset(config: PretrainConfig, archive: Archive, channels: int | None
     """The images at the size of the views, with a margin where views are crops."""
     crops = config.views.preset == "strong"
     size = math.ceil(config.views.size * CROP_MARGIN) if crops else config.views.size
-    total = len(archive) + len(archive.refused)
+    total = len(archive) + archive.faults
     return PixelDataset(
         archive,
         size,
@@ -100,7 +100,7 @@ def build_dataset(config: PretrainConfig, archive: Archive, channels: int | None
         config.reading.fit,
         config.reading.window,
         config.batch.workers or os.cpu_count() or 1,
-        config.max_bad_fraction * total - len(archive.refused),
+        config.max_bad_fraction * total - archive.faults,
     )
 
 

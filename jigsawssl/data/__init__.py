@@ -5,9 +5,10 @@ Pixels and loaders are in :mod:`jigsawssl.data.loading`.
 
 from __future__ import annotations
 
-from jigsawssl.data.archive import IMAGE_SUFFIXES, Archive, open_archive
+from jigsawssl.data.archive import Archive, open_archive
 from jigsawssl.data.phantom import PHANTOM_CLASSES, make_phantoms
 from jigsawssl.data.splits import cross_validation_folds, holdout_split, label_fraction
+from jigsawssl.data.walk import IMAGE_SUFFIXES
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -8,7 +8,7 @@ import posixpath
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -16,21 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jigsawssl.data.containers import CONTAINER_SUFFIXES, MAX_BYTES, is_container, list_members, read_member
+from jigsawssl.data.containers import MAX_BYTES, is_container, read_member
 from jigsawssl.data.layouts import medmnist_file, samples_of_layout
 from jigsawssl.data.manifest import csv_rows, remedy_for_path
 from jigsawssl.data.phantom import demo_phantoms
+from jigsawssl.data.table import is_fault
+from jigsawssl.data.walk import IMAGE_SUFFIXES, Found, NoImages, find_images, is_inside, look_into
 from jigsawssl.readers import ImageInfo, Notes, Picture, Unreadable, open_picture, robust_range, to_display
 from jigsawssl.types import Sample, UserError
-
-IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom", ".ima"),
-    *CONTAINER_SUFFIXES,
-)
-"""Endings of the files that a folder is searched for, in lower case; capitals count as well. Files without an ending,
-or with one of digits, are looked into for the mark of DICOM."""
-
-_OTHER_PACKED = (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 _NPZ_SPLITS = ("train", "val", "test")
@@ -51,6 +44,7 @@ class Archive:
     _pixels: tuple[NDArray[Any], ...] | None = field(default=None, repr=False)  # of an archive in memory
     _members: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)  # path → container, name in it
     refused: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # path, reason: seen, and not made a sample
+    counted: Mapping[str, NoImages] = field(default_factory=dict, repr=False)  # what is no image, by ending
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -67,6 +61,11 @@ class Archive:
         if all(sample.group is None for sample in self.samples):
             return None
         return np.array([f"of {s.path}" if s.group is None else f"group {s.group}" for s in self.samples])
+
+    @property
+    def faults(self) -> int:
+        """How many were refused as broken or forbidden, and not left out as what they are."""
+        return sum(is_fault(reason) for _, reason in self.refused)
 
     @property
     def in_memory(self) -> bool:
@@ -119,7 +118,7 @@ class Archive:
         file = self._at(row)
         try:
             # Checked again at each reading, as links may have changed since the folder was listed.
-            if not _is_inside(file, os.path.realpath(self._root)):
+            if not is_inside(file, os.path.realpath(self._root)):
                 raise Unreadable("a link that leads outside")
             if sample.path in self._members:
                 return read_member(file, self._members[sample.path][1])
@@ -186,9 +185,8 @@ def open_archive(
     Args:
         data: one of
 
-            - a folder, searched recursively for :data:`IMAGE_SUFFIXES`; zip and tar files count as folders, so that
-              ``scans.zip/a/1.png`` is a path; hidden files and folders and links to folders are skipped, links that
-              lead outside are refused; rows are sorted by path;
+            - a folder, searched recursively, see :func:`jigsawssl.data.walk.find_images`; zip and tar files count as
+              folders, so that ``scans.zip/a/1.png`` is a path; rows are sorted by path;
             - an ``.npz`` file with ``{train,val,test}_images`` uint8 or uint16 ``(N, H, W)`` or ``(N, H, W, 3)`` and
               optionally ``..._labels`` int ``(N,)`` or ``(N, 1)`` (negative: unlabeled), or ``images`` and ``labels``;
               sample paths are ``train/17``, or ``17``;
@@ -219,7 +217,7 @@ def open_archive(
     if manifest is not None and (data == "demo" or path.is_file()):
         raise UserError(f"`manifest` ({manifest}) must go with a folder of images; `data` is {data}; leave it out.")
     pixels: tuple[NDArray[Any], ...] | None = None
-    found = _Found()
+    found = Found()
     if data == "demo":
         name, (samples, pixels) = "demo", _demo()
     elif data and path.is_dir():
@@ -227,7 +225,7 @@ def open_archive(
         if layout is None:
             samples, found = _folder_samples(path, manifest)
         else:
-            found = _find_images(path)
+            found = find_images(path)
             samples = samples_of_layout(layout, path, found.paths)
     elif path.is_file() and path.suffix.lower() == ".npz":
         name, (samples, pixels) = path.stem, _npz(path)
@@ -241,7 +239,9 @@ def open_archive(
         )
     classes = tuple(sorted({s.label for s in samples if s.label is not None}, key=_natural))
     root = path if pixels is None else None
-    archive = Archive(name, tuple(samples), classes, root, pixels, found.members, tuple(found.refused))
+    archive = Archive(
+        name, tuple(samples), classes, root, pixels, found.members, tuple(found.refused), dict(found.counted)
+    )
     if split is None:
         return archive
     wanted = _SPLIT_NAMES.get(split.lower(), split)
@@ -305,19 +305,10 @@ def _npz(path: Path) -> tuple[list[Sample], tuple[NDArray[Any], ...]]:
     return samples, tuple(pixels)
 
 
-@dataclass
-class _Found:
-    """What lies in a folder: paths of images, those of them in containers, and what was refused with the reason."""
-
-    paths: list[str] = field(default_factory=list)
-    members: dict[str, tuple[str, str]] = field(default_factory=dict)
-    refused: list[tuple[str, str]] = field(default_factory=list)
-
-
-def _folder_samples(root: Path, manifest: str | None) -> tuple[list[Sample], _Found]:
+def _folder_samples(root: Path, manifest: str | None) -> tuple[list[Sample], Found]:
     if manifest is not None and manifest != "folders":
         return _csv_samples(root, Path(manifest))
-    found = _find_images(root)
+    found = find_images(root)
     if manifest is None:
         return [Sample(path) for path in found.paths], found
     samples = []
@@ -334,99 +325,9 @@ def _folder_samples(root: Path, manifest: str | None) -> tuple[list[Sample], _Fo
     return samples, found
 
 
-def _find_images(root: Path) -> _Found:
+def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], Found]:
     inside = os.path.realpath(root)
-    found = _Found()
-
-    def denied(error: OSError) -> None:
-        found.refused.append((Path(error.filename or root).relative_to(root).as_posix(), "permission denied"))
-
-    for folder, subfolders, files in os.walk(root, onerror=denied):  # does not follow links to folders
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if below == "." else f"{below}/"
-        for name in files:
-            path = os.path.join(folder, name)
-            relative = prefix + name
-            if name.lower().endswith(_OTHER_PACKED) and not is_container(name) and not name.startswith("."):
-                found.refused.append((relative, "a packed format that is not read"))
-            if name.lower().endswith(".npz") and not name.startswith("."):
-                found.refused.append((relative, "arrays; name the .npz file itself as data"))
-            if name.startswith(".") or not _may_be_image(path):
-                continue
-            if os.path.islink(path) and not (_is_inside(path, inside) and os.path.isfile(path)):
-                leads = os.path.exists(path)
-                found.refused.append((relative, "a link that leads outside" if leads else "a link that leads nowhere"))
-            elif is_container(name):
-                _look_into(root, relative, found)
-            else:
-                found.paths.append(relative)
-    found.paths.sort()
-    found.refused.sort()
-    return found
-
-
-def _may_be_image(path: str) -> bool:
-    ending = os.path.splitext(path)[1].lower()
-    if path.lower().endswith(IMAGE_SUFFIXES):
-        return True
-    if ending and not ending[1:].isdigit():
-        return False
-    try:
-        # Neither a pipe, which would wait for ever, nor a device.
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb") as stream:
-            return stream.read(132)[128:] == b"DICM" and os.path.basename(path).upper() != "DICOMDIR"
-    except OSError:
-        return False
-
-
-def _look_into(root: Path, relative: str, found: _Found) -> None:
-    try:
-        names, refused = list_members(str(root / relative))
-    except Unreadable as error:
-        found.refused.append((relative, str(error)))
-        return
-    for name, reason in refused:
-        if not name or _is_image_name(name):
-            found.refused.append((f"{relative}/{name}" if name else relative, reason))
-    for name in names:
-        if is_container(name):
-            found.refused.append((f"{relative}/{name}", "packed files inside of packed files are not read"))
-        elif _is_image_name(name) or _is_dicom_member(root / relative, name):
-            path = f"{relative}/{posixpath.normpath(name)}"
-            found.members[path] = (relative, name)
-            found.paths.append(path)
-
-
-def _is_hidden(name: str) -> bool:
-    return posixpath.basename(name).startswith(".") or name.startswith("__MACOSX/")
-
-
-def _is_image_name(name: str) -> bool:
-    return not _is_hidden(name) and name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _is_dicom_member(container: Path, name: str) -> bool:
-    """As outside of containers: without an ending, or with one of digits, the mark of DICOM decides."""
-    ending = posixpath.splitext(name)[1]
-    if _is_hidden(name) or (ending and not ending[1:].isdigit()) or posixpath.basename(name).upper() == "DICOMDIR":
-        return False
-    try:
-        return read_member(str(container), name, most=132)[128:] == b"DICM"
-    except Unreadable:
-        return True  # and reading it gives the reason
-
-
-def _is_inside(path: str, real_root: str) -> bool:
-    real = os.path.realpath(path)
-    return real == real_root or real.startswith(os.path.join(real_root, ""))
-
-
-def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], _Found]:
-    inside = os.path.realpath(root)
-    found = _Found()
+    found = Found()
     looked: set[str] = set()
     samples: list[Sample] = []
     missing: list[str] = []
@@ -434,7 +335,7 @@ def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], _Found]:
         written = cells["path"]
         path = posixpath.normpath(written)
         absolute = posixpath.isabs(path) or PureWindowsPath(written).drive
-        if not written or absolute or path.split("/")[0] == ".." or not _is_inside(os.path.join(root, path), inside):
+        if not written or absolute or path.split("/")[0] == ".." or not is_inside(os.path.join(root, path), inside):
             raise UserError(
                 f"`manifest` ({manifest}) must name paths inside `data`; line {line} has '{written}'; "
                 f"{remedy_for_path(root, written)}."
@@ -442,7 +343,7 @@ def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], _Found]:
         container = _container_of(path)
         if container is not None and container not in looked and os.path.isfile(os.path.join(root, container)):
             looked.add(container)
-            _look_into(root, container, found)
+            look_into(root, container, found)
         if path not in found.members and not (container is None and os.path.isfile(os.path.join(root, path))):
             missing.append(path)
         split = cells.get("split", "")

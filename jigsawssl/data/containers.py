@@ -6,15 +6,16 @@ import os
 import posixpath
 import tarfile
 import threading
+import weakref
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..readers import Unreadable
 
-__all__ = ["CONTAINER_SUFFIXES", "MAX_BYTES", "is_container", "is_sequential", "list_members", "read_member"]
+__all__ = ["CONTAINER_SUFFIXES", "MAX_BYTES", "Listed", "is_container", "is_sequential", "list_members", "read_member"]
 
 CONTAINER_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Endings of the files that are looked into, in lower case; capitals count as well."""
@@ -23,6 +24,7 @@ MAX_BYTES = 1 << 30
 """The largest file or member that is read into memory, in bytes; more is taken for a bomb or a mistake."""
 
 _MAX_HEADER = 1 << 20
+_MOST_LINKS = 16
 _EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -42,26 +44,40 @@ def is_sequential(path: str) -> bool:
     return is_container(path) and not path.lower().endswith(".zip")
 
 
-def list_members(path: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Names of the regular files in a container, in its order, and those refused with the reason.
+class Listed(NamedTuple):
+    """What a container holds.
 
-    Of a tar file that breaks off, the members before that are listed, and the container itself is refused.
+    Attributes:
+        names: of its regular files as they are written in it, by path with slashes; in its order.
+        refused: path and reason of what cannot be read.
+        broken: why the container ends before its end, "" where it does not.
+    """
+
+    names: dict[str, str]
+    refused: list[tuple[str, str]]
+    broken: str
+
+
+def list_members(path: str) -> Listed:
+    """What a zip or tar file holds, without unpacking it.
+
+    Backslashes in a zip separate folders. Links in a tar count as what they lead to, if that is in it. Of a tar file
+    that breaks off, the members before that are listed.
 
     Raises:
         Unreadable: if nothing of the container can be listed.
     """
-    found, broken = _using(path, lambda handle: (handle.names(), handle.broken))
-    names, seen = [], set()
-    refused = [("", broken)] if broken else []
-    for name in found:
-        if not _safe(name):
-            refused.append((name, "unsafe path inside a container"))
-        elif posixpath.normpath(name) in seen:
-            refused.append((name, "repeated name inside a container"))
+    found, refused, broken = _using(path, lambda handle: (handle.names(), list(handle.refused), handle.broken))
+    names: dict[str, str] = {}
+    for name, place in found:
+        plain = posixpath.normpath(place)
+        if not _safe(place):
+            refused.append((place, "unsafe path inside a container"))
+        elif plain in names:
+            refused.append((plain, "repeated name inside a container"))
         else:
-            seen.add(posixpath.normpath(name))
-            names.append(name)
-    return names, refused
+            names[plain] = name
+    return Listed(names, refused, broken)
 
 
 def read_member(path: str, name: str, most: int | None = None) -> bytes:
@@ -99,15 +115,52 @@ def _safe(name: str) -> bool:
     )
 
 
+_METHODS = {
+    1: "Shrink",
+    6: "Implode",
+    9: "Deflate64",
+    93: "Zstandard",
+    94: "MP3",
+    95: "xz",
+    96: "JPEG",
+    97: "WavPack",
+    98: "PPMd",
+    99: "AES",
+}
+_READ_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
 class _Zip:
     broken = ""
 
     def __init__(self, path: str) -> None:
         self.lock = threading.Lock()
         self.file = zipfile.ZipFile(path)
+        self.refused: list[tuple[str, str]] = []
+        self._names: list[tuple[str, str]] = []
+        for entry in self.file.infolist():
+            place = entry.filename.replace("\\", "/")
+            reason = self._reason(entry)
+            if place.endswith("/"):
+                continue
+            if reason:
+                self.refused.append((place, reason))
+            else:
+                self._names.append((entry.filename, place))
 
-    def names(self) -> list[str]:
-        return [entry.filename for entry in self.file.infolist() if not entry.is_dir()]
+    @staticmethod
+    def _reason(entry: zipfile.ZipInfo) -> str:
+        """Why a member cannot be read, "" where it can."""
+        if entry.flag_bits & 0x1:
+            return "encrypted; unpack it with its password"
+        if entry.compress_type not in _READ_METHODS:
+            method = _METHODS.get(entry.compress_type, str(entry.compress_type))
+            return f"the zip method {method} is not read; unpack it, or pack it again as usual"
+        return ""
+
+    def names(self) -> list[tuple[str, str]]:
+        """Names as they are written, and with slashes."""
+        return self._names
 
     def read(self, name: str, most: int | None) -> bytes:
         if most is None and self.file.getinfo(name).file_size > MAX_BYTES:
@@ -134,19 +187,44 @@ class _Tar:
     def __init__(self, path: str) -> None:
         self.lock = threading.Lock()
         self.file = tarfile.open(path, tarinfo=_BoundedHeaders)  # noqa: SIM115  kept open for the next member
+        weakref.finalize(self, self.file.close)  # when it leaves the store of open handles
         self.entries: dict[str, tarfile.TarInfo] = {}
+        self.refused: list[tuple[str, str]] = []
         self.broken = ""
+        links: dict[str, str] = {}
         try:
             for entry in self.file:
+                plain = posixpath.normpath(entry.name)
+                if entry.isdir():
+                    continue
+                if plain in self.entries or plain in links:  # as unpacking does, which overwrites
+                    self.refused.append((plain, "repeated name inside a container; the last one counts"))
+                    self.entries.pop(plain, None)
+                    links.pop(plain, None)
                 if entry.isreg():
-                    self.entries[entry.name] = entry
+                    self.entries[plain] = entry
+                elif entry.islnk():
+                    links[plain] = posixpath.normpath(entry.linkname)
+                elif entry.issym():
+                    links[plain] = posixpath.normpath(posixpath.join(posixpath.dirname(plain), entry.linkname))
+                else:
+                    self.refused.append((plain, "not a file"))
         except Exception as error:
             if not self.entries:
                 raise
             self.broken = f"broken container ({type(error).__name__}) after {len(self.entries)} members"
+        for plain in links:
+            target = plain
+            for _ in range(_MOST_LINKS):
+                target = links.get(target, target)
+            if target in self.entries:
+                self.entries[plain] = self.entries[target]
+            else:
+                self.refused.append((plain, "a link that leads outside or nowhere"))
 
-    def names(self) -> list[str]:
-        return list(self.entries)
+    def names(self) -> list[tuple[str, str]]:
+        """Names, twice, as a tar file has slashes already."""
+        return [(name, name) for name in self.entries]
 
     def read(self, name: str, most: int | None) -> bytes:
         entry = self.entries[name]

@@ -18,6 +18,7 @@ from .archive import Archive
 from .cache import Cache
 from .examine import near_duplicates
 from .table import LEFT_OUT, printable
+from .walk import NO_IMAGES
 
 __all__ = ["Defect", "Diagnosis", "diagnose"]
 
@@ -111,6 +112,7 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
     found = [
         _unreadable(cache),
         _left_out(columns),
+        _not_images(archive),
         *_noted(columns),
         *_single_images(columns, ok),
         *_duplicates(columns, ok, paths, archive),
@@ -130,9 +132,11 @@ def _census(archive: Archive, cache: Cache, columns: dict[str, NDArray[Any]], ok
     sizes = Counter(f"{int(w)} x {int(h)}" for w, h in zip(columns["width"][ok], columns["height"][ok], strict=True))
     patients = {value for value in columns["patient"][ok].tolist() if value is not None}
     return {
-        "files_and_members": len(archive) + len(archive.refused),
+        "files_and_members": len(archive) + len(archive.refused) + sum(one.files for one in archive.counted.values()),
         "images": len(ok),
         "unreadable": len(cache.unreadable()),
+        "left_out": sum(status.startswith(LEFT_OUT) for status in columns["status"].tolist()),
+        "not_images": {ending: one.files for ending, one in sorted(archive.counted.items())},
         "formats": counts("format"),
         "bits": counts("bits"),
         "channels_stored": counts("channels"),
@@ -218,8 +222,24 @@ def _unreadable(cache: Cache) -> Defect:
 
 def _left_out(columns: dict[str, NDArray[Any]]) -> Defect:
     found = [row for row, status in enumerate(columns["status"].tolist()) if status.startswith(LEFT_OUT)]
-    examples = [{"path": columns["path"][row], "reason": columns["status"][row]} for row in found]
-    return Defect("left_out", "files with pages of other sizes, which are left out", False, len(found), [], examples)
+    reasons = [columns["status"][row].removeprefix(LEFT_OUT) for row in found]
+    by_reason = [{"reason": reason, "count": count} for reason, count in Counter(reasons).most_common()]
+    examples = [{"path": columns["path"][row], "reason": reason} for row, reason in zip(found, reasons, strict=True)]
+    meaning = "files or pages that are whole and are no images to train on, or of a format that is not read"
+    return Defect("left_out", meaning, False, len(found), [], [*by_reason, *examples])
+
+
+def _not_images(archive: Archive) -> Defect:
+    """What is no image and has no ending that says so; documents and the like are in the census only."""
+    unsure = {e: one for e, one in archive.counted.items() if one.examples and e not in NO_IMAGES}
+    examples = [
+        {"path": printable(path), "reason": "not an image, by its content"}
+        for one in unsure.values()
+        for path in one.examples
+    ]
+    count = sum(one.files for one in unsure.values())
+    meaning = "files of which neither the ending nor the content is that of an image"
+    return Defect("not_images", meaning, False, count, [], examples)
 
 
 _OF_THEIR_OWN = {

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import Cache, CacheOptions
 from jigsawssl.data.known import KnownImages, Squares
+from jigsawssl.data.table import LEFT_OUT, is_fault
 from jigsawssl.progress import Progress
-from jigsawssl.readers import Unreadable, fit_image, shrink_square
+from jigsawssl.readers import NotAnImage, Unreadable, fit_image, shrink_square
 from jigsawssl.stain import MACENKO_TARGET, reinhard_statistics
 from jigsawssl.types import Batch, UserError
 
@@ -236,17 +237,20 @@ class PixelDataset(Dataset[Batch]):
             picture = self.archive.open(row, self.window, at_least=2 * side)
             pixels = picture.frame(picture.info.frames // 2)
         except Unreadable as error:
-            self.unreadable[path] = str(error)
-            if len(self.unreadable) > self.most_unreadable:
+            self.unreadable[path] = f"{LEFT_OUT}{error}" if isinstance(error, NotAnImage) else str(error)
+            if self._faults() > self.most_unreadable:
                 raise self.too_many_unreadable() from None
             return None
         square = fit_image(pixels, side, self.channels, self.fit, self.deep or pixels.dtype == np.uint16)
         return shrink_square(square, self.size)
 
+    def _faults(self) -> int:
+        return sum(is_fault(reason) for reason in self.unreadable.values())
+
     def too_many_unreadable(self) -> UserError:
         """The error to raise where more is unreadable than was allowed."""
-        found = len(self.unreadable) + len(self.archive.refused)
-        total = len(self.archive) + len(self.archive.refused)
+        found = self._faults() + self.archive.faults
+        total = len(self.archive) + self.archive.faults
         return UserError(
             f"`max_bad_fraction` must cover the unreadable images, which are {found} of {total} so far; quarantine.csv "
             "in `out` lists them: mend or remove them, or raise it"

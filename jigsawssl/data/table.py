@@ -7,7 +7,7 @@ import re
 
 import pyarrow as pa
 
-__all__ = ["LEFT_OUT", "TABLE_SCHEMA", "content_key", "original", "printable", "salted"]
+__all__ = ["LEFT_OUT", "TABLE_SCHEMA", "content_key", "is_fault", "original", "printable", "salted"]
 
 TABLE_SCHEMA = pa.schema(
     [
@@ -50,7 +50,16 @@ Perceptual hash, ``border`` and ``text`` are filled by the doctor.
 """
 
 LEFT_OUT = "left out: "
-"""How the status begins of what can be read and is not an image to train on."""
+"""How the status begins of what is whole and is no image to train on, or of a format that is not read."""
+
+
+def is_fault(reason: str) -> bool:
+    """Whether a reason tells of something broken or forbidden, and not of what is left out.
+
+    >>> is_fault("truncated"), is_fault("left out: NIfTI is not read")
+    (True, False)
+    """
+    return not reason.startswith(LEFT_OUT)
 
 
 def printable(path: str) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jigsawssl.data.archive import IMAGE_SUFFIXES, Archive, open_archive
+from jigsawssl.data.archive import Archive, open_archive
+from jigsawssl.data.walk import IMAGE_SUFFIXES
 from jigsawssl.types import Sample, UserError
 
 

@@ -86,7 +86,7 @@ def test_what_readers_note_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     table.LUTDescriptor, table.LUTData = [4096, 0, 12], [0] * 4096
     table["LUTData"].VR = "US"
     (root / "black.dcm").write_bytes(dicom(smooth(24).astype(np.uint16) * 16, 12, VOILUTSequence=[table]))
-    (root / "comma.dcm").write_bytes(dicom(smooth(25).astype(np.uint16) * 16, 12, PixelRepresentation=None, **window))
+    (root / "odd.dcm").write_bytes(dicom(smooth(25).astype(np.uint16) * 16, 12, PixelRepresentation=None, **window))
     (root / "report.dcm").write_bytes(dicom(PixelData=None, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33"))
     _, defects = look(root, out)
     for name, path in (
@@ -97,11 +97,12 @@ def test_what_readers_note_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     ):
         assert defects[name]["examples"] == [path], name
         assert (out / "sheets" / f"{name}.png").is_file()
-    reason = "lacks PixelRepresentation; 0 taken"
-    assert {"path": "comma.dcm", "reason": reason} in defects["noted"]["examples"]
-    assert [one["path"] for one in defects["left_out"]["examples"]] == ["report.dcm"]
+    remark = "lacks PixelRepresentation; 0 taken"
+    assert {"path": "odd.dcm", "reason": remark} in defects["noted"]["examples"]
+    reason = "a DICOM object without pixels: Comprehensive SR"
+    assert defects["left_out"]["examples"] == [{"reason": reason, "count": 1}, {"path": "report.dcm", "reason": reason}]
     assert "unreadable" not in defects
-    assert f"1 {reason}" in capsys.readouterr().out
+    assert f"1 {remark}" in capsys.readouterr().out
 
 
 def test_the_manifest_is_looked_over(tmp_path: Path) -> None:
