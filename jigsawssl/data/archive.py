@@ -474,8 +474,8 @@ def _csv_samples(root: Path, manifest: Path, remarks: list[str]) -> tuple[list[S
             f"{repeated[0]}; keep one row of each."
         )
     remarks += [
-        f"{counted(number, 'cell')} of `{column}` {'says' if number == 1 else 'say'} {cell}, which is taken for unknown; "
-        f"where it is a {column}, rename it"
+        f"{counted(number, 'cell')} of `{column}` {'says' if number == 1 else 'say'} {cell}, which is taken for "
+        f"unknown; where it is a {column}, rename it"
         for (column, cell), number in sorted(unknown.items())
     ]
     return samples, found

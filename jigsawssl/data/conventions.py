@@ -33,12 +33,13 @@ _SPLIT_OF = {
 _AROUND_SPLIT = re.compile(r"[\s_-]*(set|split|data)?$")
 
 _MISSING = frozenset(
-    "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
+    ("", "NA", "<NA>", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None")
+    + ("#N/A", "#N/A N/A", "#NA", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
 )
 
 _NOTHING_FOUND = frozenset(
-    "normal healthy negative neg benign no none control controls absent without non not nonmalignant noncancer notumor "
-    "nofinding nofindings nodisease".split()
+    ("normal", "healthy", "negative", "neg", "benign", "control", "controls", "absent")
+    + ("no", "none", "non", "not", "without", "nonmalignant", "noncancer", "notumor", "nofinding", "nodisease")
 )
 
 

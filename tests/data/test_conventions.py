@@ -1,4 +1,4 @@
-"""What words mean: folders that are splits and folders that are classes, the order of classes, classes spelled twice."""
+"""What words mean: folders that are splits and those that are classes, the order of classes, classes spelled twice."""
 
 from __future__ import annotations
 
