@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..progress import Progress
-from ..readers import Unreadable, fit_image
+from ..readers import NotAnImage, Unreadable, fit_image
 from ..types import UserError
 from .archive import Archive
 from .cache import SALT_FILE, Cache, CacheOptions, archive_digest, chosen_frames, short_digest
@@ -357,6 +357,8 @@ def _decoded(
     """Table rows and cached pixels of all wanted frames of one file."""
     try:
         picture = archive.open(row, options.window, None if options.examined else 2 * options.size, data)
+    except NotAnImage as error:
+        return [{"frame": 0, "status": f"{LEFT_OUT}{error}"}], b""
     except Unreadable as error:
         return [{"frame": 0, "status": str(error)}], b""
     info = picture.info

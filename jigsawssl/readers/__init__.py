@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, from_pillow, open_picture, read, read_file
-from .pixels import ImageInfo, Notes, Unreadable, fit_image, robust_range, shrink_square, to_display
+from .pixels import (
+    NOTE_FLAT_TABLE,
+    NOTE_HIGH_BITS,
+    ImageInfo,
+    NotAnImage,
+    Notes,
+    Unreadable,
+    fit_image,
+    robust_range,
+    shrink_square,
+    to_display,
+)
 
 __all__ = [
     "MAX_PIXELS",
+    "NOTE_FLAT_TABLE",
+    "NOTE_HIGH_BITS",
     "WINDOW_CHOICES",
     "ImageInfo",
+    "NotAnImage",
     "Notes",
     "Picture",
     "Unreadable",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from .dicom import WINDOWS, DicomFile
+from .elements import looks_like_dicom
 from .pixels import ImageInfo, Notes, Unreadable, robust_range, to_display
 
 __all__ = [
@@ -49,7 +50,6 @@ _PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
 _ORIENTATION = 0x0112
 _PNG_COLOURS = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # in Pillow's names
-_BARE_DICOM = (b"\x08\0", b"\x02\0")  # files without preamble start with an element of group 8 or 2
 
 
 class Picture(NamedTuple):
@@ -220,8 +220,8 @@ def _guarded(action: Callable[[], Any]) -> Any:
 def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels: int) -> _Opened:
     if not data:
         raise Unreadable("empty file")
-    head = data[:132]
-    if head[128:132] == b"DICM":
+    head = data[:300]
+    if looks_like_dicom(head):
         return _open_dicom(data, window, max_pixels)
     if head.startswith(_TIFF):
         return _open_tiff(data, max_pixels)
@@ -230,7 +230,7 @@ def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels:
     kind = next((known for magic, known in _PILLOW.items() if head.startswith(magic)), None)
     if kind is None and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         kind = "WEBP"
-    if kind is None and (head[:2] in _BARE_DICOM or name.lower().endswith(_DICOM_NAMES)):
+    if kind is None and name.lower().endswith(_DICOM_NAMES):
         return _open_dicom(data, window, max_pixels)
     if kind is None:
         raise Unreadable("not an image of a known format")

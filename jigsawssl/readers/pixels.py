@@ -10,7 +10,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
-__all__ = ["ImageInfo", "Notes", "Unreadable", "fit_image", "robust_range", "shrink_square", "to_display"]
+__all__ = [
+    "NOTE_FLAT_TABLE",
+    "NOTE_HIGH_BITS",
+    "ImageInfo",
+    "NotAnImage",
+    "Notes",
+    "Unreadable",
+    "fit_image",
+    "robust_range",
+    "shrink_square",
+    "to_display",
+]
 
 
 _PERCENTILES = (0.5, 99.5)
@@ -19,6 +30,17 @@ _PART = 1 << 20  # values
 
 class Unreadable(ValueError):
     """An image that cannot be read; the message is the reason, and names no patient and no absolute path."""
+
+
+class NotAnImage(Unreadable):
+    """A whole and readable file of a kind that shows nothing, such as a report, or marks what others show."""
+
+
+NOTE_HIGH_BITS = "bits beyond the stored ones, which were masked"
+"""Of samples that have bits set where their header says there are none, as old overlays do."""
+
+NOTE_FLAT_TABLE = "black or flat after its lookup table"
+"""Of images that a table turned into one value."""
 
 
 class ImageInfo(NamedTuple):
