@@ -33,13 +33,17 @@ _SPLIT_OF = {
 _AROUND_SPLIT = re.compile(r"[\s_-]*(set|split|data)?$")
 
 _MISSING = frozenset(
-    ("", "NA", "<NA>", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None")
-    + ("#N/A", "#N/A N/A", "#NA", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
+    (
+        *("", "NA", "<NA>", "N/A", "n/a", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"),
+        *("#N/A", "#N/A N/A", "#NA", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+    )
 )
 
 _NOTHING_FOUND = frozenset(
-    ("normal", "healthy", "negative", "neg", "benign", "control", "controls", "absent")
-    + ("no", "none", "non", "not", "without", "nonmalignant", "noncancer", "notumor", "nofinding", "nodisease")
+    (
+        *("normal", "healthy", "negative", "neg", "benign", "control", "controls", "absent"),
+        *("no", "none", "non", "not", "without", "nonmalignant", "noncancer", "notumor", "nofinding", "nodisease"),
+    )
 )
 
 

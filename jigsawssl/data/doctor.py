@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..readers import tells_apart
 from ..types import Sample
 from ..words import counted
 from .archive import Archive
 from .cache import Cache
+from .conventions import alike, unknown_splits
 from .examine import near_duplicates
 from .table import LEFT_OUT, printable
 
@@ -107,6 +109,9 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
     ok = cache.readable()
     paths = cache.paths()
     columns["path"] = np.array([printable(path) for path in paths], dtype=object)
+    one_for_all = not tells_apart(columns["patient"][ok].tolist())
+    if one_for_all:
+        columns["patient"] = np.full(len(paths), None, dtype=object)
     found = [
         _unreadable(cache),
         _left_out(columns),
@@ -115,6 +120,8 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
         *_duplicates(columns, ok, paths, archive),
         *_mixtures(columns, ok),
         _divided_patients(archive, columns, paths, ok),
+        _one_patient(len(ok) if one_for_all else 0),
+        *_words(archive),
         *_manifest(archive),
     ]
     splits = _splits(archive, {paths[row] for row in ok.tolist()})
@@ -346,6 +353,46 @@ def _divided_patients(
             splits.setdefault(patient, set()).add(split)
     divided = sum(len(names) > 1 for names in splits.values())
     return Defect("patients_across_splits", "patients of DICOM files that lie in several splits", True, divided)
+
+
+def _one_patient(count: int) -> Defect:
+    meaning = "images with one PatientID for all, which is taken for a placeholder; if it is one patient, nothing here "
+    return Defect("one_patient", f"{meaning}can test", False, count)
+
+
+def _words(archive: Archive) -> list[Defect]:
+    """What was not understood, or not as it may have been meant."""
+    splits = unknown_splits(archive.samples)
+    without = sum(sample.split is None for sample in archive.samples)
+    known = len(archive.samples) - without
+    twice = alike(archive.classes)
+    return [
+        Defect(
+            "unknown_splits",
+            "images of splits that are none of train, val and test, and are used nowhere",
+            True,
+            sum(splits.values()),
+            [],
+            [{"reason": name, "count": count} for name, count in splits.items()],
+        ),
+        Defect("without_split", "images without a split beside others with one", False, without if known else 0),
+        Defect(
+            "classes_alike",
+            "classes that seem to be one, spelled in several ways",
+            True,
+            len(twice),
+            [],
+            [list(names) for names in twice],
+        ),
+        Defect(
+            "taken_as_unknown",
+            "kinds of words or labels that may be meant in another way",
+            False,
+            len(archive.remarks),
+            [],
+            list(archive.remarks),
+        ),
+    ]
 
 
 def _manifest(archive: Archive) -> list[Defect]:

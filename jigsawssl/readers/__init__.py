@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, from_pillow, open_picture, read, read_file
+from .patients import known_patient, tells_apart
 from .pixels import (
     NOTE_FLAT_TABLE,
     NOTE_HIGH_BITS,
@@ -28,10 +29,12 @@ __all__ = [
     "Unreadable",
     "fit_image",
     "from_pillow",
+    "known_patient",
     "open_picture",
     "read",
     "read_file",
     "robust_range",
     "shrink_square",
+    "tells_apart",
     "to_display",
 ]
