@@ -301,8 +301,8 @@ def _npz(path: Path, remarks: list[str]) -> tuple[list[Sample], tuple[NDArray[An
         if labels is not None:
             if labels.ndim == 2 and len(labels) == len(images) and labels.shape[1] > 1:
                 remarks.append(
-                    f"{prefix}labels holds {labels.shape[1]} labels for each image, and a class is one label: none was "
-                    "taken"
+                    f"the array {prefix}labels holds {labels.shape[1]} labels for each image, and a class is one: none "
+                    "was taken"
                 )
             elif labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
                 raise UserError(

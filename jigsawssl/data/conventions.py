@@ -99,8 +99,8 @@ def folder_samples(paths: Sequence[str]) -> list[Sample]:
     folders = [tuple(path.split("/")[:-1]) for path in paths]
     children: dict[tuple[str, ...], set[str]] = {}
     for parts in set(folders):
-        for depth, part in enumerate(parts):
-            children.setdefault(parts[:depth], set()).add(part)
+        for at, part in enumerate(parts):
+            children.setdefault(parts[:at], set()).add(part)
     several, single = set(), set()
     for place, names in children.items():
         splits = {split for split in map(_folder_split, names) if split is not None}
@@ -111,10 +111,9 @@ def folder_samples(paths: Sequence[str]) -> list[Sample]:
             single.add(place)
 
     def depth_of_split(parts: tuple[str, ...]) -> int | None:
-        depths = range(len(parts))
-        places = [depth for depth in depths if parts[:depth] in several]
-        named = [depth for depth in places if _folder_split(parts[depth]) is not None]
-        alone = [depth for depth in depths if parts[:depth] in single]
+        places = [at for at in range(len(parts)) if parts[:at] in several]
+        named = [at for at in places if _folder_split(parts[at]) is not None]
+        alone = [at for at in range(len(parts)) if parts[:at] in single]
         return next(iter([*named, *places, *alone]), None)
 
     depths = [depth_of_split(parts) for parts in folders]

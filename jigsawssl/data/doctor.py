@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..readers import tells_apart
-from ..types import Sample
 from ..words import counted
 from .archive import Archive
 from .cache import Cache
+from .census import split_counts
 from .conventions import alike, unknown_splits
 from .examine import near_duplicates
 from .table import LEFT_OUT, printable
@@ -163,24 +163,12 @@ def _class_counts(archive: Archive) -> dict[str, int]:
 
 
 def _splits(archive: Archive, readable: set[str]) -> list[dict[str, Any]]:
-    members: dict[str | None, list[Sample]] = {}
-    for sample in archive.samples:
-        if sample.path in readable:
-            members.setdefault(sample.split, []).append(sample)
-    if not set(members) - {None}:
+    found = split_counts(archive, readable)
+    if not {row["split"] for row in found} - {None}:
         return []
-    order = ["train", "val", "test"]
-    last = len(order)
-    found = []
-    for name in sorted(members, key=lambda n: (n is None, order.index(n) if n in order else last, n or "")):
-        samples = members[name]
-        groups = None
-        if archive.groups is not None:  # an image that lacks one is a group of its own
-            groups = len({("of", s.path) if s.group is None else ("group", s.group) for s in samples})
-        labels = Counter(sample.label for sample in samples)
-        classes = {label: labels[label] for label in archive.classes}
-        remarks = [] if name is None else _remarks(name, len(samples), groups, classes)
-        found.append({"split": name, "images": len(samples), "groups": groups, "classes": classes, "remarks": remarks})
+    for row in found:
+        count, groups = row["images"], row["groups"]
+        row["remarks"] = [] if row["split"] is None else _remarks(row["split"], count, groups, row["classes"])
     return found
 
 

@@ -148,7 +148,9 @@ def test_several_labels_an_image_are_no_class(kind: type, tmp_path: Path) -> Non
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.eye(3, 14, dtype=kind), test_images=images)
     archive = open_archive(str(tmp_path / "x.npz"))
     assert [sample.split for sample in archive.samples] == ["train"] * 3 + ["test"] * 3 and archive.classes == ()
-    assert archive.remarks == ("train_labels holds 14 labels for each image, and a class is one label: none was taken",)
+    assert archive.remarks == (
+        "the array train_labels holds 14 labels for each image, and a class is one: none was taken",
+    )
 
 
 def test_missing_values_are_unknown_and_said_and_names_of_splits_have_many_forms(tmp_path: Path) -> None:
