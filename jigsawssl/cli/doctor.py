@@ -20,6 +20,7 @@ from ..data.table import LEFT_OUT, printable
 from ..functional import to_unit_range
 from ..report import format_table, write_json
 from ..types import UserError
+from .census import census_table
 
 __all__ = ["run"]
 
@@ -28,7 +29,6 @@ THUMBNAIL = 96
 
 _ON_SHEET = 48
 _SHOWN, _GRAVE_SHOWN = 2, 5  # examples on the terminal
-_CLASSES_SHOWN = 10
 
 
 def run(config: DoctorConfig) -> int:
@@ -124,8 +124,7 @@ def _print(diagnosis: Diagnosis, out: Path | None) -> None:
             rows.append([name.replace("_", " "), text])
     print("\n" + format_table(["census", ""], rows) + "\n")
     if diagnosis.splits:
-        splits = [[s["split"] or "none", s["images"], s["groups"], _classes(s["classes"])] for s in diagnosis.splits]
-        print(format_table(["split", "images", "groups", "classes"], splits) + "\n")
+        print(census_table(diagnosis.splits) + "\n")
     remarks = [f"{split['split']}: {remark}" for split in diagnosis.splits for remark in split["remarks"]]
     if not diagnosis.defects and not remarks:
         print("no problems found")
@@ -137,14 +136,6 @@ def _print(diagnosis: Diagnosis, out: Path | None) -> None:
         print(f"look at          {remark}")
     if out is not None:
         print(f"\nreport: {out / 'doctor.json'}  table: {out / 'table.parquet'}  pictures: {out / 'sheets'}")
-
-
-def _classes(counts: dict[str, int]) -> str | None:
-    if len(counts) <= _CLASSES_SHOWN:
-        return ", ".join(f"{name}: {count}" for name, count in counts.items()) or None
-    least, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
-    present = sum(count > 0 for count in counts.values())
-    return f"{present} of {len(counts)}, from {least}: {counts[least]} to {most}: {counts[most]}"
 
 
 def _reasons(defect: Defect) -> str:

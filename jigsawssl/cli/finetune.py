@@ -18,7 +18,7 @@ from ..data.table import printable
 from ..evaluation.judgement import judge
 from ..experiments.cells import predictions_of, save_predictions
 from ..experiments.gallery import save_gallery
-from ..experiments.labelled import check_overlap, open_labelled, read_images, seen_by, take_budget, write_split
+from ..experiments.labelled import check_overlap, read_images, remarks_on, take_budget, write_split
 from ..experiments.reporting import LIMITS, write_report
 from ..experiments.subsets import draw_subset, read_subset
 from ..models import Classifier
@@ -33,6 +33,7 @@ from .supervised import (
     check_encoder,
     choice_of,
     data_facts,
+    open_and_tell,
     provenance_of,
     recipes_of,
     source_of,
@@ -58,7 +59,7 @@ def run(config: FinetuneConfig) -> None:
         return
     device = training_device(config.trainer.accelerator)
     source = source_of(config, [config.encoder])
-    labelled = open_labelled(source, seen=[] if config.allow_overlap else seen_by([config.encoder]))
+    labelled = open_and_tell(config, source, [config.encoder])
     archive, pool, known = labelled.archive, labelled.pool, labelled.identities.known
     pl.seed_everything(config.seed, verbose=False)
     channels = PixelDataset(archive.select(pool.tolist()), 8).channels
@@ -116,6 +117,7 @@ def run(config: FinetuneConfig) -> None:
         passes,
     )
     metrics = judgement["metrics"]
+    judgement["notes"] += (f"{remark[:1].upper()}{remark[1:]}." for remark in remarks_on(labelled))
     if test.unreadable:
         judgement["notes"].append(f"{len(test.unreadable)} test images could not be read, and are left out.")
     origin = {"encoder": without_folder(config.encoder), "labels": budget.facts["labels"], "seed": config.seed}

@@ -21,6 +21,7 @@ from ..config import PretrainConfig, to_yaml, without_folder, without_folders
 from ..data import Archive
 from ..data.cache import Cache
 from ..data.cache_writer import build_cache
+from ..data.census import split_counts
 from ..data.guard import SeenImages, seen_images
 from ..data.holdout import TEST, TRAIN
 from ..data.identity import Identities
@@ -49,6 +50,7 @@ from ..training.monitors import (
 from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
+from .census import census_table, told
 from .look import RESUME_MAY_CHANGE
 from .unlabeled import SEEN, keep_out, sides_in_words, unlabeled_archive, write_sides
 
@@ -236,7 +238,7 @@ def run(config: PretrainConfig) -> Path:
         if not resumed:
             clear_run_folder(path)
         (path / "config.yaml").write_text(to_yaml(config))
-        print(unlabeled.told)
+        print(_census(unlabeled.whole) + unlabeled.told)
         when_interrupted(lambda: _kept_before_training(config, path))
     try:
         cache = _decode(config, dataset, path)
@@ -337,6 +339,13 @@ def run(config: PretrainConfig) -> Path:
 
     _summary(path, write_report(path, report))
     return path / "encoder.safetensors"
+
+
+def _census(archive: Archive) -> str:
+    """What a manifest says of the images, where there is one; labels are counted and not used."""
+    known = archive.classes or any(sample.split or sample.group for sample in archive.samples)
+    table = ["", census_table(split_counts(archive)), ""] if known else []
+    return "".join(f"{line}\n" for line in [*table, *told(archive.remarks)])
 
 
 def _data_facts(dataset: PixelDataset) -> dict[str, Any]:

@@ -15,10 +15,20 @@ from numpy.typing import NDArray
 
 from ..checkpoint import read_header
 from ..config import CurveConfig, StudyConfig, SupervisedConfig, command_of, to_yaml, without_folder
+from ..data.census import split_counts
+from ..data.conventions import are_numbered, split_name
 from ..data.loading import PixelDataset, stain_target
 from ..data.manifest import manifest_columns
 from ..experiments.cells import EncoderChoice, Rows, adaptation_mode
-from ..experiments.labelled import Labelled, Source, caches_beside, open_labelled, seen_by, write_split
+from ..experiments.labelled import (
+    Labelled,
+    Source,
+    caches_beside,
+    open_labelled,
+    remarks_on,
+    seen_by,
+    write_split,
+)
 from ..experiments.subsets import write_subsets
 from ..functional import nearest_sizes
 from ..models import Encoder
@@ -27,6 +37,7 @@ from ..report.run import check_run_folder, clear_run_folder, now
 from ..training.finetune import Recipe, trained_stages
 from ..training.optim import autocast_precision, training_device
 from ..types import UserError
+from .census import census_table, told
 from .look import RESUME_MAY_CHANGE
 
 MOST_SUBGROUPS = 20
@@ -46,6 +57,7 @@ __all__ = [
     "digest",
     "end_cells",
     "fingerprint",
+    "open_and_tell",
     "open_cells",
     "provenance_of",
     "recipes_of",
@@ -80,11 +92,29 @@ def open_cells(config: CurveConfig | StudyConfig) -> Opened:
     else:
         references = [values["encoder"] for values in config.variants.values()]
     source = source_of(config, references)
-    labelled = open_labelled(source, seen=[] if config.allow_overlap else seen_by(references))
+    labelled = open_and_tell(config, source, references)
     print(test_line(labelled))
     channels = PixelDataset(labelled.archive.select(labelled.pool.tolist()), 8).channels
     # The processes of the cells take it from there, and need not look into every image again.
     return Opened(path, device, labelled, source._replace(assigned=str(path / "split.csv")), channels)
+
+
+def open_and_tell(config: SupervisedConfig, source: Source, references: Sequence[str]) -> Labelled:
+    """Open the labelled archive, and print what is in it before anything runs.
+
+    Raises:
+        UserError: as :func:`jigsawssl.experiments.labelled.open_labelled`, and for grades in no order.
+    """
+    labelled = open_labelled(source, seen=[] if config.allow_overlap else seen_by(references))
+    archive = labelled.archive
+    if config.ordered and len(archive.classes) > 2 and not archive.order_given and not are_numbered(archive.classes):
+        raise UserError(
+            f"`ordered` (true) needs the order of the classes, which their names do not tell: "
+            f"{', '.join(archive.classes)}; give them from the least to the worst, as classes=[…] or one a line in "
+            "a file MANIFEST.classes"
+        )
+    print("\n".join(["", census_table(split_counts(archive)), "", *told(remarks_on(labelled))]))
+    return labelled
 
 
 def check_draws(subsets: dict[tuple[float, int], Rows], labelled: Labelled, key: str) -> None:
@@ -115,7 +145,7 @@ def begin_cells(
     path = opened.path
     began = now()
     if config.resume:
-        began = _check_unchanged(path / "task.json", task["fingerprints"]) or began
+        began = _check_unchanged(path / "task.json", task) or began
     else:
         clear_run_folder(path)
     for name in folders:
@@ -136,7 +166,16 @@ def end_cells(path: Path) -> None:
 def source_of(config: SupervisedConfig, references: Sequence[str]) -> Source:
     """Where the labelled images come from, decoded already for the encoders that were pretrained on them."""
     caches = caches_beside(references)
-    return Source(config.data, config.manifest, config.layout, config.split, config.validation, caches)
+    return Source(
+        config.data,
+        config.manifest,
+        config.layout,
+        split_name(config.split),
+        config.validation,
+        caches,
+        classes=tuple(config.classes),
+        positive=config.positive,
+    )
 
 
 def test_line(labelled: Labelled) -> str:
@@ -260,7 +299,9 @@ def data_facts(labelled: Labelled) -> dict[str, Any]:
     return {
         "name": archive.name,
         "classes": list(archive.classes),
+        "positive": archive.classes[1] if len(archive.classes) == 2 else None,
         "test_split": labelled.made_by,
+        "remarks": remarks_on(labelled),
         **{
             name: {
                 "images": len(rows),
@@ -294,18 +335,23 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _check_unchanged(file: Path, fingerprints: Mapping[str, str]) -> str | None:
+def _check_unchanged(file: Path, now_known: Mapping[str, Any]) -> str | None:
     """A curve or study may only go on with the images, labels and weights that it began with; says when that was."""
     if not file.is_file():
         return None
     try:
         task = json.loads(file.read_text(encoding="utf-8"))
         before, when = task["fingerprints"], task.get("when") or {}
+        order = task["data"]["classes"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"`out` ({file.parent}) must hold what is to be resumed; {file.name} is damaged; choose another"
         ) from None
-    for name, value in fingerprints.items():
+    if order != now_known["data"]["classes"]:
+        raise UserError(
+            f"`classes` must have the order that it began with ({', '.join(order)}); give that, or choose another `out`"
+        )
+    for name, value in now_known["fingerprints"].items():
         if before.get(name) != value:
             raise UserError(
                 f"`{name}` must be what it began with; files, rows or what an encoder has seen were added, removed "

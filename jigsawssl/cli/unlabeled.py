@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ..config import PretrainConfig
 from ..data import Archive, open_archive
+from ..data.census import split_counts
+from ..data.conventions import split_name
 from ..data.holdout import COPY, TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
 from ..data.loading import PixelDataset
@@ -57,7 +59,7 @@ def unlabeled_archive(config: PretrainConfig) -> Unlabeled:
             "out of pretraining, for fine-tuning to test on; split=all takes them too"
         )
         return Unlabeled(archive, archive, True, told)
-    wanted = config.split or TRAIN
+    wanted = split_name(config.split or TRAIN)
     if wanted not in splits:
         known = ", ".join(sorted(splits)) or "none"
         if config.split is None:
@@ -67,7 +69,12 @@ def unlabeled_archive(config: PretrainConfig) -> Unlabeled:
             )
         raise UserError(f"`split` ({wanted}) must be one of the archive's splits ({known}) or all")
     chosen = archive.select(archive.rows_of(wanted))
-    told = f"pretraining on split {wanted}: {len(chosen)} images; {len(archive) - len(chosen)} others are left alone"
+    counts = {row["split"] or "without a split": row["images"] for row in split_counts(archive)}
+    others = ", ".join(f"{name}: {number}" for name, number in counts.items() if name != wanted)
+    told = (
+        f"pretraining on split {wanted}: {len(chosen)} images; {len(archive) - len(chosen)} others are left alone"
+        f"{f' ({others})' if others else ''}"
+    )
     return Unlabeled(chosen, archive, False, told)
 
 

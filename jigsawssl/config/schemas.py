@@ -190,7 +190,11 @@ class SupervisedConfig:
     train: str = _key("all", "what learns: all, head, from:stage3 (deeper ones too) or to:stage2 (shallower ones too)")
     unfreeze_every: int = _key(0, "epochs after which a further stage begins to learn, deepest first; 0: all at once")
     dropout: float = _key(0.0, "share of the features left out in training; above 0, finetune judges by it too")
-    ordered: bool = _key(False, "the classes are grades: quadratic kappa")
+    classes: list[str] = _key([], "all classes in their order, such as [none, mild, severe]; else by name or number")
+    positive: str | None = _key(
+        None, "of two classes the one that is looked for; null: the one that is not normal, or the last"
+    )
+    ordered: bool = _key(False, "the classes are grades, from the least to the worst: quadratic kappa")
     sensitivity: float = _key(0.95, "that the operating point of two classes must reach on validation")
     coverage: float = _key(0.9, "that conformal sets promise")
     subgroups: list[str] = _key([], "columns of the manifest by which the test result is broken down, such as [site]")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -17,24 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jigsawssl.data.containers import MAX_BYTES, is_container, read_member
+from jigsawssl.data.conventions import SPLITS, folder_samples, is_missing, ordered_classes, split_name
 from jigsawssl.data.layouts import medmnist_file, samples_of_layout
-from jigsawssl.data.manifest import csv_rows, remedy_for_path
+from jigsawssl.data.manifest import classes_beside, csv_rows, remedy_for_path
 from jigsawssl.data.phantom import demo_phantoms
 from jigsawssl.data.table import is_fault
 from jigsawssl.data.walk import IMAGE_SUFFIXES, Found, NoImages, find_images, is_inside, look_into
 from jigsawssl.readers import ImageInfo, Notes, Picture, Unreadable, open_picture, robust_range, to_display
 from jigsawssl.types import Sample, UserError
-
-_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "test": "test"}
-_NPZ_SPLITS = ("train", "val", "test")
+from jigsawssl.words import counted
 
 
 @dataclass(frozen=True, eq=False)
 class Archive:
     """Images and what is known about each; opened with :func:`open_archive`.
 
-    ``samples`` has one entry a row. ``classes`` are the sorted label names of the whole archive, numbers in natural
-    order ("2" before "10"), and () where nothing is labeled; a selection keeps them, so that indices agree.
+    ``samples`` has one entry a row. ``classes`` are the label names of the whole archive in the order of
+    :func:`jigsawssl.data.conventions.ordered_classes`, of two the positive one last, and () where nothing is labeled; a
+    selection keeps them, so that indices agree. ``order_given`` says whether somebody said that order, and ``remarks``
+    what was taken for unknown.
     """
 
     name: str
@@ -45,6 +45,8 @@ class Archive:
     _members: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)  # path → container, name in it
     refused: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # path, reason: seen, and not made a sample
     counted: Mapping[str, NoImages] = field(default_factory=dict, repr=False)  # what is no image, by ending
+    order_given: bool = False
+    remarks: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -178,7 +180,12 @@ class Archive:
 
 
 def open_archive(
-    data: str, manifest: str | None = None, split: str | None = None, layout: str | None = None
+    data: str,
+    manifest: str | None = None,
+    split: str | None = None,
+    layout: str | None = None,
+    classes: Sequence[str] = (),
+    positive: str | None = None,
 ) -> Archive:
     """Open a folder of images, a MedMNIST ``.npz`` file or the demo.
 
@@ -189,14 +196,17 @@ def open_archive(
               folders, so that ``scans.zip/a/1.png`` is a path; rows are sorted by path;
             - an ``.npz`` file with ``{train,val,test}_images`` uint8 or uint16 ``(N, H, W)`` or ``(N, H, W, 3)`` and
               optionally ``..._labels`` int ``(N,)`` or ``(N, 1)`` (negative: unlabeled), or ``images`` and ``labels``;
-              sample paths are ``train/17``, or ``17``;
+              several labels an image, ``(N, L)``, are none; sample paths are ``train/17``, or ``17``;
             - ``demo``, the synthetic archive of :func:`jigsawssl.data.phantom.demo_phantoms`.
-        manifest: what is known about the images of a folder: None (nothing), ``folders`` (the class is the name of
-            the parent folder, the split that of a leading ``train``, ``val``, ``valid`` or ``test`` folder), or a CSV
-            file with the columns ``path``, relative to the folder, and ``label``, optionally ``split`` and ``group``.
-            An archive by CSV has the rows of that file, in its order; an empty cell means unknown.
+        manifest: what is known about the images of a folder: None (nothing), ``folders`` (see
+            :func:`jigsawssl.data.conventions.folder_samples`), or a CSV file with the columns ``path``, relative to the
+            folder, and ``label``, optionally ``split`` and ``group``. An archive by CSV has the rows of that file, in
+            its order; an empty cell means unknown, and so do NA and the like. A file ``NAME.csv.classes`` beside it
+            gives the order of the classes, one a line.
         layout: name of a public set, see :mod:`jigsawssl.data.layouts`; it takes the place of a manifest.
-        split: keep only the rows of this split, such as ``train``; ``valid`` means ``val`` everywhere.
+        split: keep only the rows of this split, such as ``train``; other words for it mean the same everywhere.
+        classes: all of them in the order that is meant, such as that of grades.
+        positive: of two classes the one that is looked for.
 
     Raises:
         UserError: if something is missing, empty, doubled, outside the folder, or not as described above.
@@ -217,18 +227,19 @@ def open_archive(
     if manifest is not None and (data == "demo" or path.is_file()):
         raise UserError(f"`manifest` ({manifest}) must go with a folder of images; `data` is {data}; leave it out.")
     pixels: tuple[NDArray[Any], ...] | None = None
+    remarks: list[str] = []
     found = Found()
     if data == "demo":
         name, (samples, pixels) = "demo", _demo()
     elif data and path.is_dir():
         name = path.resolve().name
         if layout is None:
-            samples, found = _folder_samples(path, manifest)
+            samples, found = _folder_samples(path, manifest, remarks)
         else:
             found = find_images(path)
             samples = samples_of_layout(layout, path, found.paths)
     elif path.is_file() and path.suffix.lower() == ".npz":
-        name, (samples, pixels) = path.stem, _npz(path)
+        name, (samples, pixels) = path.stem, _npz(path, remarks)
     else:
         reason = "that is another file" if path.exists() else "nothing is there"
         raise UserError(f"`data` ({data}) must be a folder, an .npz file or 'demo'; {reason}; check the path.")
@@ -237,25 +248,28 @@ def open_archive(
             f"`data` ({data}) must hold images ({' '.join(IMAGE_SUFFIXES)}, or arrays in an .npz); none was found; "
             "check the path."
         )
-    classes = tuple(sorted({s.label for s in samples if s.label is not None}, key=_natural))
+    given = tuple(classes) or classes_beside(manifest)
+    known = ordered_classes({s.label for s in samples if s.label is not None}, given, positive)
     root = path if pixels is None else None
     archive = Archive(
-        name, tuple(samples), classes, root, pixels, found.members, tuple(found.refused), dict(found.counted)
+        name,
+        tuple(samples),
+        known,
+        root,
+        pixels,
+        found.members,
+        tuple(found.refused),
+        dict(found.counted),
+        bool(given),
+        tuple(remarks),
     )
     if split is None:
         return archive
-    wanted = _SPLIT_NAMES.get(split.lower(), split)
-    rows = archive.rows_of(wanted)
+    rows = archive.rows_of(split_name(split))
     if not rows.size:
         present = ", ".join(sorted({s.split for s in samples if s.split is not None})) or "none"
         raise UserError(f"`split` ({split}) must be a split of the archive; there are: {present}; choose one of these.")
     return archive.select(rows)
-
-
-def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sort key that puts "2" before "10"; the name itself settles "1" and "01"."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)], name
 
 
 def _demo() -> tuple[list[Sample], tuple[NDArray[Any], ...]]:
@@ -265,10 +279,10 @@ def _demo() -> tuple[list[Sample], tuple[NDArray[Any], ...]]:
     return samples, tuple(images)
 
 
-def _npz(path: Path) -> tuple[list[Sample], tuple[NDArray[Any], ...]]:
+def _npz(path: Path, remarks: list[str]) -> tuple[list[Sample], tuple[NDArray[Any], ...]]:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            keys = {split: f"{split}_" for split in _NPZ_SPLITS if f"{split}_images" in stored}
+            keys = {split: f"{split}_" for split in SPLITS if f"{split}_images" in stored}
             if not keys and "images" in stored:
                 keys = {"": ""}
             wanted = [f"{prefix}{kind}" for prefix in keys.values() for kind in ("images", "labels")]
@@ -293,30 +307,34 @@ def _npz(path: Path) -> tuple[list[Sample], tuple[NDArray[Any], ...]]:
             )
         names: list[str | None] = [None] * len(images)
         if labels is not None:
-            if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+            if labels.ndim == 2 and len(labels) == len(images) and labels.shape[1] > 1:
+                remarks.append(
+                    f"the array {prefix}labels holds {labels.shape[1]} labels for each image, and a class is one: none "
+                    "was taken"
+                )
+            elif labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
                 raise UserError(
                     f"`data` ({path}): {prefix}labels must be one integer for each of {len(images)} images; "
                     f"it is {labels.dtype} of shape {labels.shape}; convert it."
                 )
-            names = [str(value) if value >= 0 else None for value in labels.reshape(-1).tolist()]
+            else:
+                names = [str(value) if value >= 0 else None for value in labels.reshape(-1).tolist()]
         folder = f"{split}/" if split else ""
         samples += [Sample(f"{folder}{i}", name, split or None) for i, name in enumerate(names)]
         pixels += list(images)
     return samples, tuple(pixels)
 
 
-def _folder_samples(root: Path, manifest: str | None) -> tuple[list[Sample], Found]:
+def _folder_samples(root: Path, manifest: str | None, remarks: list[str]) -> tuple[list[Sample], Found]:
     if manifest is not None and manifest != "folders":
-        return _csv_samples(root, Path(manifest))
+        return _csv_samples(root, Path(manifest), remarks)
     found = find_images(root)
+    samples = folder_samples(found.paths)
     if manifest is None:
+        splits = sorted({sample.split for sample in samples if sample.split is not None})
+        if len(splits) > 1:
+            remarks.append(f"folders are called {', '.join(splits)}, which are splits with manifest=folders alone")
         return [Sample(path) for path in found.paths], found
-    samples = []
-    for path in found.paths:
-        folders = path.split("/")[:-1]
-        split = _SPLIT_NAMES.get(folders[0].lower()) if folders else None
-        inner = folders[1:] if split else folders
-        samples.append(Sample(path, inner[-1] if inner else None, split))
     if samples and all(sample.label is None for sample in samples):
         raise UserError(
             f"`manifest` (folders) must find a folder for each class in `data` ({root}); the images lie in none; "
@@ -325,12 +343,13 @@ def _folder_samples(root: Path, manifest: str | None) -> tuple[list[Sample], Fou
     return samples, found
 
 
-def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], Found]:
+def _csv_samples(root: Path, manifest: Path, remarks: list[str]) -> tuple[list[Sample], Found]:
     inside = os.path.realpath(root)
     found = Found()
     looked: set[str] = set()
     samples: list[Sample] = []
     missing: list[str] = []
+    unknown: Counter[tuple[str, str]] = Counter()
     for line, cells in csv_rows(manifest):
         written = cells["path"]
         path = posixpath.normpath(written)
@@ -346,9 +365,12 @@ def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], Found]:
             look_into(root, container, found)
         if path not in found.members and not (container is None and os.path.isfile(os.path.join(root, path))):
             missing.append(path)
-        split = cells.get("split", "")
-        split = _SPLIT_NAMES.get(split.lower(), split)
-        samples.append(Sample(path, cells.get("label") or None, split or None, cells.get("group") or None))
+        known = {column: cells.get(column, "") for column in ("label", "split", "group")}
+        for column, cell in known.items():
+            if cell and is_missing(cell):
+                unknown[column, cell] += 1
+        label, split, group = (None if is_missing(cell) else cell for cell in known.values())
+        samples.append(Sample(path, label, None if split is None else split_name(split), group))
     if missing:
         raise UserError(
             f"`manifest` ({manifest}) must name files that exist in `data` ({root}); {len(missing)} of {len(samples)} "
@@ -360,6 +382,11 @@ def _csv_samples(root: Path, manifest: Path) -> tuple[list[Sample], Found]:
             f"`manifest` ({manifest}) must name each path once; {len(repeated)} are repeated, the first is "
             f"{repeated[0]}; keep one row of each."
         )
+    remarks += [
+        f"{counted(number, 'cell')} of `{column}` {'says' if number == 1 else 'say'} {cell}, which is taken for "
+        f"unknown; where it is a {column}, rename it"
+        for (column, cell), number in sorted(unknown.items())
+    ]
     return samples, found
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..readers import NOTE_CONSTANT_CHANNEL, NOTE_FLAT_TABLE, NOTE_HIGH_BITS, NOTE_NARROW
-from ..types import Sample
+from ..readers import NOTE_CONSTANT_CHANNEL, NOTE_FLAT_TABLE, NOTE_HIGH_BITS, NOTE_NARROW, tells_apart
 from ..words import counted
 from .archive import Archive
 from .cache import Cache
+from .census import split_counts
+from .conventions import alike, unknown_splits
 from .examine import near_duplicates
 from .table import LEFT_OUT, printable
 from .walk import NO_IMAGES
@@ -109,6 +110,9 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
     ok = cache.readable()
     paths = cache.paths()
     columns["path"] = np.array([printable(path) for path in paths], dtype=object)
+    one_for_all = not tells_apart(columns["patient"][ok].tolist())
+    if one_for_all:
+        columns["patient"] = np.full(len(paths), None, dtype=object)
     found = [
         _unreadable(cache),
         _left_out(columns),
@@ -118,6 +122,8 @@ def diagnose(archive: Archive, cache: Cache) -> Diagnosis:
         *_duplicates(columns, ok, paths, archive),
         *_mixtures(columns, ok),
         _divided_patients(archive, columns, paths, ok),
+        _one_patient(len(ok) if one_for_all else 0),
+        *_words(archive),
         *_manifest(archive),
     ]
     splits = _splits(archive, {paths[row] for row in ok.tolist()})
@@ -161,24 +167,12 @@ def _class_counts(archive: Archive) -> dict[str, int]:
 
 
 def _splits(archive: Archive, readable: set[str]) -> list[dict[str, Any]]:
-    members: dict[str | None, list[Sample]] = {}
-    for sample in archive.samples:
-        if sample.path in readable:
-            members.setdefault(sample.split, []).append(sample)
-    if not set(members) - {None}:
+    found = split_counts(archive, readable)
+    if not {row["split"] for row in found} - {None}:
         return []
-    order = ["train", "val", "test"]
-    last = len(order)
-    found = []
-    for name in sorted(members, key=lambda n: (n is None, order.index(n) if n in order else last, n or "")):
-        samples = members[name]
-        groups = None
-        if archive.groups is not None:  # an image that lacks one is a group of its own
-            groups = len({("of", s.path) if s.group is None else ("group", s.group) for s in samples})
-        labels = Counter(sample.label for sample in samples)
-        classes = {label: labels[label] for label in archive.classes}
-        remarks = [] if name is None else _remarks(name, len(samples), groups, classes)
-        found.append({"split": name, "images": len(samples), "groups": groups, "classes": classes, "remarks": remarks})
+    for row in found:
+        count, groups = row["images"], row["groups"]
+        row["remarks"] = [] if row["split"] is None else _remarks(row["split"], count, groups, row["classes"])
     return found
 
 
@@ -383,6 +377,46 @@ def _divided_patients(
             splits.setdefault(patient, set()).add(split)
     divided = sum(len(names) > 1 for names in splits.values())
     return Defect("patients_across_splits", "patients of DICOM files that lie in several splits", True, divided)
+
+
+def _one_patient(count: int) -> Defect:
+    meaning = "images with one PatientID for all, which is taken for a placeholder; if it is one patient, nothing here "
+    return Defect("one_patient", f"{meaning}can test", False, count)
+
+
+def _words(archive: Archive) -> list[Defect]:
+    """What was not understood, or not as it may have been meant."""
+    splits = unknown_splits(archive.samples)
+    without = sum(sample.split is None for sample in archive.samples)
+    known = len(archive.samples) - without
+    twice = alike(archive.classes)
+    return [
+        Defect(
+            "unknown_splits",
+            "images of splits that are none of train, val and test, and are used nowhere",
+            True,
+            sum(splits.values()),
+            [],
+            [{"reason": name, "count": count} for name, count in splits.items()],
+        ),
+        Defect("without_split", "images without a split beside others with one", False, without if known else 0),
+        Defect(
+            "classes_alike",
+            "classes that seem to be one, spelled in several ways",
+            True,
+            len(twice),
+            [],
+            [list(names) for names in twice],
+        ),
+        Defect(
+            "taken_as_unknown",
+            "kinds of words or labels that may be meant in another way",
+            False,
+            len(archive.remarks),
+            [],
+            list(archive.remarks),
+        ),
+    ]
 
 
 def _manifest(archive: Archive) -> list[Defect]:

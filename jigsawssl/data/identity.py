@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..progress import Progress
-from ..readers import Unreadable
+from ..readers import Unreadable, tells_apart
 from .archive import Archive
 from .holdout import derive_split, is_held_out, units_of
 from .known import Found, KnownImages
@@ -20,6 +21,9 @@ __all__ = ["Identities"]
 
 _TOGETHER = 1024
 """Files that wait to be opened at a time, as each takes memory."""
+
+_SAMPLED = 16
+"""Images that are looked at before all others are, whether they have one patient."""
 
 
 class Identities:
@@ -61,7 +65,17 @@ class Identities:
         return self._contents[row]
 
     def patient(self, row: int, salt: bytes | None = None) -> str | None:
-        """The patient of a DICOM file, hashed; ``salt`` takes the place of the own one."""
+        """The patient of a DICOM file, hashed; ``salt`` takes the place of the own one.
+
+        None where the file has none, and where what it has does not tell patients apart, see
+        :func:`jigsawssl.readers.tells_apart`.
+        """
+        if self._is_placeholder(row):
+            return None
+        return self._named(row, salt)
+
+    def _named(self, row: int, salt: bytes | None = None) -> str | None:
+        """The patient as the file says it."""
         self._look_up(row)
         if row in self._clear:
             return salted(self._clear[row], salt or self.salt)
@@ -73,7 +87,8 @@ class Identities:
 
     def patient_is_held_out(self, row: int) -> bool | None:
         """The side of the patient in a derived split, None where no patient is known."""
-        self._look_up(row)
+        if self._is_placeholder(row):
+            return None
         if row not in self._clear:
             return self._hashed[row][1]
         patient = self._clear[row]
@@ -103,6 +118,21 @@ class Identities:
             [self.archive.samples[row].group for row in every],
             [None if content is None else str(content) for content in contents],
         )
+
+    def _is_placeholder(self, row: int) -> bool:
+        """Whether the patient of an image is unknown, or that of all images."""
+        return self._named(row) in (None, self._one_for_all)
+
+    @cached_property
+    def _one_for_all(self) -> str | None:
+        """The patient that all images have, where that is none; a few images tell whether the others are looked at."""
+        every = np.arange(len(self.archive))
+        for rows in (every[:: max(1, len(every) // _SAMPLED)], every):
+            self.look_up(rows)
+            patients = [self._named(row) for row in rows.tolist()]
+            if tells_apart(patients):
+                return None
+        return next(patient for patient in patients if patient is not None)
 
     def _look_up(self, row: int) -> None:
         if row in self._contents:

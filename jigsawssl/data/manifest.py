@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path, PureWindowsPath
 
 from ..types import UserError
+from .conventions import SPLITS, is_missing, split_name
 
-__all__ = ["csv_rows", "manifest_columns", "remedy_for_path"]
+__all__ = ["classes_beside", "csv_rows", "manifest_columns", "remedy_for_path"]
 
 _USUAL = {
     "path": "filename file_name file filepath file_path image image_path image_name image_id imagename img img_path "
@@ -25,7 +26,6 @@ _USUAL = {
 }
 """What others call our columns, in lower case, the likelier first."""
 
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 _MOST_KINDS = 20
 """Values up to which a column may say what kind of image each row is, such as the side or the scanner."""
 
@@ -77,8 +77,11 @@ def _text(manifest: Path, what: str, key: str) -> str:
         raise UserError(f"{what} must be a CSV file in UTF-8; {error}; save it as one.") from None
     if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise UserError(f"{what} must be a CSV file; its content is a spreadsheet; save it as CSV UTF-8, with commas.")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[:1000].count(b"\0") > len(data[:1000]) // 4:
         raise UserError(f"{what} must be a CSV file in UTF-8; it is in UTF-16; save it as CSV UTF-8.")
+    if b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise UserError(f"{what} must be a CSV file in UTF-8; line {line} has a NUL, which is no text; delete it.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -117,12 +120,12 @@ def _check_columns(header: Sequence[str], rows: Rows, what: str, labels: bool) -
     lower = {name.lower(): name for name in reversed(header)}
 
     def is_meant(column: str, name: str) -> bool:
-        values = [cells[name] for _, cells in rows if cells[name]]
+        values = [cells[name] for _, cells in rows if not is_missing(cells[name])]
         if column == "label":
             return labels or name.lower() == column  # any column is welcome where labels are not read
         if column == "group":
             return _look_like_groups(values)
-        return column == "path" or _look_like_splits({value.lower() for value in values})
+        return column == "path" or _look_like_splits(set(values))
 
     for column in [column for column in _USUAL if column not in header]:
         names = [lower[name] for name in (column, *_USUAL[column].split()) if name in lower]
@@ -164,8 +167,9 @@ def _look_like_groups(values: Sequence[str]) -> bool:
 
 
 def _look_like_splits(values: set[str]) -> bool:
-    """Whether values, in lower case, are names of splits: not one by chance, as a phase `test` of an examination is."""
-    return len(values & _SPLITS) > 1 or (bool(values) and values <= _SPLITS)
+    """Whether values are names of splits: not one by chance, as a phase `test` of an examination is."""
+    known = {value for value in values if split_name(value) in SPLITS}
+    return len(known) > 1 or (bool(values) and values == known)
 
 
 def _unit(name: str) -> str:
@@ -181,7 +185,11 @@ def _check_values(rows: Rows, header: Sequence[str], what: str, labels: bool) ->
     """Labels that are identifiers. Few rows, and labels that several groups share, are always taken."""
     if "label" not in header:
         return
-    pairs = [(cells["label"], cells.get("group", "")) for _, cells in rows if cells["label"]]
+    pairs = [
+        (cells["label"], "" if is_missing(cells.get("group", "")) else cells["group"])
+        for _, cells in rows
+        if not is_missing(cells["label"])
+    ]
     names = Counter(label for label, _ in pairs)
     groups = {group for _, group in pairs if group}
     # Ten: fewer labels tell nothing. Twice: patients outnumber classes. 20: more classes than that are rare.
@@ -212,6 +220,25 @@ def _look_swapped(pairs: Sequence[tuple[str, str]]) -> bool:
         homes.setdefault(label, set()).add(group)
     # A patient has one class as a rule, with some exceptions, hence 0.9; a class is seen in many patients or hospitals.
     return sum(len(found) == 1 for found in homes.values()) >= 0.9 * len(homes)
+
+
+def classes_beside(manifest: str | None) -> tuple[str, ...]:
+    """The order of classes that a file beside a manifest gives, ``labels.csv.classes`` for ``labels.csv``: one a line.
+
+    Args:
+        manifest: a CSV file, or what else names none.
+
+    Returns:
+        The names, none where there is no such file.
+
+    Raises:
+        UserError: for a file that is not text in UTF-8.
+    """
+    file = Path(f"{manifest}.classes")
+    if manifest is None or manifest == "folders" or not file.is_file():
+        return ()
+    lines = _text(file, f"`manifest` ({file})", "manifest").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def remedy_for_path(root: Path, written: str) -> str:
@@ -288,4 +315,9 @@ def manifest_columns(manifest: str | None, columns: Sequence[str]) -> Mapping[st
                 f"`subgroups` ({column}) must be a column of `manifest` ({manifest}); it has "
                 f"{', '.join(rows[0][1]) if rows else 'none'}; choose among these"
             )
-    return {posixpath.normpath(cells["path"]): {column: cells[column] for column in columns} for _, cells in rows}
+    return {
+        posixpath.normpath(cells["path"]): {
+            column: "" if is_missing(cells[column]) else cells[column] for column in columns
+        }
+        for _, cells in rows
+    }

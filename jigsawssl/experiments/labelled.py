@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..config import command_line, command_with, settings_of, without_folder
 from ..data import Archive, cross_validation_folds, holdout_split, open_archive
 from ..data.cache import caches_of
+from ..data.conventions import alike, unknown_splits
 from ..data.guard import Overlap, SeenImages
 from ..data.holdout import TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
@@ -24,6 +25,7 @@ from ..models import EncoderSpec
 from ..report import write_csv
 from ..training.finetune import Fold
 from ..types import UserError
+from ..words import counted
 
 __all__ = [
     "Budget",
@@ -34,6 +36,7 @@ __all__ = [
     "open_domain",
     "open_labelled",
     "read_images",
+    "remarks_on",
     "seen_by",
     "take_budget",
     "write_split",
@@ -60,6 +63,8 @@ class Source(NamedTuple):
         validation: ``budget`` (inside the labels) or ``split`` (the manifest's val split).
         caches: folders of earlier runs, whose decoded images are used.
         assigned: a file of :func:`write_split` that says who is for what.
+        classes: in the order that is meant; none where names or numbers tell.
+        positive: of two classes the one that is looked for.
     """
 
     data: str
@@ -69,6 +74,8 @@ class Source(NamedTuple):
     validation: str = "budget"
     caches: tuple[str, ...] = ()
     assigned: str | None = None
+    classes: tuple[str, ...] = ()
+    positive: str | None = None
 
 
 class Labelled(NamedTuple):
@@ -124,18 +131,23 @@ def open_labelled(source: Source, *, seen: Sequence[SeenImages] = ()) -> Labelle
     Raises:
         UserError: for an archive without labels, splits without rows, and groups that are divided between splits.
     """
-    archive = open_archive(source.data, source.manifest, layout=source.layout)
+    archive = open_archive(
+        source.data, source.manifest, layout=source.layout, classes=source.classes, positive=source.positive
+    )
     if len(archive.classes) < 2:
+        told = "".join(f"; {remark}" for remark in archive.remarks)
         raise UserError(
-            f"`data` ({source.data}) must have labels of at least two classes; it has {len(archive.classes)}; "
+            f"`data` ({source.data}) must have labels of at least two classes; it has {len(archive.classes)}{told}; "
             "give manifest=labels.csv with path,label or manifest=folders"
         )
+    _check_classes(archive)
     if source.split == "test" or (source.split == "val" and source.validation == "split"):
         raise UserError(f"`split` ({source.split}) must not be what the result is judged by; use train")
     caches = [cache for folder in source.caches for cache in caches_of(archive.location, Path(folder))]
     identities = Identities(archive, known=KnownImages(archive, caches))
     if source.assigned is not None:
         return _assigned(Path(source.assigned), archive, identities)
+    _check_splits(archive, source.split)
     given = any(sample.split is not None for sample in archive.samples)
     if source.validation == "split" and not len(_rows(archive, "val")):
         raise UserError("`validation` (split) needs labelled rows of the split val; use validation=budget")
@@ -150,6 +162,64 @@ def open_labelled(source: Source, *, seen: Sequence[SeenImages] = ()) -> Labelle
     if len(found.validation):
         rest = [labelled for labelled in rest if _has_two_classes(archive, labelled.validation)]
     return max(filter(_is_enough, rest), key=lambda labelled: len(labelled.test), default=found)
+
+
+def _check_classes(archive: Archive) -> None:
+    twice = alike(archive.classes)
+    if twice:
+        counts = np.bincount(archive.labels[archive.labels >= 0], minlength=len(archive.classes))
+        of_class = dict(zip(archive.classes, counts.tolist(), strict=True))
+        found = "; ".join(" and ".join(f"'{name}' ({of_class[name]} images)" for name in names) for names in twice)
+        raise UserError(
+            f"`data` must spell each class in one way; {found} seem to be one; give them one name, or names that "
+            "differ by more than capitals, spaces and zeros"
+        )
+
+
+def _check_splits(archive: Archive, wanted: str = TRAIN) -> None:
+    """No image may be in a split that nobody would use."""
+    unknown = unknown_splits(archive.samples)
+    unknown.pop(wanted, None)
+    if unknown:
+        found = ", ".join(f"{name}: {counted(number, 'image')}" for name, number in unknown.items())
+        raise UserError(
+            f"`data` must have the splits train, val and test alone; it has others ({found}), which would be used "
+            "nowhere; call them train, val or test, or take them out of the archive"
+        )
+
+
+def remarks_on(labelled: Labelled) -> list[str]:
+    """What is left out of a labelled archive, and what was taken in which way: sentences without capital and stop."""
+    archive, samples = labelled.archive, labelled.archive.samples
+    remarks = list(archive.remarks)
+    if len(archive.classes) == 2:
+        other, positive = archive.classes
+        remarks.append(
+            f"the positive class, which AUROC, average precision, Brier score and operating point look for, is "
+            f"{positive}; positive={other} turns that round"
+        )
+    given = any(sample.split is not None for sample in samples)
+    without = sum(sample.split is None for sample in samples) if given else 0
+    if without:
+        remarks.append(f"{counted(without, 'image')} without a split, beside others with one, left out")
+    every = {"train": labelled.pool, "test": labelled.test}
+    for name in every:
+        unlabelled = sum(sample.split == name and sample.label is None for sample in samples)
+        if unlabelled:
+            remarks.append(f"{counted(unlabelled, 'image')} of split {name} without a label, left out")
+    unused = len(archive.rows_of("val")) if given and not len(labelled.validation) else 0
+    if unused:
+        remarks.append(f"{counted(unused, 'image')} of split val, left out; validation=split judges by them")
+    in_train, in_test = (np.bincount(archive.labels[rows], minlength=len(archive.classes)) for rows in every.values())
+    for name, trained, tested in zip(archive.classes, in_train.tolist(), in_test.tolist(), strict=True):
+        if tested and not trained:
+            remarks.append(
+                f"the class {name} is in the test split alone ({counted(tested, 'image')}): nothing can learn it, and "
+                "the means over classes count it"
+            )
+        elif not tested and not trained:
+            remarks.append(f"the class {name} is neither in training nor in the test split")
+    return remarks
 
 
 def _given(archive: Archive, source: Source, identities: Identities) -> Labelled:
@@ -279,6 +349,7 @@ def open_domain(
         UserError: where it has no labelled images, or of other classes.
     """
     archive = open_archive(data, manifest, layout=layout)
+    _check_splits(archive)
     rows = _rows(archive, "test") if any(sample.split for sample in archive.samples) else np.arange(len(archive))
     rows = rows[archive.labels[rows] >= 0]
     if not len(rows):

@@ -124,6 +124,7 @@ def curve_report(folder: Path) -> dict[str, Any]:
         task["config"]["budget"] == "groups",
     )
     _place_pictures(analysis["details"])
+    analysis["notes"] += _remarks(task)
     report = {
         "command": "curve",
         "config": task["config"],
@@ -188,6 +189,7 @@ def study_report(folder: Path) -> dict[str, Any]:
     ]
     _place_pictures(analysis["details"])
     _place_pictures(galleries)
+    analysis["notes"] += _remarks(task)
     report = {
         "command": "study",
         "config": task["config"],
@@ -219,6 +221,11 @@ def _write(folder: Path, report: dict[str, Any], columns: Mapping[str, str]) -> 
     ]
     write_csv(folder / "table.csv", [*columns, "metric", *of_value], rows)
     write_page(folder, found)
+
+
+def _remarks(task: Mapping[str, Any]) -> list[str]:
+    """What was said of the archive before anything ran."""
+    return [f"{remark[:1].upper()}{remark[1:]}." for remark in task["data"].get("remarks", [])]
 
 
 def _cells(folder: Path, keys: Sequence[Cell]) -> tuple[list[Done], dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, from_pillow, open_picture, read, read_file
+from .patients import known_patient, tells_apart
 from .pixels import (
     NOTE_CONSTANT_CHANNEL,
     NOTE_FLAT_TABLE,
@@ -36,6 +37,7 @@ __all__ = [
     "Unreadable",
     "fit_image",
     "from_pillow",
+    "known_patient",
     "note_narrow",
     "open_picture",
     "read",
@@ -43,5 +45,6 @@ __all__ = [
     "robust_range",
     "shrink_square",
     "sniff",
+    "tells_apart",
     "to_display",
 ]

@@ -33,6 +33,7 @@ from pydicom.uid import (
 from .codestream import decode_stream, kind_of_stream
 from .elements import integer, items, numbers, text, value_of
 from .lookup import Descriptor, LookupTable, colour_depth, expand_segments, grey_depth, read_entries
+from .patients import known_patient
 from .pixels import (
     NOTE_FLAT_TABLE,
     NOTE_HIGH_BITS,
@@ -126,7 +127,7 @@ class DicomFile:
             frames=frames,
             modality=text(ds, "Modality"),
             mode=self.photometric,
-            patient=text(ds, "PatientID"),
+            patient=known_patient(text(ds, "PatientID")),
             study=text(ds, "StudyInstanceUID"),
             series=text(ds, "SeriesInstanceUID"),
         )

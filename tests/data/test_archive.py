@@ -61,10 +61,10 @@ def test_folders_give_class_and_split(tmp_path: Path) -> None:
     for name in ("train/10/a.png", "train/2/b.png", "valid/site/2/c.png", "test/d.png", "other/e.png"):
         save(tmp_path / name)
     archive = open_archive(str(tmp_path), "folders")
-    assert archive.classes == ("2", "10", "other")
+    assert archive.classes == ("2", "10")
     known = {s.path: (s.label, s.split) for s in archive.samples}
     assert known["train/10/a.png"] == ("10", "train") and known["valid/site/2/c.png"] == ("2", "val")
-    assert known["test/d.png"] == (None, "test") and known["other/e.png"] == ("other", None)
+    assert known["test/d.png"] == (None, "test") and known["other/e.png"] == (None, "other")
     train = open_archive(str(tmp_path), "folders", "train")
     assert train.classes == archive.classes, "train and test must agree about classes"
     assert train.labels.tolist() == [1, 0]
@@ -136,11 +136,65 @@ def test_npz_refuses_what_it_cannot_read(tmp_path: Path) -> None:
         ({"pixels": images}, "it has: pixels"),
         ({"train_images": images.astype(float)}, "float64"),
         ({"train_images": images[None, ..., None]}, "(1, 3, 4, 4, 1)"),
-        ({"train_images": images, "train_labels": np.zeros((3, 14), int)}, "(3, 14)"),
+        ({"train_images": images, "train_labels": np.zeros((4, 14), int)}, "(4, 14)"),
         ({"train_images": images, "train_labels": np.zeros(2, int)}, "(2,)"),
     ):
         np.savez(file, **arrays)
         assert expected in fails(file)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, bool, np.float32])
+def test_several_labels_an_image_are_no_class(kind: type, tmp_path: Path) -> None:
+    images = np.zeros((3, 4, 4), np.uint8)
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.eye(3, 14, dtype=kind), test_images=images)
+    archive = open_archive(str(tmp_path / "x.npz"))
+    assert [sample.split for sample in archive.samples] == ["train"] * 3 + ["test"] * 3 and archive.classes == ()
+    assert archive.remarks == (
+        "the array train_labels holds 14 labels for each image, and a class is one: none was taken",
+    )
+
+
+def test_missing_values_are_unknown_and_said_and_names_of_splits_have_many_forms(tmp_path: Path) -> None:
+    cells = [
+        ("a", "Training", "p1"),
+        ("NA", "dev", "NaN"),
+        ("None", "Test set", "NULL"),
+        ("none", "holdout", "p1"),
+        ("", "nan", "NULL"),
+    ]
+    for number in range(len(cells)):
+        save(tmp_path / "images" / f"{number}.png")
+    manifest = tmp_path / "m.csv"
+    lines = [",".join((f"{number}.png", *row)) for number, row in enumerate(cells)]
+    manifest.write_text("\n".join(["path,label,split,group", *lines]) + "\n")
+    archive = open_archive(str(tmp_path / "images"), str(manifest))
+    assert [sample[1:] for sample in archive.samples] == [
+        ("a", "train", "p1"),
+        (None, "val", None),
+        (None, "test", None),
+        ("none", "holdout", "p1"),
+        (None, None, None),
+    ]
+    assert len(archive.remarks) == 5
+    assert "2 cells of `group` say NULL, which is taken for unknown; where it is a group, rename it" in archive.remarks
+    assert sum("`label`" in remark for remark in archive.remarks) == 2
+    assert paths(open_archive(str(tmp_path / "images"), str(manifest), "validation")) == ["1.png"]
+
+
+def test_the_order_of_classes_is_given_or_stands_beside_the_manifest(tmp_path: Path) -> None:
+    for number in range(4):
+        save(tmp_path / "images" / f"{number}.png")
+    manifest, images = tmp_path / "m.csv", str(tmp_path / "images")
+    manifest.write_text("path,label\n0.png,mild\n1.png,none\n2.png,severe\n3.png,none\n")
+    assert not open_archive(images, str(manifest)).order_given
+    given = open_archive(images, str(manifest), classes=["none", "mild", "severe"])
+    assert given.order_given and given.labels.tolist() == [1, 0, 2, 0]
+    (tmp_path / "m.csv.classes").write_text("severe\n none\n\nmild\n")
+    beside = open_archive(images, str(manifest))
+    assert beside.order_given and beside.classes == ("severe", "none", "mild")
+    assert open_archive(images, str(manifest), classes=["none", "mild", "severe"]).labels.tolist() == [1, 0, 2, 0]
+    (tmp_path / "m.csv.classes").write_text("none\nmild\n")
+    assert "severe is left out" in fails(images, manifest)
 
 
 def test_fingerprint_depends_on_contents_not_on_place_or_order(tmp_path: Path) -> None:

@@ -140,6 +140,24 @@ def test_caches_tell_the_same_as_the_files(scans: Path, tmp_path: Path) -> None:
     assert b"secret" not in table
 
 
+@pytest.mark.parametrize("patients", [["ANONYMOUS"] * 20, ["17"] * 20, ["17"] * 15 + ["0"] * 5])
+def test_what_all_files_have_in_place_of_a_patient_is_none(patients: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "scans"
+    root.mkdir()
+    for number, patient in enumerate(patients):
+        shifted = np.roll(STORED, number, axis=1) + number
+        (root / f"{number}.dcm").write_bytes(dicom(shifted.astype(STORED.dtype), PatientID=patient))
+    archive = open_archive(str(root))
+    every = np.arange(len(archive))
+    build_cache(archive, tmp_path / "cache", CacheOptions(24, 1, deep=True), 2, progress=False)
+    known = KnownImages(archive, caches_of(archive.location, tmp_path / "cache"))
+    for identities in (Identities(archive), Identities(archive, known=known)):
+        assert len(set(identities.units(every).tolist())) == 20
+        assert set(identities.split(every).tolist()) == {TRAIN, TEST}
+        assert not any(identities.names(row, b"s" * 32) for row in every.tolist())
+        assert {identities.patient_is_held_out(row) for row in every.tolist()} == {None}
+
+
 def test_cached_images_take_the_place_of_decoding(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = open_archive(str(scans))
     cache = build_cache(archive, tmp_path / "cache", CacheOptions(24, 1, deep=True), 2, progress=False)

@@ -219,6 +219,8 @@ def test_columns_by_another_name_are_answered_with_the_right_one(
         ("path,label\na.png,x\nb.png,gutartig, größer\n".encode("latin-1"), "line 3 is in another encoding, such as L"),
         (b"PK\x03\x04\x14\x00", "its content is a spreadsheet; save it as CSV UTF-8, with commas."),
         (b"", "must have the columns path,label in its first line; it is empty; add them."),
+        (b"path,label\na.png,x\nb\0.png,y\n", "line 3 has a NUL, which is no text; delete it."),
+        (b"path,label\n" + b"a.png,x\n" * 200 + b"b.png,\0\n", "line 202 has a NUL, which is no text; delete it."),
     ],
 )
 def test_a_file_of_another_form_is_answered_with_how_to_save_it(data: bytes, message: str, tmp_path: Path) -> None:
@@ -242,6 +244,11 @@ def test_a_short_row_has_empty_cells_and_quotes_may_hold_commas(tmp_path: Path) 
         (2, {"path": "a,b.png", "label": "x", "group": ""}),
         (4, {"path": "c.png", "label": "y", "group": "p1"}),
     ]
+
+
+def test_missing_values_are_no_groups_and_no_labels(tmp_path: Path) -> None:
+    rows = [(path, "NA" if at % 2 else "ab"[at % 4 // 2], "NA" if at % 3 else at) for at, path in enumerate(images(40))]
+    assert len(csv_rows(written(tmp_path, "path,label,patient", rows), labels=True)) == 40
 
 
 def test_a_look_at_the_first_rows_does_not_read_the_others(tmp_path: Path) -> None:

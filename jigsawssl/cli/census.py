@@ -1,0 +1,41 @@
+"""The census for the terminal: what is in which split, and what was taken in which way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..report import format_table
+
+__all__ = ["census_table", "told"]
+
+_CLASSES_SHOWN = 10
+
+
+def census_table(splits: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of :func:`jigsawssl.data.census.split_counts` as a table.
+
+    >>> print(census_table([{"split": "train", "images": 3, "groups": 2, "classes": {"well": 1, "ill": 2}}]))
+    | split | images | groups | classes         |
+    | ----- | -----: | -----: | --------------- |
+    | train |      3 |      2 | well: 1, ill: 2 |
+    """
+    rows = [[row["split"] or "none", row["images"], row["groups"], _classes(row["classes"])] for row in splits]
+    return format_table(["split", "images", "groups", "classes"], rows)
+
+
+def told(remarks: Iterable[str]) -> list[str]:
+    """A line for each remark on an archive.
+
+    >>> told(["4 images without a split"])
+    ['note: 4 images without a split']
+    """
+    return [f"note: {remark}" for remark in remarks]
+
+
+def _classes(counts: Mapping[str, int]) -> str | None:
+    if len(counts) <= _CLASSES_SHOWN:
+        return ", ".join(f"{name}: {count}" for name, count in counts.items()) or None
+    least, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+    present = sum(count > 0 for count in counts.values())
+    return f"{present} of {len(counts)}, from {least}: {counts[least]} to {most}: {counts[most]}"
