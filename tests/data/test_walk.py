@@ -245,7 +245,7 @@ def test_the_census_says_what_was_no_image(tmp_path: Path, capsys: pytest.Captur
     assert main(["doctor", f"data={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     lines = {" ".join(line.replace("|", " ").split()) for line in printed.splitlines()}
-    assert {"files and members 8", "not images .csv: 1, .txt: 1, none: 1, system: 1", "left out 1"} <= lines
+    assert {"files and members 8", "not images .csv: 1, .txt: 1, hidden: 1, none: 1", "left out 1"} <= lines
     assert "odd: not an image, by its content" in printed and "v.nii.gz: NIfTI is not read" in printed
     found = find_images(tmp_path)
     assert found.paths == ["IM0", "IM1", "IM2"] and found.counted["none"].examples == ("odd",)
