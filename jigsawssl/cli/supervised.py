@@ -50,6 +50,7 @@ __all__ = [
     "begin_cells",
     "check_draws",
     "check_encoder",
+    "check_unchanged",
     "choice_of",
     "counted",
     "data_facts",
@@ -145,7 +146,7 @@ def begin_cells(
     path = opened.path
     began = now()
     if config.resume:
-        began = _check_unchanged(path / "task.json", task) or began
+        began = check_unchanged(path / "task.json", task) or began
     else:
         clear_run_folder(path)
     for name in folders:
@@ -335,7 +336,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _check_unchanged(file: Path, now_known: Mapping[str, Any]) -> str | None:
+def check_unchanged(file: Path, task_now: Mapping[str, Any]) -> str | None:
     """A curve or study may only go on with the images, labels and weights that it began with; says when that was."""
     if not file.is_file():
         return None
@@ -347,11 +348,11 @@ def _check_unchanged(file: Path, now_known: Mapping[str, Any]) -> str | None:
         raise UserError(
             f"`out` ({file.parent}) must hold what is to be resumed; {file.name} is damaged; choose another"
         ) from None
-    if order != now_known["data"]["classes"]:
+    if order != task_now["data"]["classes"]:
         raise UserError(
             f"`classes` must have the order that it began with ({', '.join(order)}); give that, or choose another `out`"
         )
-    for name, value in now_known["fingerprints"].items():
+    for name, value in task_now["fingerprints"].items():
         if before.get(name) != value:
             raise UserError(
                 f"`{name}` must be what it began with; files, rows or what an encoder has seen were added, removed "

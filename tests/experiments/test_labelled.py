@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, cohen_kappa_score, recall_score, roc_auc_score
 
 from jigsawssl.cli import main
+from jigsawssl.cli.supervised import check_unchanged
 from jigsawssl.experiments.labelled import Source, open_domain, open_labelled, remarks_on
 from jigsawssl.types import UserError
 
@@ -123,3 +124,11 @@ def test_grades_have_the_order_that_is_given(tmp_path: Path, capsys: pytest.Capt
     true, said = ([GRADES.index(name) for name in table[column]] for column in ("label", "prediction"))
     assert report["test"]["quadratic_kappa"] == pytest.approx(cohen_kappa_score(true, said, weights="quadratic"))
     assert report["data"]["classes"] == list(GRADES)
+
+
+def test_a_curve_goes_on_with_the_same_order_of_classes_alone(tmp_path: Path) -> None:
+    begun = {"data": {"classes": ["a", "b"]}, "fingerprints": {"data": "1"}}
+    (tmp_path / "task.json").write_text(json.dumps(begun))
+    assert check_unchanged(tmp_path / "task.json", begun) is None
+    with pytest.raises(UserError, match=r"`classes` must have the order that it began with \(a, b\)"):
+        check_unchanged(tmp_path / "task.json", {**begun, "data": {"classes": ["b", "a"]}})
