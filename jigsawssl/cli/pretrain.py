@@ -125,14 +125,14 @@ def _decode(config: PretrainConfig, dataset: PixelDataset, path: Path) -> Cache 
 
 def _seen_before(config: PretrainConfig, path: Path, resumed: bool) -> SeenImages:
     """What this run used before it was resumed, and what the encoder that it starts from has seen."""
-    seen = SeenImages(frozenset(), {})
+    seen = SeenImages.nothing()
     file = path / "seen.parquet"
     if resumed and file.is_file():
         seen = SeenImages.load(file)
     if config.encoder is not None:
         earlier = Path(config.encoder).parent / file.name
         known = Path(config.encoder).is_file() and earlier.is_file()
-        seen = seen.union(SeenImages.load(earlier) if known else SeenImages(frozenset(), {}, complete=False))
+        seen = seen.union(SeenImages.load(earlier) if known else SeenImages.nothing(complete=False))
     return seen
 
 

@@ -15,7 +15,7 @@ from ..config import command_line, command_with, settings_of, without_folder
 from ..data import Archive, cross_validation_folds, holdout_split, open_archive
 from ..data.cache import caches_of
 from ..data.conventions import alike, unknown_splits
-from ..data.guard import Overlap, SeenImages
+from ..data.guard import KEY_FILE, Overlap, SeenImages
 from ..data.holdout import TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
 from ..data.known import KnownImages
@@ -497,8 +497,15 @@ def check_overlap(
     overlap = seen.overlap(labelled.identities, labelled.judged)
     if len(overlap.rows) and not allowed:
         raise UserError(_refusal(encoder, labelled, overlap, source))
+    checked = "by content and group" if seen.complete else "in part: earlier training left no seen.parquet"
+    if not seen.comparable:
+        checked = f"by content alone: {KEY_FILE} is not here, without which patients and groups cannot be compared"
+        print(
+            f"Images were compared with what pretraining saw; patients and groups could not be, as {KEY_FILE} is not "
+            "beside the encoder"
+        )
     return {
-        "checked": "by content and group" if seen.complete else "in part: earlier training left no seen.parquet",
+        "checked": checked,
         "same_image": [printable(archive.samples[row].path) for row in overlap.same_image],
         "same_group": [printable(archive.samples[row].path) for row in overlap.same_group],
         "left_out": labelled.saw,

@@ -33,7 +33,7 @@ _FILES = {
     "table.csv": "the table, for programs",
     "task.json": "what all parts have in common, for programs",
     "split.csv": "which split each image is in",
-    "seen.parquet": "hashes of the images that the encoder has seen",
+    "seen.parquet": "hashes of the images that the encoder has seen, and tags of their patients",
     "metrics.csv": "what was measured, by epoch",
     "quarantine.csv": "which images could not be read, and why",
     "views.png": "the views that the encoder saw",

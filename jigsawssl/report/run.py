@@ -46,6 +46,7 @@ _WRITTEN_HERE = frozenset(
         "report.html",
         "report.json",
         "search",
+        "seen.key",
         "seen.parquet",
         "split.csv",
         "subsets",
