@@ -34,6 +34,7 @@ _FILES = {
     "task.json": "what all parts have in common, for programs",
     "split.csv": "which split each image is in",
     "seen.parquet": "hashes of the images that the encoder has seen, and tags of their patients",
+    "seen.key": "the key of those tags, which stays with you",
     "metrics.csv": "what was measured, by epoch",
     "quarantine.csv": "which images could not be read, and why",
     "views.png": "the views that the encoder saw",
