@@ -194,11 +194,14 @@ def ordered_classes(names: Iterable[str], classes: Sequence[str] = (), positive:
     if classes:
         missing, foreign = [name for name in found if name not in classes], [n for n in classes if n not in found]
         if missing or foreign or len(set(classes)) < len(classes):
-            wrong = f"{', '.join(missing)} is left out" if missing else f"{', '.join(foreign)} is not one"
-            wrong = wrong if missing or foreign else "one is named twice"
+            wrong = "one is named twice"
+            if missing or foreign:
+                wrong = f"{', '.join(missing)} is left out" if missing else f"{', '.join(foreign)} is not one"
+            # YAML takes no, on and 01 for something else than words.
+            taken = any(name in ("True", "False") or are_numbered([name]) for name in foreign)
             raise UserError(
                 f"`classes` ({', '.join(classes)}) must name each class of the archive once ({', '.join(found)}); "
-                f"{wrong}; mend the list."
+                f"{wrong}; {'put each name in quotes' if taken else 'mend the list'}."
             )
     if positive is not None:
         if len(found) != 2 or positive not in found:
