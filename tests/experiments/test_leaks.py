@@ -76,17 +76,11 @@ def drawn(labelled: Labelled, fractions: list[float], seeds: int = 3) -> dict[tu
 def test_draws_that_cannot_be_divided_are_refused_with_the_smallest_share_that_works(tmp_path: Path) -> None:
     source = archive(tmp_path)._replace(validation="budget")
     labelled = open_labelled(source)
-    with pytest.raises(
-        UserError, match=r"`fractions` \(0.1\).*draw 0 has a: 1, b: 1; the smallest that works is"
-    ) as one:
+    wanted = r"`fractions` \(0.1\).*draw 0 has a: 1, b: 1; the smallest that works is"
+    with pytest.raises(UserError, match=wanted) as caught:
         check_draws(drawn(labelled, [0.1, 1.0]), labelled, "fractions", count_groups=False)
-    share = float(str(one.value).rpartition(" ")[2])
+    share = float(str(caught.value).rpartition(" ")[2])
     check_draws(drawn(labelled, [share, 1.0]), labelled, "fractions", count_groups=False)
-    check_draws(
-        drawn(with_val := open_labelled(archive_again(source)), [0.1]), with_val, "fraction", count_groups=False
-    )
-
-
-def archive_again(source: Source) -> Source:
-    """The same, with a split to validate on, so that one label of each class is enough."""
-    return source._replace(validation="split")
+    # With a split to validate on, one label of each class is enough.
+    with_split = open_labelled(source._replace(validation="split"))
+    check_draws(drawn(with_split, [0.1]), with_split, "fractions", count_groups=False)
