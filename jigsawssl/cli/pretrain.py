@@ -22,6 +22,7 @@ from ..data import Archive
 from ..data.cache import Cache
 from ..data.cache_writer import build_cache
 from ..data.census import split_counts
+from ..data.doctor import BLANK
 from ..data.guard import SeenImages, seen_images
 from ..data.holdout import TEST, TRAIN
 from ..data.identity import Identities
@@ -29,6 +30,7 @@ from ..data.journal import journal_entries
 from ..data.known import KnownImages
 from ..data.loading import PixelDataset, channel_statistics, stain_target, training_loader
 from ..data.table import printable
+from ..functional import to_unit_range
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..process import when_interrupted
@@ -50,6 +52,7 @@ from ..training.monitors import (
 from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
+from ..words import counted
 from .census import census_table, told
 from .look import RESUME_MAY_CHANGE
 from .unlabeled import SEEN, keep_out, sides_in_words, unlabeled_archive, write_sides
@@ -134,6 +137,36 @@ def _seen_before(config: PretrainConfig, path: Path, resumed: bool) -> SeenImage
         known = Path(config.encoder).is_file() and earlier.is_file()
         seen = seen.union(SeenImages.load(earlier) if known else SeenImages.nothing(complete=False))
     return seen
+
+
+def _require_same_images(seen: SeenImages, before: SeenImages, path: Path) -> None:
+    """A run goes on with the images that it began with, wherever they lie now.
+
+    Raises:
+        UserError: if there are others among them.
+    """
+    new = len(seen.contents - before.contents)
+    if new and (path / "seen.parquet").is_file():
+        raise UserError(
+            f"`data` must hold the images that the run began with; {counted(new, 'image')} of {len(seen.contents)} are "
+            "others; give that archive, or begin anew with encoder=… to go on from these weights"
+        )
+
+
+def _require_differences(seen: SeenImages, dataset: PixelDataset) -> None:
+    """There must be something to tell apart; where there is little, that is said.
+
+    Raises:
+        UserError: if all images are one, or constant.
+    """
+    some = np.linspace(0, len(dataset) - 1, min(len(dataset), 64)).round().astype(int)
+    images = to_unit_range(dataset.__getitems__(some.tolist()).images)
+    blank = int((images.flatten(1).std(dim=1) < BLANK).sum())
+    if len(seen.contents) == 1 or blank == len(images):
+        what = "constant" if blank == len(images) else "the same image"
+        raise UserError(f"`data` must hold images that differ; all {len(dataset)} are {what}; check the archive")
+    if 2 * blank >= len(images):
+        print(f"warning: {blank} of {len(images)} images looked at are nearly constant; see jigsawssl doctor")
 
 
 def _bad(dataset: PixelDataset) -> dict[str, str]:
@@ -259,7 +292,11 @@ def run(config: PretrainConfig) -> Path:
         if unlabeled.derived:
             print(sides_in_words(sides))
         write_sides(path / "split.csv", unlabeled, sides)
-        seen_images(identities, np.flatnonzero(sides == TRAIN)).union(before).save(path / "seen.parquet")
+        seen = seen_images(identities, np.flatnonzero(sides == TRAIN))
+        if resumed:
+            _require_same_images(seen, before, path)
+        _require_differences(seen, dataset)
+        seen.union(before).save(path / "seen.parquet")
     pl.seed_everything(config.seed, verbose=False)
     encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
     if config.reading.stain != "none":
@@ -305,6 +342,11 @@ def run(config: PretrainConfig) -> Path:
             _write_quarantine(path, dataset)
     if not trainer.is_global_zero:
         return path / "encoder.safetensors"
+    if not trainer.global_step:
+        raise UserError(
+            f"`batch.size` ({config.batch.size}) must leave a whole batch of {len(dataset)} images for each device; "
+            "nothing was trained and no encoder is written; make it smaller"
+        )
     provenance = {
         "archive": archive.fingerprint(),
         "images": len(dataset),
