@@ -220,8 +220,9 @@ def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
 def _trainer(config: PretrainConfig, path: Path, device: torch.device, callbacks: list[Any]) -> pl.Trainer:
     strategy = "auto"
     if config.trainer.devices > 1:
-        # Progressive steps, and branches without weight, leave parameters out of a backward pass.
-        partial = config.schedule == "progressive" or 0 in config.loss.weights
+        # Progressive steps, branches without weight, and one tap of a network that branches off before it, leave
+        # parameters out of a backward pass.
+        partial = config.schedule == "progressive" or 0 in config.loss.weights or not config.views.grids
         strategy = "ddp_find_unused_parameters_true" if partial else "ddp"
     return pl.Trainer(
         max_epochs=config.trainer.max_epochs,
@@ -310,7 +311,15 @@ def run(config: PretrainConfig) -> Path:
     encoder.train_only(trained_stages(config.train, list(encoder.by_stage())))
     module = build_module(config, encoder)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader = training_loader(dataset, config.batch.size, drop_last=True, seed=config.seed)
+    shard = len(dataset) // config.trainer.devices
+    if shard < 2:
+        raise UserError(
+            f"`trainer.devices` ({config.trainer.devices}) must leave 2 images or more to each; there are "
+            f"{len(dataset)}; use fewer devices"
+        )
+    if config.batch.size > shard and first_process:
+        print(f"`batch.size` ({config.batch.size}) is more than the images of a device; batches are of {shard}")
+    loader = training_loader(dataset, min(config.batch.size, shard), drop_last=True, seed=config.seed)
     metrics_file = MetricsFile(path / "metrics.csv")
     callbacks = [
         FiniteLoss(),
