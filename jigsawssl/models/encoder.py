@@ -372,8 +372,8 @@ class Encoder(nn.Module):
                 mapped by the file's window where the file itself is given.
 
         Returns:
-            ``(B, in_channels, size, size)`` of the encoder's type, float32 unless it was changed, fitted to the square as in training, and normalised; on the
-            encoder's device, but a tensor stays on its own.
+            ``(B, in_channels, size, size)`` of the encoder's type, float32 unless that was changed; fitted to the
+            square as in training, and normalised; on the encoder's device, but a tensor stays on its own.
 
         Raises:
             UserError: for a file that cannot be read.
