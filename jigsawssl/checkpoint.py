@@ -41,9 +41,21 @@ def _versions() -> dict[str, str]:
 
 def _save(path: Path, module: nn.Module, header: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    partial = path.with_name(f".{path.name}.partial")
+    # torch.compile wraps modules, and names what it wraps.
+    tensors = {
+        name.replace("_orig_mod.", ""): value.detach().cpu().contiguous() for name, value in module.state_dict().items()
+    }
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     save_file(tensors, partial, metadata={HEADER: json.dumps(header)})
+    try:
+        load_encoder(partial) if header["kind"] == "encoder" else load_classifier(partial)
+    except (UserError, RuntimeError, TypeError, ValueError) as error:
+        partial.unlink()
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"`{path.name}` must be loadable again, and would not be ({reason}); save the network as it was created, "
+            "without added or replaced layers"
+        ) from None
     os.replace(partial, path)
 
 

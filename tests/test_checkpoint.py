@@ -463,3 +463,19 @@ def test_another_image_size_keeps_the_weights(tmp_path: Path) -> None:
     assert larger.spec.size == 96 and not larger.training
     assert_same_weights(larger, encoder)
     assert "`views.size` (8)" in refusal(lambda: resolve_encoder(str(tmp_path / "e.safetensors"), 1, size=8))
+
+
+def test_a_compiled_encoder_is_saved_as_what_it_compiles(tmp_path: Path) -> None:
+    encoder = trained()
+    compiled = torch.compile(encoder)
+    save_encoder(tmp_path / "encoder.safetensors", compiled)  # type: ignore[arg-type]
+    assert_same_weights(load_encoder(tmp_path / "encoder.safetensors"), encoder)
+
+
+def test_an_altered_network_is_not_written(file: Path) -> None:
+    before = file.read_bytes()
+    altered = trained()
+    altered.add_module("more", torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match=r"`encoder.safetensors` must be loadable again.*without added or replaced"):
+        save_encoder(file, altered)
+    assert file.read_bytes() == before and [path.name for path in file.parent.iterdir()] == [file.name]

@@ -58,7 +58,7 @@ def run(config: CurveConfig) -> int:
     encoders = {name: _encoder_facts(config, choice, opened) for name, choice in choices.items()}
     fractions = sorted(set(config.fractions))
     subsets = _subsets(config, labelled, fractions)
-    check_draws(subsets, labelled, "fractions")
+    check_draws(subsets, labelled, "fractions", count_groups=config.budget == "groups")
     columns = subgroups_of(config, labelled, labelled.test)
     task = _task(config, labelled, encoders, fractions, subsets, columns, device)
     begin_cells(config, opened, task, subsets, ["cells"])

@@ -30,6 +30,7 @@ from ..training.probe import dropout_probabilities
 from ..types import Prediction
 from .look import RESUME_MAY_CHANGE
 from .supervised import (
+    check_draws,
     check_encoder,
     choice_of,
     data_facts,
@@ -67,7 +68,9 @@ def run(config: FinetuneConfig) -> None:
     mode = check_encoder(config, config.encoder, trained, encoder)
     guard = check_overlap(config.encoder, trained, labelled, config.allow_overlap, source)
     if config.subset is None:
-        chosen = draw_subset(labelled, config.fraction, config.seed, config.budget == "groups")
+        by_group = config.budget == "groups"
+        chosen = draw_subset(labelled, config.fraction, config.seed, by_group)
+        check_draws({(config.fraction, config.seed): chosen}, labelled, "fraction", count_groups=by_group)
     else:
         chosen = read_subset(Path(config.subset), labelled)
     fraction = config.fraction if config.subset is None else len(chosen) / len(pool)
@@ -118,6 +121,8 @@ def run(config: FinetuneConfig) -> None:
     )
     metrics = judgement["metrics"]
     judgement["notes"] += (f"{remark[:1].upper()}{remark[1:]}." for remark in remarks_on(labelled))
+    if adaptation.validation.get("diverged"):
+        judgement["notes"].append(f"Training diverged with {', '.join(adaptation.validation['diverged'])}, which lost.")
     if test.unreadable:
         judgement["notes"].append(f"{len(test.unreadable)} test images could not be read, and are left out.")
     origin = {"encoder": without_folder(config.encoder), "labels": budget.facts["labels"], "seed": config.seed}

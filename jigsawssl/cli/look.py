@@ -39,7 +39,7 @@ __all__ = ["RESUME_MAY_CHANGE", "look", "place_at_fault"]
 Config = TypeVar("Config")
 
 RESUME_MAY_CHANGE = {
-    "pretrain": ("config", "out", "data", "manifest", "cache", "trainer"),
+    "pretrain": ("config", "out", "data", "manifest", "cache", "trainer", "batch.workers"),
     "finetune": ("config",),
     "curve": ("config", "jobs", "out"),
     "study": ("config", "jobs", "out"),

@@ -22,6 +22,7 @@ from ..data import Archive
 from ..data.cache import Cache
 from ..data.cache_writer import build_cache
 from ..data.census import split_counts
+from ..data.doctor import BLANK
 from ..data.guard import SeenImages, seen_images
 from ..data.holdout import TEST, TRAIN
 from ..data.identity import Identities
@@ -29,6 +30,7 @@ from ..data.journal import journal_entries
 from ..data.known import KnownImages
 from ..data.loading import PixelDataset, channel_statistics, stain_target, training_loader
 from ..data.table import printable
+from ..functional import to_unit_range
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..process import when_interrupted
@@ -50,6 +52,7 @@ from ..training.monitors import (
 from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
+from ..words import counted
 from .census import census_table, told
 from .look import RESUME_MAY_CHANGE
 from .unlabeled import SEEN, keep_out, sides_in_words, unlabeled_archive, write_sides
@@ -125,15 +128,45 @@ def _decode(config: PretrainConfig, dataset: PixelDataset, path: Path) -> Cache 
 
 def _seen_before(config: PretrainConfig, path: Path, resumed: bool) -> SeenImages:
     """What this run used before it was resumed, and what the encoder that it starts from has seen."""
-    seen = SeenImages(frozenset(), {})
+    seen = SeenImages.nothing()
     file = path / "seen.parquet"
     if resumed and file.is_file():
         seen = SeenImages.load(file)
     if config.encoder is not None:
         earlier = Path(config.encoder).parent / file.name
         known = Path(config.encoder).is_file() and earlier.is_file()
-        seen = seen.union(SeenImages.load(earlier) if known else SeenImages(frozenset(), {}, complete=False))
+        seen = seen.union(SeenImages.load(earlier) if known else SeenImages.nothing(complete=False))
     return seen
+
+
+def _require_same_images(seen: SeenImages, before: SeenImages, path: Path) -> None:
+    """A run goes on with the images that it began with, wherever they lie now.
+
+    Raises:
+        UserError: if there are others among them.
+    """
+    new = len(seen.contents - before.contents)
+    if new and (path / "seen.parquet").is_file():
+        raise UserError(
+            f"`data` must hold the images that the run began with; {counted(new, 'image')} of {len(seen.contents)} are "
+            "others; give that archive, or begin anew with encoder=… to go on from these weights"
+        )
+
+
+def _require_differences(seen: SeenImages, dataset: PixelDataset) -> None:
+    """There must be something to tell apart; where there is little, that is said.
+
+    Raises:
+        UserError: if all images are one, or constant.
+    """
+    some = np.linspace(0, len(dataset) - 1, min(len(dataset), 64)).round().astype(int)
+    images = to_unit_range(dataset.__getitems__(some.tolist()).images)
+    blank = int((images.flatten(1).std(dim=1) < BLANK).sum())
+    if len(seen.contents) == 1 or blank == len(images):
+        what = "constant" if blank == len(images) else "the same image"
+        raise UserError(f"`data` must hold images that differ; all {len(dataset)} are {what}; check the archive")
+    if 2 * blank >= len(images):
+        print(f"warning: {blank} of {len(images)} images looked at are nearly constant; see jigsawssl doctor")
 
 
 def _bad(dataset: PixelDataset) -> dict[str, str]:
@@ -187,8 +220,9 @@ def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
 def _trainer(config: PretrainConfig, path: Path, device: torch.device, callbacks: list[Any]) -> pl.Trainer:
     strategy = "auto"
     if config.trainer.devices > 1:
-        # Progressive steps, and branches without weight, leave parameters out of a backward pass.
-        partial = config.schedule == "progressive" or 0 in config.loss.weights
+        # Progressive steps, branches without weight, and one tap of a network that branches off before it, leave
+        # parameters out of a backward pass.
+        partial = config.schedule == "progressive" or 0 in config.loss.weights or not config.views.grids
         strategy = "ddp_find_unused_parameters_true" if partial else "ddp"
     return pl.Trainer(
         max_epochs=config.trainer.max_epochs,
@@ -259,7 +293,11 @@ def run(config: PretrainConfig) -> Path:
         if unlabeled.derived:
             print(sides_in_words(sides))
         write_sides(path / "split.csv", unlabeled, sides)
-        seen_images(identities, np.flatnonzero(sides == TRAIN)).union(before).save(path / "seen.parquet")
+        seen = seen_images(identities, np.flatnonzero(sides == TRAIN))
+        if resumed:
+            _require_same_images(seen, before, path)
+        _require_differences(seen, dataset)
+        seen.union(before).save(path / "seen.parquet")
     pl.seed_everything(config.seed, verbose=False)
     encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
     if config.reading.stain != "none":
@@ -273,7 +311,15 @@ def run(config: PretrainConfig) -> Path:
     encoder.train_only(trained_stages(config.train, list(encoder.by_stage())))
     module = build_module(config, encoder)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader = training_loader(dataset, config.batch.size, drop_last=True, seed=config.seed)
+    shard = len(dataset) // config.trainer.devices
+    if shard < 2:
+        raise UserError(
+            f"`trainer.devices` ({config.trainer.devices}) must leave 2 images or more to each; there are "
+            f"{len(dataset)}; use fewer devices"
+        )
+    if config.batch.size > shard and first_process:
+        print(f"`batch.size` ({config.batch.size}) is more than the images of a device; batches are of {shard}")
+    loader = training_loader(dataset, min(config.batch.size, shard), drop_last=True, seed=config.seed)
     metrics_file = MetricsFile(path / "metrics.csv")
     callbacks = [
         FiniteLoss(),
@@ -305,6 +351,11 @@ def run(config: PretrainConfig) -> Path:
             _write_quarantine(path, dataset)
     if not trainer.is_global_zero:
         return path / "encoder.safetensors"
+    if not trainer.global_step:
+        raise UserError(
+            f"`batch.size` ({config.batch.size}) must leave a whole batch of {len(dataset)} images for each device; "
+            "nothing was trained and no encoder is written; make it smaller"
+        )
     provenance = {
         "archive": archive.fingerprint(),
         "images": len(dataset),

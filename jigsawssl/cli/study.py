@@ -61,7 +61,7 @@ def run(config: StudyConfig) -> int:
     path, device, labelled, source, channels = opened
     keys = [(config.fraction, seed) for seed in range(config.seeds)]
     subsets = {key: draw_subset(labelled, *key, config.budget == "groups") for key in keys}
-    check_draws(subsets, labelled, "fraction")
+    check_draws(subsets, labelled, "fraction", count_groups=config.budget == "groups")
     domains = {
         name: Domain(values["data"], values.get("manifest"), values.get("layout"))
         for name, values in config.domains.items()

@@ -24,12 +24,13 @@ from ..experiments.labelled import (
     Labelled,
     Source,
     caches_beside,
+    can_validate,
     open_labelled,
     remarks_on,
     seen_by,
     write_split,
 )
-from ..experiments.subsets import write_subsets
+from ..experiments.subsets import draw_subset, write_subsets
 from ..functional import nearest_sizes
 from ..models import Encoder
 from ..report import write_json
@@ -118,17 +119,40 @@ def open_and_tell(config: SupervisedConfig, source: Source, references: Sequence
     return labelled
 
 
-def check_draws(subsets: dict[tuple[float, int], Rows], labelled: Labelled, key: str) -> None:
-    """Draws of labels must leave something to tell apart.
+_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
+"""Shares of the labels that are offered in place of one that is too small."""
+
+
+def check_draws(subsets: Mapping[tuple[float, int], Rows], labelled: Labelled, key: str, *, count_groups: bool) -> None:
+    """Draws of labels must leave something to tell apart, and to judge candidates by, before anything is trained.
+
+    Args:
+        subsets: rows of each draw, by fraction and seed.
+        labelled: the archive.
+        key: the setting that names the fractions.
+        count_groups: whether a fraction is one of groups.
 
     Raises:
-        UserError: where one holds a single class.
+        UserError: with the smallest share that works, where one leaves a single class or cannot be divided.
     """
     for (fraction, seed), rows in subsets.items():
-        if len(np.unique(labelled.archive.labels[rows])) < 2:
-            raise UserError(
-                f"`{key}` ({fraction:g}) must leave two classes; draw {seed} ({len(rows)} labels) has one; raise it"
-            )
+        if can_validate(labelled, rows, seed):
+            continue
+        seeds = sorted({number for _, number in subsets})
+        works = (
+            share
+            for share in _SHARES
+            if share > fraction
+            and all(can_validate(labelled, draw_subset(labelled, share, one, count_groups), one) for one in seeds)
+        )
+        counts = np.bincount(labelled.archive.labels[rows], minlength=len(labelled.archive.classes))
+        held = ", ".join(f"{name}: {count}" for name, count in zip(labelled.archive.classes, counts, strict=True))
+        smallest = next(works, None)
+        offered = "add labels, or name a split val" if smallest is None else f"the smallest that works is {smallest:g}"
+        raise UserError(
+            f"`{key}` ({fraction:g}) must leave two classes, and one of them with two labels or groups, to choose "
+            f"settings by; draw {seed} has {held}; {offered}"
+        )
 
 
 def begin_cells(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +17,12 @@ from numpy.typing import NDArray
 from ..types import UserError
 from .identity import Identities
 
-__all__ = ["Overlap", "SeenImages", "seen_images"]
+__all__ = ["KEY_FILE", "Overlap", "SeenImages", "seen_images"]
 
-_SCHEMA = pa.schema([("content", pa.int64()), ("group", pa.string()), ("salt", pa.string())])
+KEY_FILE = "seen.key"
+"""Name of the file of keys beside ``seen.parquet``."""
+
+_SCHEMA = pa.schema([("content", pa.int64()), ("group", pa.string()), ("key", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -34,64 +40,98 @@ class Overlap:
 
 @dataclass(frozen=True)
 class SeenImages:
-    """Content and group hashes of the images that pretraining used.
+    """Contents, groups and patients of the images that pretraining used, as far as they may be told.
 
-    Groups are those of the manifest and the patients of DICOM files, hashed with a salt for each source. The salts stay
-    in the run's folder, beside the encoder and not in it, because few identifiers are so long that nobody could try
-    them all. ``complete`` is false where an earlier training, which was gone on from, left no such file.
+    Groups are those of the manifest and the patients of DICOM files. The file has only tags of them, made with a secret
+    key for each source: few identifiers are so long that nobody could try them all, but without the key there is
+    nothing to try them against. The keys lie in a file of their own, which only its owner can read and which stays in
+    the run's folder when the encoder is given away.
+
+    Attributes:
+        contents: 64 bits of the hash of each image's content, without a key.
+        groups: tags by the name of the key that made them.
+        keys: by their names, those that are at hand.
+        complete: false where an earlier training, which was gone on from, left no such file.
     """
 
     contents: frozenset[int]
-    groups: Mapping[bytes, frozenset[str]]
+    groups: Mapping[str, frozenset[str]]
+    keys: Mapping[str, bytes]
     complete: bool = True
+
+    @staticmethod
+    def nothing(*, complete: bool = True) -> SeenImages:
+        """Of a run that saw no images, or none that anybody knows."""
+        return SeenImages(frozenset(), {}, {}, complete)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether groups can be compared: the key of all tags is at hand."""
+        return set(self.groups) <= set(self.keys)
 
     def union(self, other: SeenImages) -> SeenImages:
         """What either has seen."""
-        salts = {*self.groups, *other.groups}
-        nothing: frozenset[str] = frozenset()
-        groups = {salt: self.groups.get(salt, nothing) | other.groups.get(salt, nothing) for salt in salts}
-        return SeenImages(self.contents | other.contents, groups, self.complete and other.complete)
+        names = {*self.groups, *other.groups}
+        none: frozenset[str] = frozenset()
+        groups = {name: self.groups.get(name, none) | other.groups.get(name, none) for name in names}
+        keys = {**self.keys, **other.keys}
+        return SeenImages(self.contents | other.contents, groups, keys, self.complete and other.complete)
 
     def save(self, path: Path) -> None:
-        """Write a Parquet file, in one step."""
-        pairs = sorted((salt.hex(), group) for salt, groups in self.groups.items() for group in groups)
+        """Write a Parquet file, and the keys beside it as :data:`KEY_FILE`, each in one step."""
+        pairs = sorted((name, group) for name, groups in self.groups.items() for group in groups)
         contents: list[int | None] = [*sorted(self.contents)]
         count = max(len(contents), len(pairs))
         contents += [None] * (count - len(contents))
         padding: list[tuple[None, None]] = [(None, None)] * (count - len(pairs))
-        salts, groups = ([pair[at] for pair in [*pairs, *padding]] for at in (0, 1))
+        names, groups = ([pair[at] for pair in [*pairs, *padding]] for at in (0, 1))
         schema = _SCHEMA.with_metadata({"complete": str(self.complete).lower()})
+        self._save_keys(path.with_name(KEY_FILE))
         partial = path.with_name(f".{path.name}.partial")
-        pq.write_table(pa.table({"content": contents, "group": groups, "salt": salts}, schema=schema), partial)
+        pq.write_table(pa.table({"content": contents, "group": groups, "key": names}, schema=schema), partial)
+        partial.replace(path)
+
+    def _save_keys(self, path: Path) -> None:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.unlink(missing_ok=True)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            json.dump({name: key.hex() for name, key in sorted(self.keys.items())}, stream, indent=2)
         partial.replace(path)
 
     @staticmethod
     def load(path: Path) -> SeenImages:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote; the keys may be missing.
 
         Raises:
-            UserError: if the file is damaged.
+            UserError: if a file is damaged.
         """
+        file = path
         try:
             table = pq.read_table(path)
             complete = table.schema.metadata[b"complete"] == b"true"
             contents = frozenset(table["content"].to_pylist()) - {None}
-            groups: dict[bytes, set[str]] = {}
-            for group, salt in zip(table["group"].to_pylist(), table["salt"].to_pylist(), strict=True):
+            groups: dict[str, set[str]] = {}
+            for group, name in zip(table["group"].to_pylist(), table["key"].to_pylist(), strict=True):
                 if group is not None:
-                    groups.setdefault(bytes.fromhex(salt), set()).add(group)
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+                    groups.setdefault(name, set()).add(group)
+            file = path.with_name(KEY_FILE)
+            written = json.loads(file.read_text()) if file.is_file() else {}
+            keys = {name: bytes.fromhex(key) for name, key in written.items()}
+        except PermissionError:  # of the keys of somebody else
+            keys = {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             raise UserError(
-                f"`encoder` must have a whole seen.parquet beside it; {path.name} is damaged ({type(error).__name__}); "
+                f"`encoder` must have a whole seen.parquet beside it; {file.name} is damaged ({type(error).__name__}); "
                 "copy it again, or give allow_overlap=true"
             ) from None
-        return SeenImages(contents, {salt: frozenset(names) for salt, names in groups.items()}, complete)
+        return SeenImages(contents, {name: frozenset(tags) for name, tags in groups.items()}, keys, complete)
 
     def overlap(self, identities: Identities, rows: NDArray[np.int64]) -> Overlap:
         """Which of these rows pretraining has seen, themselves or by another image of their group.
 
         A group counts as seen where its name is known, and where the archive holds another image of it whose content
         is, as a pretraining that knew no groups leaves no names. Images that cannot be read are compared by group.
+        Where a key is missing, names are not compared, see :attr:`comparable`.
         """
         samples = identities.archive.samples
         groups = {samples[row].group for row in rows.tolist()} - {None}
@@ -102,10 +142,11 @@ class SeenImages:
             if identities.content(row) in self.contents:
                 seen_mates.setdefault(samples[row].group, set()).add(row)
         same_image, same_group = [], []
+        known = [(name, tags) for name, tags in self.groups.items() if name in self.keys]
         for row in rows.tolist():
             if identities.content(row) in self.contents:
                 same_image.append(row)
-            named = any(identities.names(row, salt) & known for salt, known in self.groups.items())
+            named = any(identities.names(row, self.keys[name]) & tags for name, tags in known)
             if named or seen_mates.get(samples[row].group, set()) - {row}:
                 same_group.append(row)
         return Overlap(np.array(same_image, dtype=np.int64), np.array(same_group, dtype=np.int64))
@@ -127,4 +168,5 @@ def seen_images(identities: Identities, rows: NDArray[np.int64], *, progress: bo
         if content is not None:
             contents.add(content)
             groups |= identities.names(row, identities.salt)
-    return SeenImages(frozenset(contents), {identities.salt: frozenset(groups)})
+    name = hashlib.sha256(identities.salt).hexdigest()[:32]
+    return SeenImages(frozenset(contents), {name: frozenset(groups)} if groups else {}, {name: identities.salt})

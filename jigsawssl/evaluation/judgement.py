@@ -16,7 +16,7 @@ from .resampling import draw_weights, resampled_metrics
 from .statistics import percentile_interval
 from .uncertainty import apply_temperature, conformal_sets, ensemble, fit_temperature, reliability, risk_coverage
 
-__all__ = ["Predictions", "judge"]
+__all__ = ["NO_SHARES", "Predictions", "judge", "units_of"]
 
 DRAWS = 1000
 """Bootstrap samples behind an interval."""
@@ -25,6 +25,9 @@ NO_GROUPS = (
     "Each test image counts as a patient, as the manifest names none or one image of each; where that is wrong, the "
     "intervals are too narrow."
 )
+
+NO_SHARES = ("brier", "kappa", "quadratic_kappa")
+"""Metrics that are no share of cases or pairs of cases."""
 
 POINTS = 200
 """Points of a curve that a report keeps at most."""
@@ -105,7 +108,7 @@ def judge(
         notes.append(f"No test image shows {name}: it has no recall and no AUROC, and no mean counts it.")
     result: dict[str, Any] = {
         "metrics": metrics,
-        "intervals": _intervals(metrics, scores, target, classes, weights),
+        "intervals": _intervals(metrics, scores, target, classes, predictions.groups, weights),
         "unit": unit,
         "units": len(np.unique(predictions.groups)),
         "curves": _curves(scores, target, classes),
@@ -146,24 +149,62 @@ def judge(
 
 
 def _intervals(
-    metrics: Mapping[str, Any], scores: Numbers, target: NDArray[np.int64], classes: Sequence[str], weights: Numbers
+    metrics: Mapping[str, Any],
+    scores: Numbers,
+    target: NDArray[np.int64],
+    classes: Sequence[str],
+    groups: NDArray[np.int64],
+    weights: Numbers,
 ) -> dict[str, Any]:
     """Low and high of each metric that has a value; those of a class under ``per_class``."""
     draws = resampled_metrics(scores, target, classes, weights)
+    of_class, of_others = ([_units(groups, (target == k) == own) for k in range(len(classes))] for own in (True, False))
     found: dict[str, Any] = {
-        name: percentile_interval(metrics[name], draws[name])[1:]
+        name: percentile_interval(
+            metrics[name],
+            draws[name],
+            units=units_of(name, target, groups),
+            share=name not in NO_SHARES,
+        )[1:]
         for name in draws
         # Samples with repeated cases look worse calibrated than the cases themselves: theirs would mislead.
         if metrics.get(name) is not None and name != "calibration_error"
     }
     found["per_class"] = {
         name: {
-            metric: percentile_interval(metrics["per_class"][name][metric], draws[f"{metric} of {name}"])[1:]
-            for metric in ("recall", "specificity", "auroc")
+            metric: percentile_interval(metrics["per_class"][name][metric], draws[f"{metric} of {name}"], units=units)[
+                1:
+            ]
+            for metric, units in (("recall", own), ("specificity", others), ("auroc", min(own, others)))
         }
-        for name in classes
+        for name, own, others in zip(classes, of_class, of_others, strict=True)
     }
     return found
+
+
+def _units(groups: NDArray[np.int64], where: NDArray[np.bool_]) -> int:
+    return len(np.unique(groups[where]))
+
+
+def units_of(metric: str, labels: NDArray[np.int64], groups: NDArray[np.int64]) -> int:
+    """Independent units that a metric over all classes rests on.
+
+    Of accuracy and the like these are all patients; of means over classes, and of what compares classes, the patients
+    of the smallest class that has any.
+
+    Args:
+        metric: such as ``auroc``.
+        labels: ``(N,)`` of the test cases.
+        groups: ``(N,)``, the same number for cases of one patient.
+
+    Example:
+        >>> labels = np.array([0, 0, 1])
+        >>> units_of("accuracy", labels, np.arange(3)), units_of("auroc", labels, np.arange(3))
+        (3, 1)
+    """
+    if metric in ("accuracy", "brier", "kappa", "quadratic_kappa"):
+        return len(np.unique(groups))
+    return min(_units(groups, labels == label) for label in np.unique(labels))
 
 
 def _thinned(*columns: Numbers) -> list[Numbers]:
@@ -208,7 +249,9 @@ def _conformal(
     return {
         "asked": coverage,
         "reached": reached,
-        "interval": percentile_interval(reached, weights @ covered / weights.sum(1))[1:],
+        "interval": percentile_interval(
+            reached, weights @ covered / weights.sum(1), units=len(np.unique(predictions.groups))
+        )[1:],
         "mean_size": float(size.mean()),
         "single": float((size == 1).mean()),
         "empty": float((size == 0).mean()),
@@ -237,7 +280,7 @@ def _operating_point(
     for name, (part, whole) in parts.items():
         with np.errstate(invalid="ignore", divide="ignore"):
             draws = weights @ (part & whole) / (weights @ whole)
-        intervals[name] = percentile_interval(test[name], draws)[1:]
+        intervals[name] = percentile_interval(test[name], draws, units=_units(predictions.groups, whole))[1:]
     validation = at_threshold(known, predictions.validation_labels == 1, threshold)._asdict()
     return {"required": sensitivity, "validation": validation, "test": test, "intervals": intervals}
 
@@ -266,7 +309,7 @@ def _subgroups(
         inside = values == value
         metrics = classification_metrics(scores[inside], target[inside], classes, ordered)
         weights = draw_weights(groups[inside], DRAWS, seed=0)
-        intervals = _intervals(metrics, scores[inside], target[inside], classes, weights)
+        intervals = _intervals(metrics, scores[inside], target[inside], classes, groups[inside], weights)
         rows.append(
             {
                 "value": str(value) or "unknown",

@@ -16,7 +16,6 @@ from torchmetrics.functional.classification import (
     binary_average_precision,
     binary_sensitivity_at_specificity,
     binary_specificity_at_sensitivity,
-    multiclass_calibration_error,
     multiclass_cohen_kappa,
     multiclass_confusion_matrix,
     multiclass_f1_score,
@@ -27,7 +26,7 @@ from torchmetrics.functional.classification import (
 
 from jigsawssl.types import DivergedError
 
-from .resampling import BINS
+from .resampling import calibration_error
 
 Array = Tensor | np.ndarray | Sequence[Any]  # whatever torch.as_tensor takes
 
@@ -150,7 +149,7 @@ def classification_metrics(
             _at(binary_specificity_at_sensitivity, scores, target, index, at) for index in range(size)[ranking]
         ),
         "brier": _brier(scores, target),
-        "calibration_error": float(multiclass_calibration_error(scores, target, num_classes=size, n_bins=BINS)),
+        "calibration_error": calibration_error(probabilities, labels),
         "per_class": {
             name: {**{metric: values[index] for metric, values in columns.items()}, "support": int(support[index])}
             for index, name in enumerate(classes)

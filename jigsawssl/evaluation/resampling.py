@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["BINS", "confidence_bin", "draw_weights", "resampled_auroc", "resampled_metrics"]
+__all__ = ["BINS", "calibration_error", "confidence_bin", "draw_weights", "resampled_auroc", "resampled_metrics"]
 
 BINS = 15
 """Equal bins of confidence for the expected calibration error (Guo et al. 2017, section 2)."""
@@ -216,6 +216,25 @@ def _brier(scores: Numbers, target: NDArray[np.int64]) -> Numbers:
     """Squared error of each case; of two classes it is that of one, as they mirror each other (Brier 1950)."""
     squares = (scores - np.eye(scores.shape[1])[target]) ** 2
     return squares[:, 1] if scores.shape[1] == 2 else squares.sum(1)
+
+
+def calibration_error(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Expected calibration error of the highest probability (Guo et al. 2017, section 2), in :data:`BINS` equal bins.
+
+    The one that every report, curve and picture of reliability has: torchmetrics gives another number for confidences
+    on the edge of a bin, and rounds them to single precision before.
+
+    Args:
+        probabilities: float ``(N, K)``.
+        labels: integers ``(N,)``.
+
+    Example:
+        >>> round(calibration_error([[0.9, 0.1], [0.8, 0.2]], [0, 1]), 3)
+        0.45
+    """
+    scores = np.asarray(probabilities, np.float64)
+    right = scores.argmax(axis=1) == np.asarray(labels)
+    return float(_calibration_error(scores.max(axis=1), right, np.ones((1, len(scores))))[0])
 
 
 def _calibration_error(confidence: Numbers, right: NDArray[np.bool_], weights: Numbers) -> Numbers:

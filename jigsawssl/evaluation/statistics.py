@@ -31,6 +31,9 @@ _NODES: Numbers = ((_POINTS + 1) / 2) ** 6
 _WEIGHTS: Numbers = _SHARES / 2 * 6 * ((_POINTS + 1) / 2) ** 5
 
 
+_SAME = 1e-12
+
+
 class Interval(NamedTuple):
     """A value with its interval; ``None`` where nothing is defined."""
 
@@ -39,22 +42,39 @@ class Interval(NamedTuple):
     high: float | None
 
 
-def percentile_interval(value: float | None, draws: ArrayLike, confidence: float = 0.95) -> Interval:
+def percentile_interval(
+    value: float | None, draws: ArrayLike, *, units: int, share: bool = True, confidence: float = 0.95
+) -> Interval:
     """Percentile bootstrap interval (Efron 1979); draws that are NaN are left out.
+
+    Of fewer than two units nothing can be said of others. Where all draws are the same, resampling does not know how
+    far others may differ: a share of 0 or 1 then has the exact interval of so many units (Clopper and Pearson 1934),
+    and everything else has none.
 
     Args:
         value: the metric of the cases as they are.
         draws: ``(R,)`` or, for the mean over seeds, ``(J, R)`` with the same resamples for each seed.
+        units: independent units, such as patients, that the metric rests on; of a metric that compares two classes,
+            those of the smaller one, which is conservative.
+        share: whether the metric is one, from 0 to 1.
         confidence: in (0, 1).
 
     Example:
-        >>> percentile_interval(50.0, np.arange(101), confidence=0.5)
+        >>> percentile_interval(50.0, np.arange(101), units=9, confidence=0.5)
         Interval(value=50.0, low=25.0, high=75.0)
+        >>> [round(end, 3) for end in percentile_interval(1.0, np.ones(9), units=80)]
+        [1.0, 0.955, 1.0]
     """
     found = np.atleast_2d(np.asarray(draws, np.float64)).mean(axis=0)
     found = found[~np.isnan(found)]
-    if value is None or not found.size:
+    if value is None or not found.size or units < 2:
         return Interval(value, None, None)
+    if np.ptp(found) < _SAME:
+        if not share or min(abs(value), abs(1 - value)) > _SAME:
+            return Interval(value, None, None)
+        right = units if value > 0.5 else 0
+        exact = stats.binomtest(right, units).proportion_ci(confidence, method="exact")
+        return Interval(value, float(exact.low), float(exact.high))
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..config import command_line, command_with, settings_of, without_folder
 from ..data import Archive, cross_validation_folds, holdout_split, open_archive
 from ..data.cache import caches_of
 from ..data.conventions import alike, unknown_splits
-from ..data.guard import Overlap, SeenImages
+from ..data.guard import KEY_FILE, Overlap, SeenImages
 from ..data.holdout import TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
 from ..data.known import KnownImages
@@ -32,6 +33,7 @@ __all__ = [
     "Labelled",
     "Source",
     "caches_beside",
+    "can_validate",
     "check_overlap",
     "open_domain",
     "open_labelled",
@@ -89,6 +91,7 @@ class Labelled(NamedTuple):
         made_by: who made the test split, for reports.
         identities: of the archive.
         saw: test and validation rows that are left out because pretraining saw them.
+        copies: training and validation rows that are left out because they have the content of images to judge by.
     """
 
     archive: Archive
@@ -98,6 +101,7 @@ class Labelled(NamedTuple):
     made_by: str
     identities: Identities
     saw: int = 0
+    copies: int = 0
 
     @property
     def judged(self) -> Rows:
@@ -210,6 +214,20 @@ def remarks_on(labelled: Labelled) -> list[str]:
     unused = len(archive.rows_of("val")) if given and not len(labelled.validation) else 0
     if unused:
         remarks.append(f"{counted(unused, 'image')} of split val, left out; validation=split judges by them")
+    if labelled.copies:
+        remarks.append(
+            f"{counted(labelled.copies, 'image')} to learn from or to choose settings by with the content of one that "
+            "is judged by, left out"
+        )
+    parts = {"train": labelled.pool, "val": labelled.validation, "test": labelled.test}
+    for one, other in itertools.combinations(parts if given else {}, 2):
+        first, second = ({labelled.identities.patient(row) for row in parts[name].tolist()} for name in (one, other))
+        shared = len((first & second) - {None})
+        if shared:
+            remarks.append(
+                f"{counted(shared, 'patient')} of DICOM files in both {one} and {other}: the result may be optimistic; "
+                "name them as groups, or have a split made"
+            )
     in_train, in_test = (np.bincount(archive.labels[rows], minlength=len(archive.classes)) for rows in every.values())
     for name, trained, tested in zip(archive.classes, in_train.tolist(), in_test.tolist(), strict=True):
         if tested and not trained:
@@ -233,14 +251,36 @@ def _given(archive: Archive, source: Source, identities: Identities) -> Labelled
                 f"`split` ({name}) must have labelled rows; the manifest's splits are {known}; add rows of that split, "
                 "or leave the column out to have a test split made"
             )
-    if archive.groups is not None:
-        shared = np.intersect1d(archive.groups[pool], archive.groups[test])
-        if len(shared):
+    parts = {source.split: pool, "val": judging, "test": test}
+    for one, other in itertools.combinations(parts, 2):
+        shared = _shared_groups(archive, parts[one], parts[other])
+        if shared:
             raise UserError(
-                f"`group` must not be divided between {source.split} and test; {len(shared)} are; mend the manifest's "
-                "split column, or leave it out to have a split made"
+                f"`group` must not be divided between {one} and {other}; {shared} are; mend the manifest's split "
+                "column, or leave it out to have a split made"
             )
-    return Labelled(archive, pool, judging, test, "given by the manifest", identities)
+    identities.look_up(np.concatenate([pool, judging, test]), progress=True)
+    # Test images stay as they are; what equals one must not be learned from, nor settings be chosen by it.
+    kept = _without_copies(identities, judging, test)
+    learned = _without_copies(identities, pool, np.concatenate([judging, test]))
+    for name, rows, before in ((source.split, learned, pool), ("val", kept, judging)):
+        if len(before) and not len(rows):
+            raise UserError(
+                f"`split` ({name}) must have images of its own; all {len(before)} have the content of images to judge "
+                "by; mend the manifest's split column"
+            )
+    copies = len(pool) - len(learned) + len(judging) - len(kept)
+    return Labelled(archive, learned, kept, test, "given by the manifest", identities, copies=copies)
+
+
+def _shared_groups(archive: Archive, rows: Rows, others: Rows) -> int:
+    return 0 if archive.groups is None else len(np.intersect1d(archive.groups[rows], archive.groups[others]))
+
+
+def _without_copies(identities: Identities, rows: Rows, others: Rows) -> Rows:
+    """Those of some rows whose content none of the others has."""
+    contents = {identities.content(row) for row in others.tolist()} - {None}
+    return np.array([row for row in rows.tolist() if identities.content(row) not in contents], dtype=np.int64)
 
 
 def _derived(archive: Archive, identities: Identities, *, whole: bool = False) -> Labelled:
@@ -451,6 +491,26 @@ def take_budget(
     return Budget(part, labels, folds, refit, facts)
 
 
+def can_validate(labelled: Labelled, chosen: Rows, seed: int) -> bool:
+    """Whether some labels are enough to train on and to judge candidates by.
+
+    Args:
+        labelled: the archive.
+        chosen: rows whose labels may be used.
+        seed: of the folds.
+    """
+    labels = labelled.archive.labels[chosen]
+    if len(np.unique(labels)) < 2:
+        return False
+    if len(labelled.validation):
+        return True
+    try:
+        _folds(labels, labelled.groups(chosen), seed)
+    except UserError:
+        return False
+    return True
+
+
 def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_] | None, seed: int) -> tuple[list[Fold], str]:
     """How candidates are judged inside the budget, and how the report names it."""
     unit = "by image" if groups is None else "by group"
@@ -497,8 +557,15 @@ def check_overlap(
     overlap = seen.overlap(labelled.identities, labelled.judged)
     if len(overlap.rows) and not allowed:
         raise UserError(_refusal(encoder, labelled, overlap, source))
+    checked = "by content and group" if seen.complete else "in part: earlier training left no seen.parquet"
+    if not seen.comparable:
+        checked = f"by content alone: {KEY_FILE} is not here, without which patients and groups cannot be compared"
+        print(
+            f"Images were compared with what pretraining saw; patients and groups could not be, as {KEY_FILE} is not "
+            "beside the encoder"
+        )
     return {
-        "checked": "by content and group" if seen.complete else "in part: earlier training left no seen.parquet",
+        "checked": checked,
         "same_image": [printable(archive.samples[row].path) for row in overlap.same_image],
         "same_group": [printable(archive.samples[row].path) for row in overlap.same_group],
         "left_out": labelled.saw,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..evaluation.judgement import DRAWS, Predictions, judge
+from ..evaluation.judgement import DRAWS, NO_SHARES, Predictions, judge, units_of
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.resampling import draw_weights, resampled_metrics
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
@@ -151,7 +151,11 @@ def row_of(encoder: str, fraction: float, point: Point) -> dict[str, Any]:
         with np.errstate(invalid="ignore"):
             spread = float(np.nanstd(values, ddof=1)) if (~np.isnan(values)).sum() > 1 else None
         # See judgement: an interval for that would mislead.
-        interval = percentile_interval(mean, draws) if name != "calibration_error" else Interval(mean, None, None)
+        interval = Interval(mean, None, None)
+        if name != "calibration_error":
+            tested = point.cells[seeds[0]].predictions
+            units = units_of(name, tested.labels, tested.groups)
+            interval = percentile_interval(mean, draws, units=units, share=name not in NO_SHARES)
         row["metrics"][name] = {"mean": mean, "sd": spread, "low": interval.low, "high": interval.high}
     return row
 

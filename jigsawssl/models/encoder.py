@@ -372,8 +372,8 @@ class Encoder(nn.Module):
                 mapped by the file's window where the file itself is given.
 
         Returns:
-            float32 ``(B, in_channels, size, size)``, fitted to the square as in training, and normalised; on the
-            encoder's device, but a tensor stays on its own.
+            ``(B, in_channels, size, size)`` of the encoder's type, float32 unless that was changed; fitted to the
+            square as in training, and normalised; on the encoder's device, but a tensor stays on its own.
 
         Raises:
             UserError: for a file that cannot be read.
@@ -404,7 +404,9 @@ class Encoder(nn.Module):
             weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
             pixels = (pixels * weights).sum(dim=1, keepdim=True)
         pixels = self._fitted(pixels)
-        return (pixels.expand(-1, self.spec.in_channels, -1, -1) - self.mean) / self.std
+        # In full precision, and only then in that of the network.
+        pixels = (pixels.expand(-1, self.spec.in_channels, -1, -1) - self.mean.float()) / self.std.float()
+        return pixels.to(self.mean.dtype)
 
     def normalize_stain(self, images: Tensor) -> Tensor:
         """Stained tissue in the colours that the encoder knows; uint8 ``(B, 3, H, W)``, others as they are."""

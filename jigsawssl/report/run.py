@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ..types import UserError
 
@@ -46,6 +46,7 @@ _WRITTEN_HERE = frozenset(
         "report.html",
         "report.json",
         "search",
+        "seen.key",
         "seen.parquet",
         "split.csv",
         "subsets",
@@ -162,12 +163,23 @@ def _check_same(path: Path, config: str, free: set[str]) -> None:
         raise UserError(f"`out` ({path}) must hold the run to resume; it has no config.yaml; choose another folder")
     before: Any = OmegaConf.load(file)
     now: Any = OmegaConf.create(config)
-    for key in sorted({*map(str, now), *map(str, before)} - free):
-        if before.get(key) != now.get(key):
+    was, is_now = _flat(before), _flat(now)
+    for key in sorted({*was, *is_now}):
+        allowed = any(key == one or key.startswith(f"{one}.") for one in free)
+        if not allowed and was.get(key) != is_now.get(key):
             raise UserError(
-                f"`{key}` ({now.get(key)}) must be the same as in the run to resume ({before.get(key)}); "
+                f"`{key}` ({is_now.get(key)}) must be the same as in the run to resume ({was.get(key)}); "
                 "change it back, or choose another `out`"
             )
+
+
+def _flat(config: Any, above: str = "") -> dict[str, Any]:
+    """Values by their whole keys, such as ``batch.size``."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, DictConfig) and len(value)
+        found |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
+    return found
 
 
 def clear_run_folder(path: Path) -> None:

@@ -267,6 +267,11 @@ def _of_guard(guard: Mapping[str, Any]) -> list[Flag]:
             seen.append(f"other images of the same patients as {patients} {of_them}")
         text = f"Pretraining saw {' and '.join(seen)}, as allow_overlap=true permitted: the result may be optimistic."
         return [Flag("leak", text)]
+    if checked.startswith("by content alone"):
+        text = (
+            "Pretraining saw none of the test images; whether it saw their patients is unknown, as the key is missing."
+        )
+        return [Flag("leak", text)]
     if checked.startswith("in part"):
         return [Flag("leak", "What the weights saw before this pretraining is unknown and may include test images.")]
     return []

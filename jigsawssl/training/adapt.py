@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +15,13 @@ from ..data.loading import PixelDataset
 from ..evaluation import paired_auroc_difference
 from ..models import Classifier, Encoder, HierarchicalClassifier
 from ..progress import Progress
+from ..types import DivergedError
 from .finetune import Fold, Model, OnCheck, Recipe, Trained, planned_epochs, selection_score, train_classifier
 from .probe import NEIGHBOURS, STRENGTHS, FeatureBank, fit_probe, knn_probabilities, predict
 
 __all__ = ["Adaptation", "adapt", "judge_recipe"]
+
+Made = TypeVar("Made")
 
 
 class Adaptation(NamedTuple):
@@ -28,7 +31,7 @@ class Adaptation(NamedTuple):
         probabilities: dataset → float ``(N, K)``.
         model: the classifier, or ``None`` for nearest neighbours.
         chosen: JSON values: which candidate, with which settings.
-        validation: JSON values: the score of every candidate, and how they were judged.
+        validation: JSON values: the score of every candidate, how they were judged, and which rates diverged.
         history: curves for pictures, name → (epoch, value).
         judged: float ``(M, K)``: the chosen candidate's probabilities for the validation rows, fold after fold, by
             networks that were not trained on them.
@@ -206,21 +209,38 @@ def _adapted(encoder: Encoder, mode: str, task: _Task, recipes: Sequence[Recipe]
     if mode == "knn":
         return _knn(task)
     if mode not in ("auto", "linear"):
-        networks = [_train_network(encoder, mode, task, recipe) for recipe in recipes]
+        networks, lost = _surviving(recipes, lambda recipe: _train_network(encoder, mode, task, recipe))
+        if not networks:
+            raise lost[max(lost)]
         best = max(networks, key=lambda candidate: candidate.score)
-        return _finish(task, best._replace(scores=_merged(networks)))
+        return _finish(task, best._replace(scores=_merged(networks)), lost)
     probe = _choose_probe(task, recipes[0].balanced)
     linear = _linear(encoder, task, probe, recipes[0])
     if mode == "linear":
         return _finish(task, linear)
-    pairs = [_from_probe(encoder, task, recipe, probe) for recipe in recipes]
+    pairs, lost = _surviving(recipes, lambda recipe: _from_probe(encoder, task, recipe, probe))
+    if not pairs:
+        return _finish(task, linear, lost)
     average = max((pair[0] for pair in pairs), key=lambda candidate: candidate.score)
     rival = max((linear, *(pair[1] for pair in pairs)), key=lambda candidate: candidate.score)
     ahead, error = paired_auroc_difference(rival.judged, average.judged, task.judged)
     winner = rival if ahead > error else average
     scores = _merged([linear, *(candidate for pair in pairs for candidate in pair)])
     comparison = {"other": rival.chosen["method"], "ahead_of_average_by": ahead, "standard_error": error}
-    return _finish(task, winner._replace(scores=scores), comparison)
+    return _finish(task, winner._replace(scores=scores), lost, comparison)
+
+
+def _surviving(
+    recipes: Sequence[Recipe], attempt: Callable[[Recipe], Made]
+) -> tuple[list[Made], dict[float, DivergedError]]:
+    """What became of each recipe, and the errors of those that diverged, by their learning rate: they have lost."""
+    made, lost = [], {}
+    for recipe in recipes:
+        try:
+            made.append(attempt(recipe))
+        except DivergedError as error:
+            lost[recipe.lr] = error
+    return made, lost
 
 
 class _Candidate(NamedTuple):
@@ -238,7 +258,12 @@ def _merged(candidates: Sequence[_Candidate]) -> dict[str, float]:
     return {name: score for candidate in candidates for name, score in candidate.scores.items()}
 
 
-def _finish(task: _Task, winner: _Candidate, comparison: dict[str, Any] | None = None) -> Adaptation:
+def _finish(
+    task: _Task,
+    winner: _Candidate,
+    lost: Mapping[float, DivergedError] | None = None,
+    comparison: dict[str, Any] | None = None,
+) -> Adaptation:
     model = winner.fit()
 
     @torch.no_grad()
@@ -247,7 +272,9 @@ def _finish(task: _Task, winner: _Candidate, comparison: dict[str, Any] | None =
             return model.head.cpu()(task.features(dataset)).softmax(dim=1)
         return predict(model, dataset, task.batch_size, task.device, task.autocast)
 
-    validation = {"scores": winner.scores, **({"comparison": comparison} if comparison else {})}
+    validation: dict[str, Any] = {"scores": winner.scores, **({"comparison": comparison} if comparison else {})}
+    if lost:
+        validation["diverged"] = [f"lr={rate:g}" for rate in lost]
     return Adaptation(probabilities, model, winner.chosen, validation, winner.history, winner.judged, task.judged)
 
 

@@ -240,6 +240,41 @@ def test_a_finished_run_goes_on_to_more_epochs(
     assert "must be at least the epochs that `out`" in capsys.readouterr().err
 
 
+def test_resume_needs_the_same_images_and_not_the_same_workers(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = images_folder(tmp_path / "images"), tmp_path / "run"
+    common = ["pretrain", f"data={images}", f"out={out}", f"config={SMOKE / 'pretrain.yaml'}", "batch.size=4"]
+    assert main([*common, "trainer.max_epochs=1"]) == 0
+    longer = [*common, "trainer.max_epochs=2", "resume=true"]
+    moved = images.rename(tmp_path / "moved")
+    elsewhere = [part.replace(f"data={images}", f"data={moved}") for part in longer]
+    rng = np.random.default_rng(1)
+    for file in moved.rglob("*.png"):  # another archive under the same names
+        Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(file)
+    before = (out / "encoder.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(elsewhere) == 2
+    assert "`data` must hold the images that the run began with" in capsys.readouterr().err
+    assert (out / "encoder.safetensors").read_bytes() == before
+    shutil.rmtree(moved)
+    images_folder(tmp_path / "images").rename(moved)
+    assert main([*elsewhere, "batch.workers=1"]) == 0
+    assert main([*elsewhere, "batch.size=3"]) == 2 and "`batch.size` (3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["constant", "the same image"])
+def test_images_without_differences_are_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        same = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+        pixels = same if kind == "the same image" else np.full((40, 40), 20 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    run = ["pretrain", f"data={tmp_path / 'images'}", "split=all", f"out={tmp_path / 'run'}"]
+    assert main([*run, f"config={SMOKE / 'pretrain.yaml'}"]) == 2
+    assert f"all 8 are {kind}" in capsys.readouterr().err and not (tmp_path / "run" / "encoder.safetensors").exists()
+
+
 def test_resume_refuses_another_configuration(
     pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

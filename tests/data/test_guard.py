@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from jigsawssl.data.archive import Archive, open_archive
 from jigsawssl.data.cache import CacheOptions, caches_of
 from jigsawssl.data.cache_writer import build_cache
-from jigsawssl.data.guard import Overlap, SeenImages, seen_images
+from jigsawssl.data.guard import KEY_FILE, Overlap, SeenImages, seen_images
 from jigsawssl.data.identity import Identities
 from jigsawssl.data.known import KnownImages
+from jigsawssl.data.table import salted
 from jigsawssl.types import UserError
 from tests.readers.test_dicom import STORED, dicom
 
@@ -97,7 +99,7 @@ def test_a_union_remembers_both_with_their_own_salts(tmp_path: Path) -> None:
     for archive, _ in seen:
         assert overlap(both, archive, [0]).same_group.tolist() == [0]
         assert overlap(both, archive, [0]).same_image.tolist() == [0]
-    both.union(SeenImages(frozenset(), {}, complete=False)).save(file)
+    both.union(SeenImages.nothing(complete=False)).save(file)
     assert not SeenImages.load(file).complete
 
 
@@ -115,6 +117,39 @@ def test_a_group_is_seen_by_the_content_of_its_other_images(tmp_path: Path) -> N
     manifest.write_text("path,label,group\na.png,x,p1\nb.png,x,p1\nc.png,x,p2\nd.png,x,p3\ne.png,x,\n")
     found = overlap(seen, open_archive(str(root), str(manifest)), [1, 2, 3, 4])
     assert found.same_image.tolist() == [2] and found.same_group.tolist() == [1]
+
+
+def test_a_copied_file_does_not_tell_who_the_patients_are(tmp_path: Path) -> None:
+    """Numbers of four digits, looked for among all, with everything in the file as key."""
+    root = images(tmp_path / "one", "abcd", seed=0)
+    numbers = [f"{number:04}" for number in np.random.default_rng(0).integers(0, 10_000, 4)]
+    manifest = tmp_path / "m.csv"
+    rows = [f"{name}.png,x,{number}" for name, number in zip("abcd", numbers, strict=True)]
+    manifest.write_text("\n".join(["path,label,group", *rows]) + "\n")
+    archive = open_archive(str(root), str(manifest))
+    file = tmp_path / "seen.parquet"
+    seen_of(archive).save(file)
+    assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
+
+    def recovered(keys: list[bytes]) -> set[str]:
+        tags = {tag for tag in pq.read_table(file)["group"].to_pylist() if tag is not None}
+        tried = (f"{number:04}" for number in range(10_000))
+        return {one for one in tried if any(salted(one, key) in tags for key in keys)}
+
+    table = pq.read_table(file)
+    words = [value for name in ("group", "key") for value in table[name].to_pylist() if value]
+    words += [str(value) for value in (table.schema.metadata or {}).values()]
+    assert recovered([b"", *(bytes.fromhex(word) for word in words if set(word) <= set("0123456789abcdef"))]) == set()
+    assert recovered(list(SeenImages.load(file).keys.values())) == set(numbers), "with the key they could be"
+
+    (tmp_path / KEY_FILE).unlink()
+    copied = SeenImages.load(file)
+    assert not copied.comparable and not copied.keys and SeenImages.nothing().comparable
+    other = images(tmp_path / "two", "ef", seed=1)
+    (other / "renamed.png").write_bytes((root / "a.png").read_bytes())
+    manifest.write_text(f"path,label,group\ne.png,x,{numbers[1]}\nrenamed.png,y,new\n")
+    found = overlap(copied, open_archive(str(other), str(manifest)), [0, 1])
+    assert found.same_image.tolist() == [1] and not found.same_group.size
 
 
 def test_damage_is_a_user_error(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_interval_agrees_with_scipy() -> None:
         (np.arange(200),), auroc, vectorized=False, n_resamples=1500, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
     draws = resampled_auroc(scores, labels, draw_weights(np.arange(200), 4000, seed=0))
-    ours = percentile_interval(auroc(np.arange(200)), draws)
+    ours = percentile_interval(auroc(np.arange(200)), draws, units=200)
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
 
 

@@ -58,7 +58,7 @@ def test_the_interval_covers_the_truth() -> None:
         ease = np.repeat(rng.normal(0, 0.8, 150), 2)
         scores = model(rng, truth, ease, 1.2)
         draws = resampled_auroc(scores, truth, draw_weights(groups, 500, int(rng.integers(2**31))))
-        interval = percentile_interval(0.0, draws)
+        interval = percentile_interval(0.0, draws, units=150)
         assert interval.low is not None and interval.high is not None
         covered += interval.low <= truth_auroc <= interval.high
     assert 0.92 <= covered / 600 <= 0.98
@@ -207,7 +207,23 @@ def test_joint_samples_have_the_variance_of_seeds_and_patients() -> None:
 
 
 def test_an_undefined_draw_is_left_out_of_an_interval() -> None:
-    assert percentile_interval(0.5, [math.nan] * 5) == (0.5, None, None)
-    assert percentile_interval(None, [0.5, 0.6]) == (None, None, None)
-    with_gaps = percentile_interval(0.5, [0.4, math.nan, 0.6])
+    assert percentile_interval(0.5, [math.nan] * 5, units=9) == (0.5, None, None)
+    assert percentile_interval(None, [0.5, 0.6], units=9) == (None, None, None)
+    with_gaps = percentile_interval(0.5, [0.4, math.nan, 0.6], units=9)
     assert (with_gaps.low, with_gaps.high) == pytest.approx((0.405, 0.595))
+
+
+@pytest.mark.parametrize("units", [2, 5, 80])
+def test_shares_at_their_ends_have_the_exact_interval(units: int) -> None:
+    low = percentile_interval(1.0, np.ones(200), units=units).low
+    high = percentile_interval(0.0, np.zeros(200), units=units).high
+    # So many units in a row are right with a chance of 2.5 % where each is with this one.
+    assert low == pytest.approx(0.025 ** (1 / units)) and high == pytest.approx(1 - 0.025 ** (1 / units))
+    assert percentile_interval(1.0, np.ones((3, 200)), units=units).high == 1.0
+
+
+def test_nothing_is_certain_because_all_resamples_agree() -> None:
+    assert percentile_interval(0.808, np.full(200, 0.808), units=1) == (0.808, None, None)
+    assert percentile_interval(0.5, [0.4, 0.6], units=1) == (0.5, None, None)
+    assert percentile_interval(0.808, np.full(200, 0.808), units=9) == (0.808, None, None)
+    assert percentile_interval(1.0, np.ones(200), units=9, share=False) == (1.0, None, None)

@@ -450,3 +450,11 @@ def test_the_spec_rebuilds_the_encoder() -> None:
     second.load_state_dict(first.state_dict(), strict=True)
     images = torch.randint(256, (2, 3, 40, 30), dtype=torch.uint8)
     assert torch.equal(second.eval()(second.preprocess(images)), first.eval()(first.preprocess(images)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_preprocess_gives_what_the_network_takes(dtype: torch.dtype) -> None:
+    encoder = create_encoder("resnet18", 1, size=32).eval().to(dtype)
+    pixels = encoder.preprocess(torch.randint(256, (2, 1, 40, 30), dtype=torch.uint8))
+    assert pixels.dtype == dtype
+    assert encoder(pixels).dtype == dtype

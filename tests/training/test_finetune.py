@@ -17,6 +17,7 @@ from jigsawssl.models.encoder import Encoder
 from jigsawssl.training.adapt import adapt
 from jigsawssl.training.finetune import Recipe, class_weights, selection_score, train_classifier
 from jigsawssl.training.probe import extract_features, fit_probe, knn_probabilities, predict
+from jigsawssl.types import DivergedError
 
 CPU = torch.device("cpu")
 NOTHING = np.empty(0, dtype=np.int64)
@@ -127,6 +128,24 @@ def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_cl
     assert result.validation["scores"] and result.chosen["method"]
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert (result.model is None) == (mode == "knn")
+
+
+@pytest.mark.parametrize("mode", ["full", "auto"])
+def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset) -> None:
+    labels, every = two_classes.labels, rows(40)
+    folds = [(every[:30], every[30:])]
+    good = Recipe(lr=1e-3, max_epochs=2, batch_size=10, precision="32")
+    bad = good._replace(lr=1e30)
+    result = adapt(tiny_encoder(), mode, two_classes, labels, 2, folds, every, [bad, good], CPU)
+    assert result.validation["diverged"] == ["lr=1e+30"]
+    assert result.chosen.get("lr", good.lr) == good.lr
+    assert torch.isfinite(result.probabilities(two_classes)).all()
+    if mode == "full":
+        with pytest.raises(DivergedError, match="lower the learning rate"):
+            adapt(tiny_encoder(), mode, two_classes, labels, 2, folds, every, [bad], CPU)
+    else:  # the probe is left
+        alone = adapt(tiny_encoder(), mode, two_classes, labels, 2, folds, every, [bad], CPU)
+        assert alone.chosen["method"] == "linear"
 
 
 @pytest.mark.parametrize("held_out", [True, False])
