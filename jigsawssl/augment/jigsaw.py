@@ -5,23 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch  # noqa: F401  (the docstring's example)
-from kornia.augmentation import IntensityAugmentationBase2D
+from kornia.augmentation import GeometricAugmentationBase2D
 from kornia.geometry.boxes import Boxes
 from kornia.geometry.keypoints import Keypoints
 from torch import Tensor
 
-from ..functional import permute_tiles, sample_permutations
+from ..functional import invert_permutation, permute_tiles, sample_permutations
 
 __all__ = ["Jigsaw"]
 
 
-class Jigsaw(IntensityAugmentationBase2D):
+class Jigsaw(GeometricAugmentationBase2D):
     """Cut each image into ``grid x grid`` tiles and shuffle them, each image by its own permutation (FG-SSL, sec. 3).
 
     Parameters are drawn first and applied by :func:`jigsawssl.functional.permute_tiles`, so a call can be replayed
     with ``params=``. Works alone and inside ``kornia.augmentation.AugmentationSequential``, where masks are shuffled
-    with their images; boxes and keypoints are refused, for a shuffle of tiles tears them apart. No image is left in
-    its original order, except by the gate ``p`` or for ``grid=1``.
+    with their images and ``inverse`` puts both back; boxes and keypoints are refused, for a shuffle of tiles tears
+    them apart. No matrix describes a shuffle, so ``transform_matrix`` is the identity. No image is left in its original
+    order, except by the gate ``p`` or for ``grid=1``.
 
     Args:
         grid: tiles along each side.
@@ -41,6 +42,8 @@ class Jigsaw(IntensityAugmentationBase2D):
         >>> shuffled = jigsaw(images)
         >>> torch.equal(jigsaw(images, params=jigsaw._params), shuffled)
         True
+        >>> torch.equal(jigsaw.inverse(shuffled), images)
+        True
     """
 
     def __init__(self, grid: int, p: float = 1.0, same_on_batch: bool = False, keepdim: bool = False) -> None:
@@ -55,6 +58,10 @@ class Jigsaw(IntensityAugmentationBase2D):
         drawn = sample_permutations(1 if self.same_on_batch else batch_shape[0], tiles, device=self.device)
         return {"order": drawn.expand(batch_shape[0], tiles)}
 
+    def compute_transformation(self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any]) -> Tensor:
+        """The identity ``(B, 3, 3)``: tiles move apart, which no matrix says."""
+        return self.identity_matrix(input)
+
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
@@ -67,14 +74,25 @@ class Jigsaw(IntensityAugmentationBase2D):
         """Shuffle masks with their images."""
         return self.apply_transform(input, params, flags)
 
-    def apply_transform_box(
-        self, input: Boxes, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
-    ) -> Boxes:
+    def inverse_inputs(
+        self,
+        input: Tensor,
+        params: dict[str, Tensor],
+        flags: dict[str, Any],
+        transform: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Put the tiles of images or masks ``(B, C, H, W)`` back."""
+        back = {**params, "order": invert_permutation(params["order"])}
+        return self.transform_inputs(input, back, flags, transform, **kwargs)
+
+    def transform_boxes(self, *args: Any, **kwargs: Any) -> Boxes:
         """Refuse: a box does not survive a shuffle of tiles."""
         raise NotImplementedError("Jigsaw cannot move boxes; leave them out of `data_keys`")
 
-    def apply_transform_keypoint(
-        self, input: Keypoints, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
-    ) -> Keypoints:
-        """Refuse, like :meth:`apply_transform_box`."""
+    def transform_keypoints(self, *args: Any, **kwargs: Any) -> Keypoints:
+        """Refuse, like :meth:`transform_boxes`."""
         raise NotImplementedError("Jigsaw cannot move keypoints; leave them out of `data_keys`")
+
+    inverse_boxes = transform_boxes
+    inverse_keypoints = transform_keypoints

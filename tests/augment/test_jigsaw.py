@@ -94,6 +94,28 @@ def test_masks_are_shuffled_with_their_images_and_replayed(p: float) -> None:
     assert torch.equal(masks_again, shuffled_masks)
 
 
+@pytest.mark.parametrize("p", [0.5, 1.0])
+def test_a_chain_puts_images_and_masks_back(p: float) -> None:
+    masks = distinct(8, channels=1)
+    images = masks.expand(-1, 3, -1, -1).contiguous()
+    chain = K.AugmentationSequential(
+        K.RandomHorizontalFlip(p=0.5), Jigsaw(grid=4, p=p), Jigsaw(grid=2), data_keys=["input", "mask"]
+    )
+    shuffled, shuffled_masks = chain(images, masks)
+    assert changed(images, shuffled).all()
+    restored, restored_masks = chain.inverse(shuffled, shuffled_masks)
+    assert torch.equal(restored, images)
+    assert torch.equal(restored_masks, masks)
+
+
+def test_the_inverse_of_an_earlier_call_takes_its_parameters() -> None:
+    images, jigsaw = distinct(6), Jigsaw(grid=4, p=0.5)
+    shuffled = jigsaw(images)
+    parameters = dict(jigsaw._params)
+    jigsaw(images)
+    assert torch.equal(jigsaw.inverse(shuffled, params=parameters), images)
+
+
 @pytest.mark.parametrize(
     ("key", "values", "named"),
     [
@@ -106,6 +128,9 @@ def test_boxes_and_keypoints_are_refused(key: str, values: Tensor, named: str) -
     chain = K.AugmentationSequential(Jigsaw(grid=2), data_keys=["input", key])
     with pytest.raises(NotImplementedError, match=f"Jigsaw cannot move {named}; leave them out of `data_keys`"):
         chain(distinct(1), values)
+    images_alone = chain(distinct(1), data_keys=["input"])
+    with pytest.raises(NotImplementedError, match=f"Jigsaw cannot move {named}"):
+        chain.inverse(images_alone, values)
 
 
 @pytest.mark.parametrize("wrap", [lambda jigsaw: jigsaw, K.AugmentationSequential])
