@@ -29,6 +29,7 @@ from jigsawssl.config import PretrainConfig, load_config
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
+from jigsawssl.functional import to_channels_last
 from jigsawssl.process import prepare_process
 from jigsawssl.readers import ImageInfo, Picture
 from jigsawssl.report import format_table
@@ -48,7 +49,7 @@ def step(batch: int, size: int, steps: int) -> dict[str, float]:
     """Images/s of a step, and the memory that it takes."""
     config = load_config(PretrainConfig, ["data=-", "out=-", *SMALL, f"views.size={size}"])
     module = build_module(config, fresh_encoder(config, 1, (0.5,), (0.25,))).train()
-    module.to(memory_format=torch.channels_last)
+    to_channels_last(module)
     optimizer = create_optimizer("adamw", {"encoder": (module.encoder, 1e-3), "block": (module.block, 1e-3)})
     bfloat16 = autocast_precision("auto", torch.device("cpu")) == "bf16-mixed"
     images = torch.randint(256, (batch, 1, size * 5 // 4, size * 5 // 4), dtype=torch.uint8)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .functional import to_channels_last
 from .header import FORMAT, HEADER, read_header
 from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, create_encoder
 from .models.encoder import automatic_stem_stride, try_size
@@ -59,16 +60,19 @@ def _save(path: Path, module: nn.Module, header: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _encoder_header(encoder: Encoder, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    taps = [
+def _taps(encoder: Encoder) -> list[dict[str, Any]]:
+    return [
         {"name": name, "channels": encoder.channels[name], "reduction": encoder.reductions[name]}
         for name in encoder.tap_names
     ]
+
+
+def _encoder_header(encoder: Encoder, provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kind": "encoder",
         "encoder": dataclasses.asdict(encoder.spec),
-        "taps": taps,
+        "taps": _taps(encoder),
         "versions": _versions(),
         "provenance": dict(provenance),
     }
@@ -141,6 +145,18 @@ def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
         raise UserError(f"`encoder` ({path}) must have a complete header; {error!r}; save it again") from None
 
 
+def _build(path: Path, header: Mapping[str, Any]) -> Encoder:
+    """The network of a file, with fresh weights."""
+    encoder = Encoder(_spec(path, header))
+    if header.get("taps") != _taps(encoder):
+        raise UserError(
+            f"`encoder` ({path}) must have the taps that it was trained with; built here it has "
+            f"{', '.join('{name} ({channels} channels, 1/{reduction})'.format(**tap) for tap in _taps(encoder))}; use "
+            "the versions it was written with"
+        )
+    return encoder
+
+
 def _load_strictly(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     try:
         module.load_state_dict(tensors, strict=True)
@@ -175,14 +191,12 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
     """
     file = Path(path)
     header, tensors = _read(file)
-    encoder = Encoder(_spec(file, header))
+    encoder = _build(file, header)
     if header["kind"] != "encoder":
         prefix = "encoder."
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     _load_strictly(file, encoder, tensors)
-    # Convolutions follow the layout of their weights, and this one is the faster everywhere.
-    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return encoder.eval()
+    return to_channels_last(encoder).eval()
 
 
 def load_classifier(path: str | os.PathLike[str]) -> tuple[Classifier | HierarchicalClassifier, tuple[str, ...]]:
@@ -202,7 +216,7 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[Classifier | Hierarch
     header, tensors = _read(file)
     if header["kind"] == "encoder":
         raise UserError(f"`{file}` must hold a classifier, not an encoder; give model.safetensors of a fine-tuning run")
-    encoder, classes = Encoder(_spec(file, header)), tuple(header["classes"])
+    encoder, classes = _build(file, header), tuple(header["classes"])
     model: Classifier | HierarchicalClassifier
     if header["kind"] == "classifier":
         model = Classifier(encoder, len(classes), head="dense" if header.get("head") == "dense" else "linear")
@@ -302,7 +316,7 @@ def resolve_encoder(
         raise UserError(f"`backbone_options` go with random:BACKBONE, not with `encoder` ({reference}); leave them out")
     if kind == "random" and rest:
         if Path(rest).is_file():
-            return _adjusted(Encoder(_spec(Path(rest), read_header(rest))), size, *attended), False
+            return _adjusted(_build(Path(rest), read_header(rest)), size, *attended), False
         if "/" in rest or rest.endswith(".safetensors"):
             raise UserError(f"`encoder` ({reference}) must name a file or a timm model; nothing is at {rest}")
         return _adjusted(create_encoder(rest, in_channels, size or 224, options=options), None, *attended), False
@@ -334,4 +348,4 @@ def _adjusted(encoder: Encoder, size: int | None, attention: str | None, stages:
             f"`views.size` ({wanted.size}) must suit the encoder, built for {spec.size}; {reason}; leave it out"
         ) from None
     try_size(changed)
-    return changed.to(memory_format=torch.channels_last).train(encoder.training)  # type: ignore[call-overload, no-any-return]
+    return to_channels_last(changed).train(encoder.training)

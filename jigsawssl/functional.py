@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import chain
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "average_positions",
@@ -19,9 +21,29 @@ __all__ = [
     "invert_permutation",
     "permute_tiles",
     "sample_permutations",
+    "to_channels_last",
     "to_tiles",
     "to_unit_range",
 ]
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def to_channels_last(module: Module) -> Module:
+    """Weights in channels_last, whose layout 2D convolutions follow: the faster one everywhere.
+
+    As ``module.to(memory_format=torch.channels_last)``, which fails on the weights of 3D convolutions: they stay.
+
+    Example:
+        >>> layers = to_channels_last(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv3d(1, 8, 3)))
+        >>> layers[0].weight.is_contiguous(memory_format=torch.channels_last)
+        True
+    """
+    for tensor in chain(module.parameters(), module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return module
 
 
 def to_unit_range(images: Tensor) -> Tensor:

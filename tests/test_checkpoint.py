@@ -168,6 +168,20 @@ def test_the_header_says_what_the_encoder_is_and_where_it_comes_from(file: Path)
     }
 
 
+def test_an_encoder_that_would_be_built_otherwise_is_refused(file: Path, rewritten: Callable[..., Path]) -> None:
+    first, *others = read_header(file)["taps"]
+    path = rewritten(taps=[{**first, "reduction": 8}, *others])
+    message = refusal(lambda: load_encoder(path))
+    assert "must have the taps that it was trained with; built here it has layer2 (16 channels, 1/4), layer3" in message
+
+
+def test_networks_with_3d_convolutions_come_back(tmp_path: Path) -> None:
+    encoder = create_encoder("lambda_resnet26t", 1, size=64).eval()
+    save_encoder(tmp_path / "encoder.safetensors", encoder)
+    images = torch.rand(2, 1, 64, 64)
+    torch.testing.assert_close(load_encoder(tmp_path / "encoder.safetensors")(images), encoder(images))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

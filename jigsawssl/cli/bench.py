@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import BenchConfig
 from ..data.holdout import TEST_SHARE
 from ..data.loading import PixelDataset, channel_statistics
+from ..functional import to_channels_last
 from ..progress import Progress
 from ..report import format_table
 from ..training.optim import (
@@ -65,8 +66,7 @@ class _Bench:
     def __init__(self, config: BenchConfig, dataset: PixelDataset, trained: int, device: torch.device) -> None:
         pl.seed_everything(config.seed, verbose=False)
         encoder = fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
-        self.module: JigsawPretraining = build_module(config, encoder).to(device).train()
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module: JigsawPretraining = to_channels_last(build_module(config, encoder).to(device)).train()
         rates = self.module.rates
         parts: dict[str, tuple[nn.Module, float]] = {"encoder": (encoder, rates[0])}
         parts["block"] = (self.module.block, rates[1])

@@ -20,6 +20,7 @@ from ..progress import Progress
 from ..report import write_bytes
 from ..report.run import environment
 from ..training.finetune import planned_epochs
+from ..training.optim import autocast_dtype, autocast_precision
 from .supervised import (
     Opened,
     begin_cells,
@@ -124,7 +125,7 @@ def _task(
         "fractions": fractions,
         "seeds": config.seeds,
         "subgroups": subgroups,
-        "environment": environment(device),
+        "environment": environment(device, autocast_dtype(autocast_precision(config.precision, device))),
         "fingerprints": {
             "data": archive.fingerprint(),
             "manifest": fingerprint(list(map(repr, archive.samples))),

@@ -30,7 +30,7 @@ from ..data.journal import journal_entries
 from ..data.known import KnownImages
 from ..data.loading import PixelDataset, channel_statistics, stain_target, training_loader
 from ..data.table import printable
-from ..functional import to_unit_range
+from ..functional import to_channels_last, to_unit_range
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..process import when_interrupted
@@ -49,7 +49,7 @@ from ..training.monitors import (
     epochs,
     saved_epochs,
 )
-from ..training.optim import DEFAULT_RATES, autocast_precision, training_device
+from ..training.optim import DEFAULT_RATES, autocast_dtype, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
 from ..words import counted
@@ -308,9 +308,10 @@ def run(config: PretrainConfig) -> Path:
             f"warning: {encoder.spec.backbone} tells positions apart by embeddings, which shuffled tiles contradict, "
             "and its stages have one resolution; choose a convolutional backbone, or views.grids=[]"
         )
+    if encoder.remark and started is None and first_process:
+        print(f"warning: {encoder.remark}")
     encoder.train_only(trained_stages(config.train, list(encoder.by_stage())))
-    module = build_module(config, encoder)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = to_channels_last(build_module(config, encoder))
     shard = len(dataset) // config.trainer.devices
     if shard < 2:
         raise UserError(
@@ -378,11 +379,10 @@ def run(config: PretrainConfig) -> Path:
             "epochs": trainer.current_epoch,
             "updates": trainer.global_step,
             "seconds": metrics_file.seconds,
-            "precision": str(trainer.precision),
             "resumed": resumed,
         },
         "metrics": metrics,
-        "environment": environment(device),
+        "environment": environment(device, autocast_dtype(trainer.precision)),
         "when": {"began": began, "ended": now()},
     }
     _curves(path, metrics_file.rows)

@@ -260,7 +260,7 @@ def choice_of(config: SupervisedConfig, reference: str, labelled: Labelled) -> E
 
 
 def check_encoder(config: SupervisedConfig, reference: str, trained: bool, encoder: Encoder) -> str:
-    """The mode in which an encoder is adapted.
+    """The mode in which an encoder is adapted; warns of fresh weights in a network that keeps its stem.
 
     Raises:
         UserError: where its files would be overwritten, its size does not go with the grids, or it lacks a stage that
@@ -281,6 +281,8 @@ def check_encoder(config: SupervisedConfig, reference: str, trained: bool, encod
                 f"`views.size` ({encoder.spec.size}, the encoder's) must be divisible by `views.grids` ({grid}); "
                 f"nearest sizes: {nearest_sizes(encoder.spec.size, grid)}"
             )
+    if encoder.remark and not trained:
+        print(f"warning: {encoder.remark}")
     return mode
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -22,6 +24,7 @@ from ..stain import normalize_stain
 from ..types import FITS, Tap, Taps, UserError
 from . import compact as compact  # registers its network with timm
 from .attention import ATTENTIONS, StageAttention
+from .stem import PUBLISHED_STRIDE, Stem, plan_stem
 
 __all__ = ["Encoder", "EncoderSpec", "create_encoder"]
 
@@ -42,7 +45,7 @@ class EncoderSpec:
         in_channels: 1 or 3.
         size: side in pixels of the square images that :meth:`Encoder.preprocess` makes.
         stem_stride: by how much the image shrinks before the first stage: 4 as published, less for small images, as
-            far as the network's stem allows (``Encoder.reductions`` has what came of it).
+            far as the network's stem allows (:attr:`Encoder.stem_stride` is what came of it).
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         options: numbers or lists of numbers for the timm model, such as ``{"channels": [32, 64, 128, 256]}``.
@@ -127,26 +130,13 @@ def _has_fixed_size(backbone: str) -> bool:
     return known is not None and bool(known.fixed_input_size)
 
 
-def _shrink_stem(backbone: nn.Module, stem_stride: int, first_reduction: int) -> int:
-    """Lower the stride before the first stage from ``first_reduction`` to ``stem_stride``; returns the divisor.
-
-    A max-pooling stem is dropped first, then the first convolution takes smaller steps with the same kernel, so that
-    published weights still fit.
-    """
-    surplus = max(1, first_reduction // stem_stride)
-    divisor = 1
-    if surplus > 1 and isinstance(getattr(backbone, "maxpool", None), nn.Module):
-        backbone.maxpool = nn.Identity()
-        divisor = 2
-    convolution = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
-    stride = convolution.stride[0]
-    while divisor < surplus and stride > 1:
-        stride //= 2
-        divisor *= 2
-        convolution.stride = (stride, stride)
-        kernel = int(convolution.kernel_size[0])
-        convolution.padding = ((kernel - stride + 1) // 2,) * 2
-    return divisor
+@functools.lru_cache(maxsize=64)
+def _stem(backbone: str, options: str, in_channels: int, stem_stride: int, indices: tuple[int, ...]) -> Stem | None:
+    """Planned once a process: a curve builds the same network in each of its cells."""
+    spec = EncoderSpec(backbone, in_channels, options=json.loads(options))
+    with torch.device("meta"):
+        network = _build_backbone(spec)
+    return plan_stem(network, indices, in_channels, stem_stride)
 
 
 class Encoder(nn.Module):
@@ -155,7 +145,10 @@ class Encoder(nn.Module):
     Attributes:
         spec: how it was built.
         channels: channels of each tap, by name, shallow to deep.
-        reductions: by how much each tap is smaller than the image, by name.
+        stem_stride: by how much an image shrinks before the first stage; more than ``spec.stem_stride`` where the
+            network cannot do with less.
+        reductions: by how much each tap is smaller than the image, by name; measured, but for networks that run at
+            one size only.
         features: D, channels of all taps together.
 
     Example:
@@ -195,13 +188,20 @@ class Encoder(nn.Module):
             )
         indices = [index for _, index in sorted(ends.items())][-TAP_COUNT:]
         self._fixed_size = _has_fixed_size(spec.backbone)
-        divisor = 1 if self._fixed_size else _shrink_stem(self.backbone, spec.stem_stride, 4)
+        stem = None
+        if not self._fixed_size:
+            options = json.dumps(spec.options, sort_keys=True)
+            stem = _stem(spec.backbone, options, spec.in_channels, spec.stem_stride, tuple(indices))
+        if stem is not None:
+            stem.apply(self.backbone)
+        self.stem_stride = PUBLISHED_STRIDE if stem is None else stem.stride
         names = [str(stages[index]["module"]).replace(".", "_") for index in indices]
         self._index = dict(zip(names, indices, strict=True))
         self._points = nn.ModuleDict({name: nn.Identity() for name in names})
         self._stage = {name: str(stages[index]["module"]) for name, index in self._index.items()}
         self.channels = {name: int(stages[index]["num_chs"]) for name, index in self._index.items()}
-        self.reductions = {name: int(stages[index]["reduction"]) // divisor for name, index in self._index.items()}
+        stated = [int(stages[index]["reduction"]) for index in indices]
+        self.reductions = dict(zip(names, stated if stem is None else stem.reductions, strict=True))
         self.features = sum(self.channels.values())
         # What lies behind the deepest tap would hold parameters that no step trains.
         behind = "norm" not in names[-1]
@@ -306,6 +306,16 @@ class Encoder(nn.Module):
         for module in self._frozen:
             module.training = False  # this one alone, as its children may belong to another stage
         return self
+
+    @property
+    def remark(self) -> str:
+        """One line where the network cannot do what its specification asks for, else empty."""
+        if self.stem_stride <= self.spec.stem_stride:
+            return ""
+        return (
+            f"{self.spec.backbone} cannot take `stem_stride` {self.spec.stem_stride}; its taps are "
+            f"{', '.join(map(str, self.reductions.values()))} times smaller than the image"
+        )
 
     @property
     def tap_names(self) -> tuple[str, ...]:
@@ -526,7 +536,7 @@ def try_size(encoder: Encoder) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"`backbone` ({encoder.spec.backbone}) cannot take images of `views.size` ({size}) with `stem_stride` "
-            f"{encoder.spec.stem_stride}; {error}; choose another of these"
+            f"{encoder.stem_stride}; {str(error) or type(error).__name__}; choose another of these"
         ) from None
     encoder.train()
     if min(deepest.features.shape[-2:]) < 2:

@@ -205,8 +205,13 @@ def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """Versions and device of a run, for its report; nothing that names the machine or the user."""
+def environment(device: torch.device, autocast: torch.dtype | None) -> dict[str, str]:
+    """Versions, device and precision of a run, for its report; nothing that names the machine or the user.
+
+    Args:
+        device: where it ran.
+        autocast: the type that networks computed in, ``None`` for float32 throughout.
+    """
     import torch  # here, as whether a folder may be written to must not wait for it
 
     from .. import __version__
@@ -220,4 +225,5 @@ def environment(device: torch.device) -> dict[str, str]:
         "pytorch_lightning": version("pytorch-lightning"),
         "timm": version("timm"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": str(autocast or torch.float32).removeprefix("torch."),
     }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..augment import FusedChain, augmentation_chain
 from ..data.loading import PixelDataset, evaluation_loader, training_loader
 from ..evaluation import log_loss, macro_auroc
-from ..functional import permute_tiles, sample_permutations
+from ..functional import permute_tiles, sample_permutations, to_channels_last
 from ..models import Classifier, HierarchicalClassifier
 from ..types import Batch, UserError
 from .optim import create_optimizer, create_scheduler
@@ -317,7 +317,7 @@ def train_classifier(
     batch_size = _batch_size(len(rows), recipe)
     chain = augmentation_chain(recipe.preset, model.encoder.spec.size, dataset.channels)
     module = Finetuning(model, chain, class_weights(labels[rows], classes, recipe.balanced), recipe)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    to_channels_last(module)
     watch = _Watch(labels[val_rows], keep_best, stop_at, on_check, on_epoch)
     trainer = pl.Trainer(
         max_epochs=epochs,

@@ -128,7 +128,12 @@ def autocast_precision(precision: str, device: torch.device) -> Any:
 
     ``auto`` is bfloat16 where the device computes it natively (CUDA from Ampere on, CPUs with AMX or AVX512-BF16),
     half precision on older CUDA devices, else float32.
+
+    Raises:
+        UserError: for float16 on a CPU, where Lightning would compute in bfloat16 without a word in the report.
     """
+    if precision == "16" and device.type == "cpu":
+        raise UserError("`precision` (16) must be auto, bf16 or 32 on a CPU, which does not train in float16; use auto")
     if precision != "auto":
         return {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}[precision]
     if device.type == "cuda":

@@ -13,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from ..data.loading import PixelDataset
+from ..functional import to_channels_last
 from ..models import Classifier, Encoder, HierarchicalClassifier
 from ..types import UserError
 
@@ -44,7 +45,7 @@ def _forward(
     autocast: torch.dtype | None,
 ) -> Tensor:
     """Output float32 ``(N, …)`` on the CPU for every image of a dataset, in order."""
-    network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    network = to_channels_last(network.to(device)).eval()
     parts = []
     for first in range(0, len(dataset), batch_size):
         positions = range(first, min(first + batch_size, len(dataset)))

@@ -437,10 +437,42 @@ def test_mistakes_of_the_user_are_one_line_with_the_key_the_value_and_a_hint(
     assert "\n" not in str(caught.value)
 
 
-def test_a_stem_of_parallel_convolutions_is_refused_where_it_would_have_to_shrink() -> None:
-    with pytest.raises(UserError, match=r"^`backbone` \(repvgg_a0\) cannot take images of `views.size` \(64\)"):
-        create_encoder("repvgg_a0", size=64, stem_stride=2)
-    assert len(create_encoder("repvgg_a0", size=64, stem_stride=4).tap_names) == 3
+# Stems of other kinds: branches side by side, strides far from each other, no padding, 3D convolutions, the first
+# stride not in the first convolution, pooling under another name, an image folded into channels before all else.
+STEMS = ["repvgg_a0", "test_nfnet", "inception_v3", "lambda_resnet26t", "dla46x_c", "densenet121", "cs3darknet_focus_s"]
+
+
+@pytest.mark.parametrize("backbone", STEMS)
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_reductions_are_those_of_the_network_whatever_its_stem(backbone: str, stem_stride: int) -> None:
+    encoder = small(backbone, size=96, stem_stride=stem_stride).eval()
+    sides = [
+        [tap.features.shape[-1] for tap in encoder.taps(torch.zeros(1, 3, size, size)).values()] for size in (96, 160)
+    ]
+    assert [64 / (large - little) for little, large in zip(*sides, strict=True)] == list(encoder.reductions.values())
+    assert list(encoder.reductions.values()) == [
+        2 * encoder.stem_stride,
+        4 * encoder.stem_stride,
+        8 * encoder.stem_stride,
+    ]
+    assert encoder.stem_stride == 2
+    assert ("cannot take `stem_stride` 1" in encoder.remark) == (stem_stride == 1)
+
+
+def test_a_network_whose_stem_cannot_shrink_says_so_and_works_at_its_own() -> None:
+    encoder = create_encoder("convmixer_768_32", size=64, stem_stride=2).eval()
+    assert (
+        encoder.remark
+        == "convmixer_768_32 cannot take `stem_stride` 2; its taps are 7, 7, 7 times smaller than the image"
+    )
+    assert all(tap.features.shape[-2:] == (21, 21) for tap in encoder.taps(torch.zeros(1, 3, 147, 147)).values())
+
+
+def test_a_stem_keeps_the_random_numbers_that_follow() -> None:
+    torch.manual_seed(0)
+    first = small(stem_stride=1).backbone.conv1.weight.clone()
+    torch.manual_seed(0)
+    assert torch.equal(small(stem_stride=4).backbone.conv1.weight, first)
 
 
 def test_the_spec_rebuilds_the_encoder() -> None:

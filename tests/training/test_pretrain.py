@@ -11,7 +11,7 @@ from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock, PlainProjector, create_encoder
 from jigsawssl.training.optim import DEFAULT_WEIGHT_DECAY, autocast_precision, create_optimizer, create_scheduler
 from jigsawssl.training.pretrain import JigsawPretraining
-from jigsawssl.types import Views
+from jigsawssl.types import UserError, Views
 
 
 def build(grids: tuple[int, ...] = (4, 2, 1), share: float = 1.0, schedule: str = "joint") -> JigsawPretraining:
@@ -194,5 +194,8 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_precision_by_name() -> None:
     cpu = torch.device("cpu")
-    assert [autocast_precision(name, cpu) for name in ("bf16", "16", "32")] == ["bf16-mixed", "16-mixed", "32-true"]
+    assert [autocast_precision(name, cpu) for name in ("bf16", "32")] == ["bf16-mixed", "32-true"]
     assert autocast_precision("auto", cpu) in ("bf16-mixed", "32-true")
+    assert autocast_precision("16", torch.device("cuda")) == "16-mixed"
+    with pytest.raises(UserError, match=r"`precision` \(16\) must be auto, bf16 or 32 on a CPU"):
+        autocast_precision("16", cpu)
