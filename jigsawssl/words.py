@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["clock", "counted", "duration", "name_of", "signed"]
+from collections.abc import Iterable
+
+__all__ = ["clock", "counted", "duration", "listed", "name_of", "signed"]
 
 NAMES = {
     "auroc": "AUROC",
@@ -67,6 +69,18 @@ def counted(number: float, noun: str) -> str:
         ('1 image', '1,600 images')
     """
     return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Names as in a sentence, and the number of those that would make it too long.
+
+    Example:
+        >>> listed(["a"]), listed("abc"), listed(map(str, range(55)), most=3)
+        ('a', 'a, b and c', '0, 1, 2 and 52 more')
+    """
+    all_names = list(names)
+    *before, last = all_names if len(all_names) <= most else [*all_names[:most], f"{len(all_names) - most} more"]
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def signed(value: float) -> str:

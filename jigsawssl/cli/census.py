@@ -7,7 +7,7 @@ from typing import Any
 
 from ..report import format_table
 
-__all__ = ["census_table", "told"]
+__all__ = ["census_table", "class_counts", "told"]
 
 _CLASSES_SHOWN = 10
 
@@ -20,7 +20,7 @@ def census_table(splits: Sequence[Mapping[str, Any]]) -> str:
     | ----- | -----: | -----: | --------------- |
     | train |      3 |      2 | well: 1, ill: 2 |
     """
-    rows = [[row["split"] or "none", row["images"], row["groups"], _classes(row["classes"])] for row in splits]
+    rows = [[row["split"] or "none", row["images"], row["groups"], class_counts(row["classes"])] for row in splits]
     return format_table(["split", "images", "groups", "classes"], rows)
 
 
@@ -33,7 +33,12 @@ def told(remarks: Iterable[str]) -> list[str]:
     return [f"note: {remark}" for remark in remarks]
 
 
-def _classes(counts: Mapping[str, int]) -> str | None:
+def class_counts(counts: Mapping[str, int]) -> str | None:
+    """Images of each class, of many classes the range alone.
+
+    >>> class_counts({"well": 1, "ill": 2}), class_counts({f"class {k}": k for k in range(20)})
+    ('well: 1, ill: 2', '19 of 20, from class 0: 0 to class 19: 19')
+    """
     if len(counts) <= _CLASSES_SHOWN:
         return ", ".join(f"{name}: {count}" for name, count in counts.items()) or None
     least, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])

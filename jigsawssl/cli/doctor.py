@@ -20,7 +20,7 @@ from ..data.table import LEFT_OUT, printable
 from ..functional import to_unit_range
 from ..report import format_table, write_json
 from ..types import UserError
-from .census import census_table
+from .census import census_table, class_counts
 
 __all__ = ["run"]
 
@@ -121,6 +121,7 @@ def _print(diagnosis: Diagnosis, out: Path | None) -> None:
     for name, value in diagnosis.census.items():
         if value not in (None, {}):
             text = ", ".join(f"{key}: {n}" for key, n in value.items()) if isinstance(value, dict) else value
+            text = class_counts(value) if name == "classes" else text
             rows.append([name.replace("_", " "), text])
     print("\n" + format_table(["census", ""], rows) + "\n")
     if diagnosis.splits:

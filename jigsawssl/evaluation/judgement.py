@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from ..words import listed
 from .decisions import at_threshold, net_benefit, threshold_for_sensitivity
 from .metrics import classification_metrics, log_loss
 from .resampling import draw_weights, resampled_metrics
@@ -104,8 +105,8 @@ def judge(
     unit = "patients" if len(np.unique(predictions.groups)) < len(target) else "images"
     if unit == "images":
         notes.append(NO_GROUPS)
-    for name in metrics["absent_classes"]:
-        notes.append(f"No test image shows {name}: it has no recall and no AUROC, and no mean counts it.")
+    if absent := metrics["absent_classes"]:
+        notes.append(f"No test image shows {listed(absent)}: no recall and no AUROC there, and no mean counts them.")
     result: dict[str, Any] = {
         "metrics": metrics,
         "intervals": _intervals(metrics, scores, target, classes, predictions.groups, weights),

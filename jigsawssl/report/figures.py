@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +35,12 @@ History = Mapping[str, Sequence[tuple[int, float]]]
 # because it vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":")
+MOST_LINES = 9
+"""Curves that get a colour and a name of their own in one panel, as more cannot be told apart."""
+REST: dict[str, Any] = {"color": "0.75", "linewidth": 0.7}
+"""How the others are drawn."""
+DENSE = 20
+"""Classes from which on a confusion matrix has small cells, and no text where there is no image."""
 PAPER_INK = "#7f7f7f"
 """Ink of pictures without a background: it reads on white and on a dark page."""
 
@@ -237,6 +243,8 @@ def save_confusion_matrix(
 ) -> None:
     """Draw a confusion matrix: counts as text, the share of each true class as colour (an empty row is white).
 
+    With more than 20 classes cells are small, and counts of 0 are left out.
+
     Args:
         matrix: ``K`` rows (true) of ``K`` counts (predicted).
         classes: the ``K`` names.
@@ -255,17 +263,25 @@ def save_confusion_matrix(
         raise ValueError(f"`matrix` must be {size} x {size}, as `classes`, got shape {counts.shape}")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [_short(name) for name in classes]
-    cells = max(0.62 * size, 2.2)
+    dense = size > DENSE
+    cells = max((0.26 if dense else 0.62) * size, 2.2)
     margin = 0.08 * max(len(name) for name in names)
     figure = _figure(cells + margin + 2.0, cells + 0.75 * margin + 1.3, "Confusion matrix: number of test images")
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axis, label="Share of the true class", shrink=0.8)
-    for row, column in np.ndindex(size, size):
+    figure.colorbar(image, ax=axis, label="Share of the true class", shrink=0.8, aspect=40 if dense else 20)
+    letters = 6 if dense else 9
+    for row, column in zip(*(np.nonzero(counts) if dense else np.indices(counts.shape).reshape(2, -1)), strict=True):
         colour = "white" if shares[row, column] > 0.55 else "black"
-        axis.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=9)
-    axis.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(size), names)
+        axis.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=letters)
+    turned: dict[str, Any] = {"rotation": 90} if dense else {"rotation": 45, "rotation_mode": "anchor"}
+    axis.set_xticks(range(size), names, ha="center" if dense else "right", fontsize=letters, **turned)
+    axis.set_yticks(range(size), names, fontsize=letters)
+    if dense:  # the eye needs lines to find a row again
+        axis.set_xticks(np.arange(size) + 0.5, minor=True)
+        axis.set_yticks(np.arange(size) + 0.5, minor=True)
+        axis.grid(which="minor", color="0.92", linewidth=0.5)
+        axis.tick_params(which="minor", length=0)
     axis.set(xlabel="Predicted class", ylabel="True class")
     _save(figure, path)
 
@@ -351,7 +367,8 @@ def save_finetune_curves(
 
     The test panels hold one line per class with its area (AUC, or average precision AP) in the legend; with two
     classes only the second, because the first is its mirror image. A class without both positives and negatives in
-    ``labels`` has no line and says so in the legend.
+    ``labels`` has no line and says so in the legend. Of more than nine classes, those with the least area have
+    colour and name, and the others are grey.
 
     Args:
         history: as :func:`save_curves`; names with ``loss`` and with ``auroc`` are drawn, a panel without values is
@@ -385,25 +402,59 @@ def save_finetune_curves(
     scores = torch.as_tensor(probabilities).detach().cpu().double().clamp(0, 1)
     target = torch.as_tensor(labels).detach().cpu()
     roc.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
-    for index in range(1 if len(classes) == 2 else 0, len(classes)):
-        name, values = _short(classes[index]), per_class[classes[index]]
-        style = _style(index if len(classes) > 2 else 0)
-        if values["auroc"] is None:
-            for axis in (roc, precision_recall):
-                axis.plot([], [], label=f"{name} ({'the only class' if values['support'] else 'no images'})", **style)
-            continue
-        positive = (target == index).long()
-        false_positive, true_positive, _ = binary_roc(scores[:, index], positive)
-        roc.plot(false_positive, true_positive, label=f"{name} (AUC {values['auroc']:.3f})", **style)
-        precision, recall, _ = binary_precision_recall_curve(scores[:, index], positive)
-        label = f"{name} (AP {values['average_precision']:.3f})"
-        # Average precision is the area under steps, so steps are what is drawn.
-        precision_recall.plot(recall, precision, label=label, drawstyle="steps-post", **style)
-    for axis in (roc, precision_recall):
+    # Average precision is the area under steps, so steps are what is drawn.
+    for axis, area, short, steps in (
+        (roc, "auroc", "AUC", "default"),
+        (precision_recall, "average_precision", "AP", "steps-post"),
+    ):
+        shown = list(per_class)[1:] if len(classes) == 2 else list(per_class)
+        areas = {name: per_class[name][area] for name in shown}
+        styles = class_styles(areas, _style)
+        for name in sorted(shown, key=lambda name: styles[name] is not REST):
+            values, style = per_class[name], styles[name]
+            if values[area] is None:
+                label = f"{_short(name)} ({'the only class' if values['support'] else 'no images'})"
+                axis.plot([], [], label=label if style is not REST else None, **style)
+                continue
+            positive = (target == classes.index(name)).long()
+            if axis is roc:
+                across, up, _ = binary_roc(scores[:, classes.index(name)], positive)
+            else:
+                up, across, _ = binary_precision_recall_curve(scores[:, classes.index(name)], positive)
+            label = f"{_short(name)} ({short} {values[area]:.3f})"
+            axis.plot(across, up, label=label if style is not REST else None, drawstyle=steps, **style)
+        tell_the_rest(axis, areas, styles)
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     _decorate(roc, "Test set: ROC curve", "False positive rate", "True positive rate")
     _decorate(precision_recall, "Test set: precision and recall", "Recall", "Precision")
     _save(figure, path)
+
+
+def class_styles(
+    areas: Mapping[str, float | None], style: Callable[[int], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """How each class is drawn: in a colour of its own, or :data:`REST` where there are many and others did worse.
+
+    Args:
+        areas: under the curve of each class, by name; ``None`` where it has none.
+        style: of the first, second, … curve.
+
+    Example:
+        >>> styles = class_styles({f"class {k}": k / 20 for k in range(20)}, _style)
+        >>> [name for name, drawn in styles.items() if drawn is not REST][-1]
+        'class 8'
+    """
+    worst = sorted(areas, key=lambda name: math.inf if (area := areas[name]) is None else area)
+    named = set(worst[:MOST_LINES] if len(areas) > MOST_LINES else worst)
+    number = itertools.count()
+    return {name: style(next(number)) if name in named else REST for name in areas}
+
+
+def tell_the_rest(axis: Axes, areas: Mapping[str, float | None], styles: Mapping[str, dict[str, Any]]) -> None:
+    """One entry of the legend for all curves without a colour."""
+    rest = sum(style is REST and areas[name] is not None for name, style in styles.items())
+    if rest:
+        axis.plot([], [], label=f"{rest} others, no worse", **REST)
 
 
 def _draw_history(axis: Axes, curves: History, name: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from ..words import name_of
-from .figures import COLOURS, LINES, History, draw_history, families_of, legend_below
+from .figures import COLOURS, LINES, REST, History, class_styles, draw_history, families_of, legend_below, tell_the_rest
 
 __all__ = ["critical_difference_svg", "curve_svg", "history_svgs", "judgement_svgs", "variants_svg"]
 
@@ -209,10 +209,14 @@ def _class_curves(judged: Mapping[str, Any], kind: str, horizontal: str, vertica
     figure, axis = _figure()
     if kind == "roc":
         axis.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
-    for index, (name, curves) in enumerate(judged["curves"].items()):
-        value = judged["metrics"]["per_class"][name][area]
-        style = {**_style(index), "drawstyle": "steps-post" if kind == "precision_recall" else "default"}
-        axis.plot(curves[kind]["x"], curves[kind]["y"], label=f"{_label(name)} ({value:.3f})", **style)
+    areas = {name: judged["metrics"]["per_class"][name][area] for name in judged["curves"]}
+    styles = class_styles(areas, _style)
+    steps = "steps-post" if kind == "precision_recall" else "default"
+    for name in sorted(areas, key=lambda name: styles[name] is not REST):
+        curve, style = judged["curves"][name][kind], styles[name]
+        label = None if style is REST else f"{_label(name)} ({areas[name]:.3f})"
+        axis.plot(curve["x"], curve["y"], label=label, drawstyle=steps, **style)
+    tell_the_rest(axis, areas, styles)
     axis.set(xlabel=horizontal, ylabel=vertical, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     legend_below(axis, columns=2)
     return _svg(figure, f"{vertical} by {horizontal}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from scipy.stats import binom
 
 from ..data.doctor import TOO_FEW
-from ..words import counted, duration
+from ..words import counted, duration, listed
 
 __all__ = ["Flag", "Verdict", "flags", "learning_rule", "validation_sentence", "verdict", "verdict_lines"]
 
@@ -154,12 +154,12 @@ def _of_classes(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Fl
     found = []
     cases = {name: values["support"] for name, values in judged["metrics"]["per_class"].items()}
     if absent := [name for name, count in cases.items() if not count]:
-        found.append(Flag("no cases", f"No test image shows {_list(absent)}: how well the model finds it is unknown."))
+        found.append(Flag("no cases", f"No test image shows {listed(absent)}: how well the model finds it is unknown."))
     if few := [f"{name} ({count})" for name, count in cases.items() if 0 < count < FEW_CASES]:
         found.append(
             Flag(
                 "few cases",
-                f"Fewer than {FEW_CASES} test images show {_list(few)}: those results are unreliable.",
+                f"Fewer than {FEW_CASES} test images show {listed(few)}: those results are unreliable.",
             )
         )
     called = [sum(column) for column in zip(*judged["metrics"]["confusion_matrix"], strict=True)]
@@ -167,7 +167,7 @@ def _of_classes(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Fl
         answer = list(cases)[next(k for k, count in enumerate(called) if count)]
         found.append(Flag("one answer", f"The model predicts {answer} for every test image."))
     if unseen := [name for name, count in report["budget"].get("per_class", {}).items() if not count]:
-        found.append(Flag("no labels", f"No training label is {_list(unseen)}: the model cannot recognise it."))
+        found.append(Flag("no labels", f"No training label is {listed(unseen)}: the model cannot recognise it."))
     return found
 
 
@@ -406,7 +406,7 @@ def _curve(report: Mapping[str, Any]) -> tuple[str, str]:
     images = table[0]["images"] if table else test["images"]
     groups = f" of {test['groups']:,} groups" if test.get("groups") is not None else ""
     done = (
-        f"Compared {_list(names)} at {counted(len(fractions), 'label fraction')} with "
+        f"Compared {listed(names)} at {counted(len(fractions), 'label fraction')} with "
         f"{counted(draws, 'draw')} each, tested on {counted(images, 'image')}{groups}."
     )
     known = [row for row in table if row["fraction"] == fractions[0] and "auroc" in row["metrics"]] if table else []
@@ -425,7 +425,7 @@ def _study(report: Mapping[str, Any]) -> tuple[str, str]:
     repetitions = max((row["seeds"] for row in report["table"]), default=0)
     groups = f" of {test['groups']:,} groups" if test.get("groups") is not None else ""
     done = (
-        f"Compared {_list(names)} with {counted(repetitions, 'repetition')} each, tested on "
+        f"Compared {listed(names)} with {counted(repetitions, 'repetition')} each, tested on "
         f"{counted(test['images'], 'image')}{groups}."
     )
     best = next((row for row in report["table"] if row["encoder"] == report["best"]), None)
@@ -492,19 +492,13 @@ def _together(found: Iterable[Flag]) -> list[Flag]:
         places = list(dict.fromkeys(flag.where for flag in group))
         first = group[0]
         if len({flag.text for flag in group}) == 1:
-            result.append(first._replace(where=_list(places) if len(places) <= 4 else ""))
+            result.append(first._replace(where=listed(places) if len(places) <= 4 else ""))
         else:
             rest = [place for place in places if place != first.where]
-            also = f" The same holds for {_list(rest)}." if rest else ""
+            also = f" The same holds for {listed(rest)}." if rest else ""
             result.append(first._replace(text=f"{first.text}{also}"))
     return result
 
 
 def _size(value: Any) -> int:
     return value if isinstance(value, int) else len(value or ())
-
-
-def _list(names: Iterable[str]) -> str:
-    """Names as in a sentence."""
-    *before, last = list(names)
-    return f"{', '.join(before)} and {last}" if before else last

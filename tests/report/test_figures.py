@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import find_objects, label
 
+from jigsawssl.evaluation import classification_metrics
 from jigsawssl.report.figures import (
     CELL,
     COLOURS,
@@ -31,13 +33,13 @@ HISTORY = {
 }
 
 
-def picture(path: Path) -> np.ndarray:
+def picture(path: Path, most: int = 2000) -> np.ndarray:
     """Pixels of a figure, after the checks that hold for all of them."""
     assert path.stat().st_size > 0 and os.listdir(path.parent).count(path.name) == 1
     assert not list(path.parent.glob(".*.tmp"))
     assert pyplot.get_fignums() == []
     with Image.open(path) as image:
-        assert image.format == "PNG" and 300 <= image.width <= 2000 and 200 <= image.height <= 2000
+        assert image.format == "PNG" and 300 <= image.width <= most and 200 <= image.height <= most
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.std() > 0
     return pixels
@@ -103,6 +105,38 @@ def test_confusion_matrix(tmp_path: Path, size: int) -> None:
     matrix[0] = 0  # an absent class must not divide by zero
     save_confusion_matrix(matrix.tolist(), names, tmp_path / "b.png")
     assert different(picture(tmp_path / "a.png"), picture(tmp_path / "b.png"))
+
+
+def test_a_confusion_matrix_of_many_classes_stays_readable(tmp_path: Path) -> None:
+    names = [f"a rather long class name {index}" for index in range(55)]
+    matrix = np.eye(55, dtype=int) * 12
+    save_confusion_matrix(matrix.tolist(), names, tmp_path / "a.png")
+    matrix[3, 40] = 1
+    save_confusion_matrix(matrix.tolist(), names, tmp_path / "b.png")
+    first, second = picture(tmp_path / "a.png", most=2600), picture(tmp_path / "b.png", most=2600)
+    rows, columns = np.nonzero((first != second).any(axis=2))
+    # One cell alone, for zeros are not written, and its row, whose shares change.
+    assert np.ptp(rows) < 45 and np.ptp(columns) > 900
+
+
+@pytest.mark.parametrize(("size", "named"), [(9, 9), (10, 9), (55, 9)])
+def test_few_classes_have_a_name_in_a_panel_of_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, named: int
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("jigsawssl.report.figures._save", lambda figure, path: figures.append(figure))
+    probabilities, labels = torch.rand(220, size, generator=torch.Generator().manual_seed(0)), torch.arange(220) % size
+    names = [f"class {index}" for index in range(size)]
+    save_finetune_curves({}, probabilities.softmax(dim=1), labels, names, tmp_path / "curves.png")
+    truth = classification_metrics(probabilities.softmax(dim=1), labels, names)["per_class"]
+    for axis, area in zip(figures[0].axes, ("auroc", "average_precision"), strict=True):
+        entries = [text.get_text() for text in axis.get_legend().get_texts()]
+        worst = sorted(names, key=lambda name, area=area: truth[name][area])[:named]
+        assert {entry.split(" (")[0] for entry in entries if "(" in entry} == set(worst)
+        assert [entry for entry in entries if "(" not in entry] == (
+            [f"{size - named} others, no worse"] if size > named else []
+        )
+        assert sum(len(line.get_xdata()) > 0 for line in axis.lines) >= size
 
 
 def test_curves(tmp_path: Path) -> None:
