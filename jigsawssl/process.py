@@ -117,8 +117,9 @@ def _keep_freed_memory() -> None:
 def _quiet() -> None:
     """Keep Lightning's notes about devices and workers out of the way of the user's own output."""
     lightning = "pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"
-    # The last one tells of SIGTERM, as we do; when Lightning is imported, it sets the level of its whole package.
-    for name in (*lightning, "pytorch_lightning.trainer.connectors.signal_connector"):
+    # The last two tell of ranks, and of SIGTERM, as we do; when Lightning is imported, it sets its packages' levels.
+    others = "lightning_fabric.utilities.distributed", "pytorch_lightning.trainer.connectors.signal_connector"
+    for name in (*lightning, *others):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
@@ -128,6 +129,8 @@ def _quiet() -> None:
         ".*dirpath has changed.*",
         ".*in eval mode at the start of training.*",
         ".*exceeds limit of.*decompression bomb.*",
+        ".*all_reduce is deprecated.*",
+        ".*Grad strides do not match bucket view strides.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     # It warns of each odd element of a file; the table says what could not be read.

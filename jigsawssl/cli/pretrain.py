@@ -217,6 +217,16 @@ def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
     )
 
 
+def _images_of_a_device(config: PretrainConfig, dataset: PixelDataset) -> int:
+    shard = len(dataset) // config.trainer.devices
+    if shard < 2 <= len(dataset):
+        raise UserError(
+            f"`trainer.devices` ({config.trainer.devices}) must leave 2 images or more to each; there are "
+            f"{len(dataset)}; use fewer devices"
+        )
+    return shard
+
+
 def _trainer(config: PretrainConfig, path: Path, device: torch.device, callbacks: list[Any]) -> pl.Trainer:
     strategy = "auto"
     if config.trainer.devices > 1:
@@ -268,6 +278,7 @@ def run(config: PretrainConfig) -> Path:
     if started is None:
         # Mistakes should show before anything is written; the real one needs statistics of the images.
         fresh_encoder(config, dataset.channels, (0.5,), (0.25,))
+    _images_of_a_device(config, dataset)
     if first_process:
         if not resumed:
             clear_run_folder(path)
@@ -312,12 +323,7 @@ def run(config: PretrainConfig) -> Path:
         print(f"warning: {encoder.remark}")
     encoder.train_only(trained_stages(config.train, list(encoder.by_stage())))
     module = to_channels_last(build_module(config, encoder))
-    shard = len(dataset) // config.trainer.devices
-    if shard < 2:
-        raise UserError(
-            f"`trainer.devices` ({config.trainer.devices}) must leave 2 images or more to each; there are "
-            f"{len(dataset)}; use fewer devices"
-        )
+    shard = _images_of_a_device(config, dataset)
     if config.batch.size > shard and first_process:
         print(f"`batch.size` ({config.batch.size}) is more than the images of a device; batches are of {shard}")
     loader = training_loader(dataset, min(config.batch.size, shard), drop_last=True, seed=config.seed)
@@ -332,11 +338,12 @@ def run(config: PretrainConfig) -> Path:
         RunProgress(checkpoint, images_kept=cache is not None),
     ]
     trainer = _trainer(config, path, device, callbacks)
-    print(
-        f"{len(dataset)} images of {'one channel' if dataset.channels == 1 else 'three channels'}, "
-        f"{config.views.size} px, {encoder.spec.backbone}, schedule {config.schedule}, "
-        f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
-    )
+    if first_process:
+        print(
+            f"{len(dataset)} images of {'one channel' if dataset.channels == 1 else 'three channels'}, "
+            f"{config.views.size} px, {encoder.spec.backbone}, schedule {config.schedule}, "
+            f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
+        )
     if first_process and device.type == "cpu" and config.views.size > SMALL_ENOUGH:
         print(
             f"no GPU is used, and {config.views.size} px take long on a CPU; config=kermany_cpu is a small network at "

@@ -100,7 +100,8 @@ class Diagnostics(Callback):
             features = encoder(encoder.preprocess(batch.images[:DIAGNOSTIC_IMAGES])).float()
         encoder.train()
         values = {"feature_std": feature_standard_deviation(features), "effective_rank": effective_rank(features)}
-        pl_module.log_dict({**values, **pl_module.correlations()}, on_step=False, on_epoch=True, batch_size=1)
+        found = {**values, **pl_module.correlations()}
+        pl_module.log_dict(found, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
 class Checkpoint(ModelCheckpoint):
