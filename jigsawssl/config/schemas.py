@@ -134,11 +134,13 @@ class PretrainConfig:
     seed: int = _key(0, "seed of weights, views and order")
     resume: bool = _key(False, "go on from checkpoints/last.ckpt in out")
     overwrite: bool = _key(False, "replace an earlier run in out")
-    precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 or 32")
+    precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 (on a GPU) or 32")
     schedule: str = _key("joint", "joint (one update a batch) or progressive (four, as published)")
     backbone: str = _key("resnet18", "name of a timm model with stages")
     backbone_options: dict[str, Any] = _key({}, "numbers for the timm model, such as {channels: [32, 64, 128, 256]}")
-    stem_stride: int | None = _key(None, "1, 2 or 4; null: 1 up to 32 px, 2 up to 64 px, else 4")
+    stem_stride: int | None = _key(
+        None, "1, 2 or 4, as far as the network allows; null: 1 up to 32 px, 2 up to 64 px, else 4"
+    )
     attention: str | None = _key(
         None, "se, eca, cbam, ga (global), la (local) or ela (embedded local); null: none, or what encoder has"
     )
@@ -175,7 +177,7 @@ class SupervisedConfig:
     split: str = _key("train", "rows that the fraction is taken from")
     resume: bool = _key(False, "go on with what is in out; a finished run is left as it is")
     overwrite: bool = _key(False, "replace an earlier run in out")
-    precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 or 32")
+    precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 (on a GPU) or 32")
     layout: str | None = _key(None, "public set that data is, as downloaded; see README")
     allow_overlap: bool = _key(False, "go on where pretraining has seen images or groups of validation or test")
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")

@@ -221,8 +221,11 @@ def expand_segments(
 
     def repeat(at: int, times: int) -> None:
         for _ in range(times):
-            if len(out) < count:
+            before = len(out)
+            if before < count:
                 at = segment(at, True)
+                if len(out) == before:  # nothing, however often
+                    raise Unreadable("a segmented palette that contradicts itself")
 
     at = 0
     try:
