@@ -138,9 +138,7 @@ class PretrainConfig:
     schedule: str = _key("joint", "joint (one update a batch) or progressive (four, as published)")
     backbone: str = _key("resnet18", "name of a timm model with stages")
     backbone_options: dict[str, Any] = _key({}, "numbers for the timm model, such as {channels: [32, 64, 128, 256]}")
-    stem_stride: int | None = _key(
-        None, "1, 2 or 4, as far as the network allows; null: 1 up to 32 px, 2 up to 64 px, else 4"
-    )
+    stem_stride: int | None = _key(None, "1, 2 or 4, if the network can; null: 1 up to 32 px, 2 up to 64 px, else 4")
     attention: str | None = _key(
         None, "se, eca, cbam, ga (global), la (local) or ela (embedded local); null: none, or what encoder has"
     )
