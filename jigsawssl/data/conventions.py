@@ -116,19 +116,19 @@ def folder_samples(paths: Sequence[str]) -> list[Sample]:
         alone = [at for at in range(len(parts)) if parts[:at] in single]
         return next(iter([*named, *places, *alone]), None)
 
-    depths = [depth_of_split(parts) for parts in folders]
-    places = {parts[:depth] for parts, depth in zip(folders, depths, strict=True) if depth is not None}
-    bare = all(depth is None or len(parts) == depth + 1 for parts, depth in zip(folders, depths, strict=True))
+    depths = {parts: depth_of_split(parts) for parts in set(folders)}
+    places = {parts[:depth] for parts, depth in depths.items() if depth is not None}
+    bare = all(depth is None or len(parts) == depth + 1 for parts, depth in depths.items())
     around = bare and len(places) > 1
-    samples = []
-    for path, parts, depth in zip(paths, folders, depths, strict=True):
+
+    def label_and_split(parts: tuple[str, ...], depth: int | None) -> tuple[str | None, str | None]:
         if depth is None:
-            samples.append(Sample(path, parts[-1] if parts else None))
-            continue
+            return parts[-1] if parts else None, None
         below = parts[:depth] if around else parts[depth + 1 :]
-        split = _folder_split(parts[depth]) or parts[depth]
-        samples.append(Sample(path, below[-1] if below else None, split))
-    return samples
+        return below[-1] if below else None, _folder_split(parts[depth]) or parts[depth]
+
+    known = {parts: label_and_split(parts, depth) for parts, depth in depths.items()}
+    return [Sample(path, *known[parts]) for path, parts in zip(paths, folders, strict=True)]
 
 
 def _folder_split(name: str) -> str | None:

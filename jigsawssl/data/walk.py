@@ -105,28 +105,28 @@ def find_images(root: Path) -> Found:
     def relative(path: str) -> str:
         return os.path.relpath(path, root).replace(os.sep, "/")
 
-    def denied(error: OSError) -> None:
-        found.refused.append((relative(str(error.filename or root)), "permission denied"))
-
     waiting = [str(root)]
     while waiting:
         links: list[str] = []
-        for folder, subfolders, files in os.walk(waiting.pop(), onerror=denied):  # does not follow links by itself
+        folders = [waiting.pop()]
+        while folders:
+            folder = folders.pop()
             met.add(os.path.realpath(folder))
-            kept = []
-            for name in subfolders:
-                path = os.path.join(folder, name)
-                if _is_hidden(name):
-                    found.count("hidden")
-                elif os.path.islink(path):
-                    links.append(path)
-                else:
-                    kept.append(name)
-            subfolders[:] = kept
+            try:
+                with os.scandir(folder) as listing:
+                    entries = list(listing)
+            except OSError:
+                found.refused.append((relative(folder), "permission denied"))
+                continue
             below = relative(folder)
             prefix = "" if below == "." else f"{below}/"
-            for name in files:
-                _sort_file(root, prefix + name, inside, found)
+            for entry in entries:
+                if not entry.is_dir():
+                    _sort_file(root, prefix + entry.name, entry, inside, found)
+                elif _is_hidden(entry.name):
+                    found.count("hidden")
+                else:
+                    (links if entry.is_symlink() else folders).append(entry.path)
         for path in sorted(links):
             target = os.path.realpath(path)
             if not is_inside(path, inside):
@@ -141,19 +141,19 @@ def find_images(root: Path) -> Found:
     return found
 
 
-def _sort_file(root: Path, relative: str, inside: str, found: Found) -> None:
-    if _counted_by_name(relative, found):
+def _sort_file(root: Path, relative: str, entry: os.DirEntry[str], inside: str, found: Found) -> None:
+    # An entry knows what it is without asking the system once more for each of a million files.
+    if _counted_by_name(relative, entry.name, found):
         return
-    path = os.path.join(root, relative)
-    if os.path.islink(path) and not (is_inside(path, inside) and os.path.isfile(path)):
-        leads = os.path.exists(path)
+    if entry.is_symlink() and not (is_inside(entry.path, inside) and entry.is_file()):
+        leads = os.path.exists(entry.path)
         found.refused.append((relative, "a link that leads outside" if leads else "a link that leads nowhere"))
     elif is_container(relative):
         look_into(root, relative, found)
-    elif not os.path.isfile(path):  # neither a pipe, which would wait for ever, nor a device
+    elif not entry.is_file():  # neither a pipe, which would wait for ever, nor a device
         found.refused.append((relative, "not a file"))
     else:
-        _sort(relative, lambda: _head(path), found)
+        _sort(relative, lambda: _head(entry.path), found)
 
 
 def _head(path: str) -> bytes:
@@ -166,22 +166,23 @@ def _head(path: str) -> bytes:
         raise Unreadable(f"cannot be read ({type(error).__name__})") from None
 
 
-def _counted_by_name(path: str, found: Found, below: int = 0) -> bool:
-    """Count what is no image by its name, or by that of a hidden folder in the part of the path from ``below`` on."""
-    *folders, name = path[below:].split("/")
+def _counted_by_name(path: str, inner: str, found: Found) -> bool:
+    """Count what is no image by its name, or by that of a hidden folder in ``inner``, the part of the path to judge."""
+    *folders, name = inner.split("/")
     if name.lower() in _QUIET:
         found.count("system")
-    elif name.startswith(".") or any(_is_hidden(folder) for folder in folders):
+    elif name.startswith(".") or any(map(_is_hidden, folders)):
         found.count("hidden")
-    elif _ending(name) in NO_IMAGES:
-        found.count(_ending(name), path)
+    elif (ending := _ending(name)) in NO_IMAGES:
+        found.count(ending, path)
     else:
         return False
     return True
 
 
 def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+    at = name.rfind(".")
+    return name[at:].lower() if at > 0 else ""
 
 
 def _sort(relative: str, head: Callable[[], bytes], found: Found) -> None:
@@ -210,7 +211,7 @@ def _sort(relative: str, head: Callable[[], bytes], found: Found) -> None:
     elif kind is not None:
         found.refused.append((relative, f"a packed file ({kind.name}) whose ending does not say so"))
     else:
-        found.count(_ending(relative) or "none", relative)
+        found.count(_ending(relative.rpartition("/")[2]) or "none", relative)
 
 
 def look_into(root: Path, relative: str, found: Found) -> None:
@@ -225,11 +226,11 @@ def look_into(root: Path, relative: str, found: Found) -> None:
         found.refused.append((relative, listed.broken))
     for name, reason in listed.refused:
         path = f"{relative}/{name}"
-        if not _counted_by_name(path, found, below=len(relative) + 1):
+        if not _counted_by_name(path, name, found):
             found.refused.append((path, reason))
     for place, name in listed.names.items():
         path = f"{relative}/{place}"
-        if _counted_by_name(path, found, below=len(relative) + 1):
+        if _counted_by_name(path, place, found):
             continue
         if is_container(place):
             found.refused.append((path, "packed files inside of packed files are not read"))
