@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jigsawssl import create_encoder
 from jigsawssl.augment import JigsawViews
-from jigsawssl.functional import permute_tiles, sample_permutations
+from jigsawssl.functional import permute_tiles, sample_permutations, to_channels_last
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock
 from jigsawssl.report import format_table
@@ -73,7 +73,7 @@ def main() -> None:
         block = HierarchicalBlock(encoder.channels)
         loss = HierarchicalLoss(dict.fromkeys(block.branches, 1.0))
         module = JigsawPretraining(encoder, block, JigsawViews(64, (8, 4, 2)), loss).train()
-        module.to(memory_format=torch.channels_last)
+        to_channels_last(module)
         views = module.views(torch.randint(256, (batch, 3, 80, 80), dtype=torch.uint8))
 
         def step(module: JigsawPretraining = module, views: object = views) -> None:

@@ -34,7 +34,7 @@ from jigsawssl.process import prepare_process
 from jigsawssl.readers import ImageInfo, Picture
 from jigsawssl.report import format_table
 from jigsawssl.training.optim import autocast_precision, create_optimizer
-from jigsawssl.types import Sample
+from jigsawssl.types import Batch, Sample
 
 SMALL = ["backbone_options={channels: [32, 64, 128, 256]}", "views.grids=[4, 2, 1]"]
 
@@ -53,14 +53,18 @@ def step(batch: int, size: int, steps: int) -> dict[str, float]:
     optimizer = create_optimizer("adamw", {"encoder": (module.encoder, 1e-3), "block": (module.block, 1e-3)})
     bfloat16 = autocast_precision("auto", torch.device("cpu")) == "bf16-mixed"
     images = torch.randint(256, (batch, 1, size * 5 // 4, size * 5 // 4), dtype=torch.uint8)
+    unlabeled = Batch(images, torch.full((batch,), -1), torch.arange(batch))
+
+    def update(loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
     before, seconds = peak(), []
     for _ in range(steps + 1):
         begin = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = module.frugal_losses(module.views(images)).total
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+            module.step(unlabeled, update)
         seconds.append(time.perf_counter() - begin)
     return {"images/s": batch / statistics.median(seconds[1:]), "MiB": peak() - before}
 

@@ -35,13 +35,14 @@ from torchvision.transforms import v2
 
 from jigsawssl import create_encoder, load_encoder, save_encoder
 from jigsawssl.augment import FusedChain, JigsawViews, augmentation_chain
-from jigsawssl.functional import permute_tiles, sample_permutations
+from jigsawssl.functional import permute_tiles, sample_permutations, to_channels_last
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock, PlainProjector
 from jigsawssl.process import prepare_process
 from jigsawssl.report import format_table
 from jigsawssl.training.optim import autocast_dtype, autocast_precision, create_optimizer
 from jigsawssl.training.pretrain import JigsawPretraining
+from jigsawssl.types import Batch
 
 
 class Row(NamedTuple):
@@ -202,19 +203,20 @@ def _pretraining(work: Work, projection: int) -> JigsawPretraining:
 def our_step(setting: Setting, images: Tensor, work: Work) -> Any:
     """One update on a batch as `pretrain` does it: uint8 in memory, views, shared forwards, one backward."""
     module = _pretraining(work, 512 if work.grids else 2048).to(setting.device)
-    module.to(memory_format=torch.channels_last)
+    to_channels_last(module)
     optimizer = create_optimizer("adamw", {"all": (nn.ModuleList([module.encoder, module.block]), 1e-3)})
     kind = autocast_dtype(autocast_precision("auto", setting.device))
-    positions = torch.arange(len(images))
 
-    def step() -> None:
-        batch = images[positions[torch.randperm(len(positions))]].to(setting.device)
-        views = module.views(batch)
-        with torch.autocast(setting.device.type, kind, enabled=kind is not None):
-            loss = module.joint_losses(views).total
+    def update(loss: Tensor) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+    def step() -> None:
+        rows = torch.randperm(len(images))
+        batch = Batch(images[rows].to(setting.device), torch.full((len(images),), -1), rows)
+        with torch.autocast(setting.device.type, kind, enabled=kind is not None):
+            module.step(batch, update)
 
     return step
 

@@ -51,4 +51,4 @@ class HierarchicalLoss(nn.Module):
         with torch.autocast(next(iter(pairs.values()))[0].device.type, enabled=False):
             branches = {name: self.barlow_twins(a.float(), b.float()) for name, (a, b) in pairs.items()}
         total = torch.stack([self.weights[name] * term for name, term in branches.items()]).sum()
-        return LossTerms(total, branches)
+        return LossTerms(total, branches, {name: (a.detach(), b.detach()) for name, (a, b) in pairs.items()})

@@ -69,11 +69,29 @@ class Tap(NamedTuple):
 Taps = dict[str, Tap]
 
 
+Pairs = dict[str, tuple["Tensor", "Tensor"]]
+"""Projections of two views by branch, each float ``(B, D)``."""
+
+
 class LossTerms(NamedTuple):
-    """``total`` is the weighted sum of the scalar losses in ``branches`` (name of the branch → unweighted loss)."""
+    """Losses of one batch.
+
+    Attributes:
+        total: weighted sum of the scalar losses in ``branches``.
+        branches: name of the branch → unweighted loss.
+        pairs: the projections that were compared, detached.
+    """
 
     total: Tensor
     branches: dict[str, Tensor]
+    pairs: Pairs
+
+
+class Step(NamedTuple):
+    """What one training step came to: its losses, and the views of its first images, where they were asked for."""
+
+    terms: LossTerms
+    sample: Views | None
 
 
 class Prediction(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..config import BenchConfig
 from ..data.holdout import TEST_SHARE
-from ..data.loading import PixelDataset, channel_statistics
+from ..data.loading import PixelDataset
 from ..functional import to_channels_last
 from ..progress import Progress
 from ..report import format_table
@@ -30,7 +30,7 @@ from ..training.optim import (
 from ..training.pretrain import JigsawPretraining
 from ..types import Batch, UserError, Views
 from ..words import duration
-from .pretrain import build_dataset, build_module, fresh_encoder
+from .pretrain import build_dataset, build_module, encoder_to_train, starting_encoder
 from .unlabeled import unlabeled_archive
 
 __all__ = ["run"]
@@ -65,14 +65,14 @@ class _Bench:
 
     def __init__(self, config: BenchConfig, dataset: PixelDataset, trained: int, device: torch.device) -> None:
         pl.seed_everything(config.seed, verbose=False)
-        encoder = fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
+        encoder = encoder_to_train(config, dataset, starting_encoder(config, dataset.channels))
         self.module: JigsawPretraining = to_channels_last(build_module(config, encoder).to(device)).train()
         rates = self.module.rates
         parts: dict[str, tuple[nn.Module, float]] = {"encoder": (encoder, rates[0])}
         parts["block"] = (self.module.block, rates[1])
         self.optimizer = create_optimizer(config.optimizer.name, parts, config.optimizer.weight_decay)
         self.kind = autocast_dtype(autocast_precision(config.precision, device))
-        self.device, self.dataset, self.joint = device, dataset, config.schedule == "joint"
+        self.device, self.dataset = device, dataset
         self.batch = min(config.batch.size, trained)
         self.branches = [name for name in self.module.block.branches if self.module.loss.weights[name] > 0]
 
@@ -87,13 +87,13 @@ class _Bench:
 
     def step(self) -> None:
         """One batch as the run does it."""
-        views = self.module.views(self.fetch().images)
-        for branches in [self.branches] if self.joint else [[name] for name in self.branches]:
-            with self.autocast():
-                terms = self.module.joint_losses(views) if self.joint else self.module.losses(views, branches)
-            self.optimizer.zero_grad()
-            terms.total.backward()
-            self.optimizer.step()
+        with self.autocast():
+            self.module.step(self.fetch(), self._update)
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
 
     def seconds(self, work: Callable[[], Any]) -> tuple[float, Any]:
         """Wall time of some work with the device's own."""
@@ -107,8 +107,8 @@ class _Bench:
         """Seconds of the parts of one step."""
         parts = dict.fromkeys(PARTS, 0.0)
         parts["data"], batch = self.seconds(self.fetch)
-        parts["augmentation"], views = self.seconds(lambda: self.module.views(batch.images))
-        for branches in [self.branches] if self.joint else [[name] for name in self.branches]:
+        parts["augmentation"], views = self.seconds(lambda: self.module.build_views(batch))
+        for branches in [self.branches] if self.module.joint else [[name] for name in self.branches]:
             self._forward_and_back(views, branches, parts)
             parts["optimizer"] += self.seconds(self.optimizer.step)[0]
             parts["optimizer"] += self.seconds(self.optimizer.zero_grad)[0]
@@ -140,9 +140,11 @@ class _Bench:
         outputs = list(z.values())
         ones = [torch.ones_like(output) for output in outputs]
         parts["block"] += self.seconds(lambda: torch.autograd.backward(outputs, ones))[0]
-        used = [name for name in taps if cut[name].features.grad is not None]
+        learning = [name for name in taps if taps[name].features.requires_grad]
+        used = [name for name in learning if cut[name].features.grad is not None]
         features, gradients = [taps[name].features for name in used], [cut[name].features.grad for name in used]
-        parts["encoder"] += self.seconds(lambda: torch.autograd.backward(features, gradients))[0]
+        if features:
+            parts["encoder"] += self.seconds(lambda: torch.autograd.backward(features, gradients))[0]
         return {name: value.detach().float() for name, value in z.items()}
 
     def measure(self, rounds: int, taken_apart: bool) -> Measured:
@@ -189,6 +191,9 @@ def run(config: BenchConfig) -> None:
     wanted = min(total, max(config.batch.size, SAMPLED))
     sample = archive.select(np.linspace(0, total - 1, wanted).round().astype(int).tolist())
     dataset = build_dataset(config, sample, None)
+    started = starting_encoder(config, dataset.channels)
+    if started is not None and started.spec.in_channels != dataset.channels:
+        dataset = build_dataset(config, sample, started.spec.in_channels)
     begin = time.perf_counter()
     dataset.load(progress=True)
     decoding = (time.perf_counter() - begin) / wanted

@@ -57,7 +57,7 @@ from .census import census_table, told
 from .look import RESUME_MAY_CHANGE
 from .unlabeled import SEEN, keep_out, sides_in_words, unlabeled_archive, write_sides
 
-__all__ = ["build_dataset", "build_module", "fresh_encoder", "run"]
+__all__ = ["build_dataset", "build_module", "encoder_to_train", "fresh_encoder", "run", "starting_encoder"]
 
 SMALL_ENOUGH = 128
 """Side of the views in pixels above which a run on a CPU is said to take long."""
@@ -66,7 +66,7 @@ CROP_MARGIN = 1.25
 """Images are kept this much larger than the views where views are crops, so that crops are not all enlarged."""
 
 
-def _starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
+def starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
     """The encoder to go on from, if one is named."""
     if config.encoder is None:
         return None
@@ -91,6 +91,22 @@ def fresh_encoder(config: PretrainConfig, channels: int, mean: tuple[float, ...]
         config.attention or "none",
         tuple(config.attention_stages),
     )
+
+
+def encoder_to_train(config: PretrainConfig, dataset: PixelDataset, started: Encoder | None) -> Encoder:
+    """The encoder of a run with the statistics of its images, the stages that learn, and the stain to bring them to.
+
+    Args:
+        config: of the run.
+        dataset: its images.
+        started: what it goes on from.
+    """
+    encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
+    if config.reading.stain != "none":
+        target = stain_target(config.reading.stain, dataset)
+        encoder.spec = replace(encoder.spec, stain=config.reading.stain, stain_target=target)
+    encoder.train_only(trained_stages(config.train, list(encoder.by_stage())))
+    return encoder
 
 
 def build_dataset(config: PretrainConfig, archive: Archive, channels: int | None) -> PixelDataset:
@@ -272,7 +288,7 @@ def run(config: PretrainConfig) -> Path:
     resumed = config.resume and checkpoint.is_file()
     dataset = build_dataset(config, archive, None)
     pl.seed_everything(config.seed, verbose=False)
-    started = _starting_encoder(config, dataset.channels)
+    started = starting_encoder(config, dataset.channels)
     if started is not None and started.spec.in_channels != dataset.channels:
         dataset = build_dataset(config, archive, started.spec.in_channels)
     if started is None:
@@ -310,10 +326,7 @@ def run(config: PretrainConfig) -> Path:
         _require_differences(seen, dataset)
         seen.union(before).save(path / "seen.parquet")
     pl.seed_everything(config.seed, verbose=False)
-    encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
-    if config.reading.stain != "none":
-        target = stain_target(config.reading.stain, dataset)
-        encoder.spec = replace(encoder.spec, stain=config.reading.stain, stain_target=target)
+    encoder = encoder_to_train(config, dataset, started)
     if encoder.one_resolution and config.views.grids and first_process:
         print(
             f"warning: {encoder.spec.backbone} tells positions apart by embeddings, which shuffled tiles contradict, "
@@ -321,7 +334,6 @@ def run(config: PretrainConfig) -> Path:
         )
     if encoder.remark and started is None and first_process:
         print(f"warning: {encoder.remark}")
-    encoder.train_only(trained_stages(config.train, list(encoder.by_stage())))
     module = to_channels_last(build_module(config, encoder))
     shard = _images_of_a_device(config, dataset)
     if config.batch.size > shard and first_process:

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from ..evaluation import effective_rank, feature_standard_deviation
+from ..evaluation import correlations, effective_rank, feature_standard_deviation
 from ..process import when_interrupted
 from ..progress import Progress
 from ..report import write_csv
@@ -100,7 +100,7 @@ class Diagnostics(Callback):
             features = encoder(encoder.preprocess(batch.images[:DIAGNOSTIC_IMAGES])).float()
         encoder.train()
         values = {"feature_std": feature_standard_deviation(features), "effective_rank": effective_rank(features)}
-        found = {**values, **pl_module.correlations()}
+        found = {**values, **correlations(outputs["step"].terms.pairs)}
         pl_module.log_dict(found, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
@@ -316,8 +316,8 @@ class ViewsSheet(Callback):
         """Save once."""
         if self.done or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, JigsawPretraining) and pl_module.sample_views is not None
-        views, maker = pl_module.sample_views, pl_module.views
+        assert isinstance(pl_module, JigsawPretraining)
+        views, maker = outputs["step"].sample, pl_module.views
         first, second = VIEW_ROWS[maker.preset]
         rows = {first: views.original, second: views.distorted}
         rows |= {

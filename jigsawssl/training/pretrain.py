@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from ..augment import JigsawViews
-from ..functional import cross_correlation
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector
-from ..types import Batch, LossTerms, Views
+from ..types import Batch, LossTerms, Pairs, Step, Views
 from .frugal import PartialGradients, catch_up, running_statistics_last
 from .optim import create_optimizer, create_scheduler
 
 __all__ = ["JigsawPretraining"]
+
+SAMPLED = 8
+"""Images of an epoch's first batch whose views callbacks may show."""
 
 
 class JigsawPretraining(pl.LightningModule):
@@ -59,16 +61,15 @@ class JigsawPretraining(pl.LightningModule):
         self.block = block
         self.views = views
         self.loss = loss
-        self.automatic_optimization = schedule == "joint"
+        self.joint = schedule == "joint"
+        self.automatic_optimization = self.joint
         self.optimizer_name = optimizer
         self.rates = (encoder_lr, lr)
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.seed = seed
-        self.sample_views: Views | None = None
-        self.last_pairs: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def pairs(self, views: Views, branches: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    def pairs(self, views: Views, branches: Sequence[str]) -> Pairs:
         """Projections of the named branches, one forward per different view, no deeper than its branches need.
 
         Returns:
@@ -99,9 +100,7 @@ class JigsawPretraining(pl.LightningModule):
         """Loss of the named branches (default: those with a weight) on one batch of views."""
         if branches is None:
             branches = [name for name in self.block.branches if self.loss.weights[name] > 0]
-        pairs = self.pairs(views, branches)
-        self.last_pairs.update({name: (a.detach(), b.detach()) for name, (a, b) in pairs.items()})
-        return self.loss(pairs)
+        return self.loss(self.pairs(views, branches))
 
     def frugal_losses(self, views: Views) -> LossTerms:
         """The same as :meth:`losses` on all branches with a weight, up to rounding, with less memory.
@@ -114,18 +113,20 @@ class JigsawPretraining(pl.LightningModule):
         seen = {name: z.detach().requires_grad_() for name, z in second.items()}
         partial = PartialGradients([*self.encoder.parameters(), *self.block.parameters(), *seen.values()])
         terms: dict[str, Tensor] = {}
+        compared: Pairs = {}
         for view, names in self.first_views(views, branches):
             first = self._project(view, names)
             pairs = {name: (first[name], seen[name][: len(first[name])]) for name in names}
             found = self.loss(pairs)
             partial.add(found.total)
             terms.update({name: term.detach() for name, term in found.branches.items()})
-            self.last_pairs.update({name: (a.detach(), b.detach()) for name, (a, b) in pairs.items()})
+            compared.update(found.pairs)
             del first, pairs, found  # or this graph would live until the next one is built
         catch_up(postponed)
         known = {id(z): second[name] for name, z in seen.items()}
         partial.inputs = [known.get(id(tensor), tensor) for tensor in partial.inputs]
-        return LossTerms(partial.total(), {name: terms[name] for name in branches})
+        in_order = {name: terms[name] for name in branches}
+        return LossTerms(partial.total(), in_order, {name: compared[name] for name in branches})
 
     def joint_losses(self, views: Views) -> LossTerms:
         """What a joint update goes by: :meth:`frugal_losses` where it spares something and is exact."""
@@ -135,52 +136,65 @@ class JigsawPretraining(pl.LightningModule):
         )
         return self.losses(views) if half or len(self.block.branches) == 1 else self.frugal_losses(views)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """One batch: build the views on the device, then one update (joint) or one per branch (progressive)."""
-        if batch_idx == 0:
-            torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
-        views = self.views(self.encoder.normalize_stain(batch.images))
-        if batch_idx == 0:
-            few = [view[:8].clone() for view in (views.original, views.distorted, *views.jigsaw)]
-            self.sample_views = Views(few[0], few[1], tuple(few[2:]))
-        if self.automatic_optimization:
-            terms = self.joint_losses(views)
-            self._log(terms, len(batch.images))
-            return terms.total
-        self._progressive_step(views)
-        return None
+    def build_views(self, batch: Batch) -> Views:
+        """The views of a batch, of stained tissue in the colours of the reference."""
+        return self.views(self.encoder.normalize_stain(batch.images))
 
-    def _progressive_step(self, views: Views) -> None:
-        optimizer: Any = self.optimizers()
-        branches: dict[str, Tensor] = {}
-        total = torch.zeros((), device=self.device)
+    def step(self, batch: Batch, update: Callable[[Tensor], None], *, sampled: int = 0) -> Step:
+        """Train on one batch: build the views on the device, then one update (joint) or one per branch (progressive).
+
+        Nothing of it needs a trainer.
+
+        Args:
+            batch: images on the device of the module.
+            update: takes a loss, whose gradient it computes, and makes one step of the optimizer.
+            sampled: images whose views are part of the result.
+
+        Returns:
+            :class:`jigsawssl.types.Step`; its total is the loss of the joint update, or the sum of all updates.
+        """
+        views = self.build_views(batch)
+        few = [view[:sampled].clone() for view in (views.original, views.distorted, *views.jigsaw)]
+        sample = Views(few[0], few[1], tuple(few[2:])) if sampled else None
+        if self.joint:
+            terms = self.joint_losses(views)
+            update(terms.total)
+            return Step(terms, sample)
+        total, branches, pairs = torch.zeros((), device=batch.images.device), {}, {}
         for branch in self.block.branches:
             if self.loss.weights[branch] > 0:
                 terms = self.losses(views, [branch])
-                optimizer.zero_grad()
-                self.manual_backward(terms.total)
-                optimizer.step()
+                update(terms.total)
                 branches.update(terms.branches)
+                pairs.update(terms.pairs)
                 total = total + terms.total.detach()
-        scheduler: Any = self.lr_schedulers()
-        scheduler.step()
-        self._log(LossTerms(total, branches), len(views.original))
+        return Step(LossTerms(total, branches, pairs), sample)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One step, whose result callbacks find as ``outputs["step"]``."""
+        if batch_idx == 0:
+            torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
+        # Lightning makes a joint update itself.
+        step = self.step(batch, self._leave if self.joint else self._update, sampled=SAMPLED if batch_idx == 0 else 0)
+        if not self.joint:
+            scheduler: Any = self.lr_schedulers()
+            scheduler.step()
+        self._log(step.terms, len(batch.images))
+        return {"loss": step.terms.total, "step": step}
+
+    def _leave(self, loss: Tensor) -> None:
+        """No update."""
+
+    def _update(self, loss: Tensor) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
 
     def _log(self, terms: LossTerms, batch_size: int) -> None:
         every = {"on_step": False, "on_epoch": True, "batch_size": batch_size, "sync_dist": True}
         self.log("loss", terms.total.detach(), **{**every, "on_step": True})  # type: ignore[arg-type]
         self.log_dict({f"loss_{name}": term.detach() for name, term in terms.branches.items()}, **every)  # type: ignore[arg-type]
-
-    def correlations(self) -> dict[str, float]:
-        """Mean diagonal and root-mean-square off-diagonal of C for each branch, on the last batch."""
-        result = {}
-        for name, (first, second) in self.last_pairs.items():
-            matrix = cross_correlation(first.float(), second.float())
-            diagonal = matrix.diagonal()
-            off_diagonal = (matrix.square().sum() - diagonal.square().sum()) / max(1, matrix.numel() - len(matrix))
-            result[f"diagonal_{name}"] = float(diagonal.mean())
-            result[f"off_diagonal_{name}"] = float(off_diagonal.sqrt())
-        return result
 
     def configure_optimizers(self) -> Any:
         """Optimizer with named groups, stepped by batches through warm-up and cosine."""

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import jigsawssl
+from jigsawssl import load_encoder
 from jigsawssl.cli import main
 from jigsawssl.config import (
     BenchConfig,
@@ -29,6 +30,7 @@ from jigsawssl.config import (
     describe_keys,
     load_config,
 )
+from jigsawssl.data import open_archive
 from jigsawssl.training.optim import create_optimizer, create_scheduler
 from tests.readers.test_dicom import dicom
 
@@ -641,6 +643,39 @@ def test_bench_takes_a_step_apart_and_compares_settings(
     assert "this processor " in printed
     assert not list(tmp_path.iterdir()), "nothing is written"
     assert main(["bench", "data=demo", "rounds=0"]) == 2
+
+
+def test_bench_times_the_step_of_the_run(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jigsawssl.cli.bench import _Bench
+    from jigsawssl.cli.pretrain import build_dataset, starting_encoder
+
+    source = pretrained / "encoder.safetensors"
+    keys = [
+        "data=demo",
+        f"encoder={source}",
+        "train=from:stage4",
+        "attention=se",
+        "batch.size=8",
+        "schedule=progressive",
+    ]
+    size = load_encoder(source).spec.size
+    config = load_config(BenchConfig, [*keys, f"views.size={size}", "views.grids=[4,2,1]"])
+    dataset = build_dataset(config, open_archive("demo").select(range(12)), None)
+    dataset.load(progress=False)
+    bench = _Bench(config, dataset, 12, torch.device("cpu"))
+    encoder, expected = bench.module.encoder, starting_encoder(config, dataset.channels)
+    assert expected is not None and torch.equal(encoder.backbone.conv1.weight, expected.backbone.conv1.weight), (
+        "goes on from the encoder"
+    )
+    assert not encoder.backbone.conv1.weight.requires_grad and encoder.attention
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(encoder, "normalize_stain", lambda images: (seen.append(images), images)[1])
+    updates: list[float] = []
+    step = bench.optimizer.step
+    monkeypatch.setattr(bench.optimizer, "step", lambda: (updates.append(1.0), step())[1])
+    bench.step()
+    assert len(seen) == 1 and len(updates) == len(bench.module.block.branches)
+    assert set(bench.apart()) == {"data", "augmentation", "encoder", "block", "loss", "optimizer"} and len(seen) == 2
 
 
 def test_bench_measures_batches_of_what_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
