@@ -69,10 +69,10 @@ def main() -> None:
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s\n")
     rows = []
     for backbone, batch in (("resnet18", 64), ("resnet50", 32)):
-        encoder = create_encoder(backbone, 3, 64, 2)
+        encoder = create_encoder(backbone, in_channels=3, size=64, stem_stride=2)
         block = HierarchicalBlock(encoder.channels)
         loss = HierarchicalLoss(dict.fromkeys(block.branches, 1.0))
-        module = JigsawPretraining(encoder, block, JigsawViews(64, (8, 4, 2)), loss).train()
+        module = JigsawPretraining(encoder, block=block, views=JigsawViews(size=64, grids=(8, 4, 2)), loss=loss).train()
         to_channels_last(module)
         views = module.views(torch.randint(256, (batch, 3, 80, 80), dtype=torch.uint8))
 
@@ -87,7 +87,7 @@ def main() -> None:
         name = f"forward and backward of a step, {backbone}, {batch}x3x64x64, bfloat16"
         rows.append([name, "operations", floor, median(step, rounds)])
     images = torch.randint(256, (256, 3, 280, 280), dtype=torch.uint8)
-    build = JigsawViews(224, (), "strong")
+    build = JigsawViews(size=224, grids=(), preset="strong")
     views_bytes = 2 * (images.nbytes + 256 * 3 * 224 * 224 * 4)
     rows.append(
         ["two strong views, 256x3x224x224", "bytes", views_bytes / bandwidth, median(lambda: build(images), rounds)]

@@ -48,7 +48,7 @@ def peak() -> float:
 def step(batch: int, size: int, steps: int) -> dict[str, float]:
     """Images/s of a step, and the memory that it takes."""
     config = load_config(PretrainConfig, ["data=-", "out=-", *SMALL, f"views.size={size}"])
-    module = build_module(config, fresh_encoder(config, 1, (0.5,), (0.25,))).train()
+    module = build_module(config, fresh_encoder(config, 1, mean=(0.5,), std=(0.25,))).train()
     to_channels_last(module)
     optimizer = create_optimizer("adamw", {"encoder": (module.encoder, 1e-3), "block": (module.block, 1e-3)})
     bfloat16 = autocast_precision("auto", torch.device("cpu")) == "bf16-mixed"
@@ -77,7 +77,9 @@ class _Simulated(Archive):
 
     def open(self, row: int, *rest: Any, **options: Any) -> Picture:
         pixel = np.full((1, 1, 1), row % 256, np.uint8)
-        return Picture(ImageInfo("PNG", 1, 1, 1, 8, mode="L"), lambda number: pixel, f"{row:064x}")
+        return Picture(
+            ImageInfo("PNG", height=1, width=1, channels=1, bits=8, mode="L"), lambda number: pixel, f"{row:064x}"
+        )
 
 
 def archive(count: int) -> dict[str, float]:
@@ -89,7 +91,7 @@ def archive(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first", "again"):
             begin = time.perf_counter()
-            build_cache(simulated, Path(folder), CacheOptions(1, 1), 2, progress=False)
+            build_cache(simulated, Path(folder), options=CacheOptions(1, 1), workers=2, progress=False)
             found[f"{name}, s"] = time.perf_counter() - begin
     return {**found, "MiB": peak() - before}
 

@@ -64,13 +64,17 @@ def measure(
         if data is None:
             _write_images(folder, images, size)
         archive = open_archive(str(folder))
-        dataset = PixelDataset(archive, size, workers=workers)
+        dataset = PixelDataset(archive, size=size, workers=workers)
         begin = time.perf_counter()
-        dataset.use(build_cache(archive, Path(scratch) / "cache", dataset.cache_options(), workers, progress=False))
+        dataset.use(
+            build_cache(
+                archive, Path(scratch) / "cache", options=dataset.cache_options(), workers=workers, progress=False
+            )
+        )
         built = time.perf_counter() - begin
         print(f"{len(dataset)} images of {dataset.channels} x {size} x {size}, batches of {batch}, {workers} workers")
         print(f"writing the cache took {built:.1f} s, {len(dataset) / built:,.0f} images/s\n")
-        ours = training_loader(dataset, batch, drop_last=True, seed=0)
+        ours = training_loader(dataset, batch_size=batch, drop_last=True, seed=0)
         usual = DataLoader(
             ImageFolder(str(folder), v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.PILToTensor()])),
             batch,

@@ -188,14 +188,14 @@ class Work(NamedTuple):
 
 def _pretraining(work: Work, projection: int) -> JigsawPretraining:
     backbone, size, stem, grids, share = work
-    encoder = create_encoder(backbone, 3, size, stem)
-    views = JigsawViews(size, grids, "strong", share)
+    encoder = create_encoder(backbone, in_channels=3, size=size, stem_stride=stem)
+    views = JigsawViews(size=size, grids=grids, preset="strong", share=share)
     block = HierarchicalBlock(encoder.channels, projection=projection) if grids else None
     module = JigsawPretraining(
         encoder,
-        block or PlainProjector(encoder.channels, projection),
-        views,
-        HierarchicalLoss(dict.fromkeys((block or PlainProjector(encoder.channels)).branches, 1.0)),
+        block=block or PlainProjector(encoder.channels, projection=projection),
+        views=views,
+        loss=HierarchicalLoss(dict.fromkeys((block or PlainProjector(encoder.channels)).branches, 1.0)),
     )
     return module.train()
 
@@ -336,7 +336,7 @@ def features(setting: Setting) -> list[Row]:
         plain = timm.create_model(backbone, num_classes=0).eval().to(setting.device)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "encoder.safetensors"
-            save_encoder(path, create_encoder(backbone, 3, 224), {})
+            save_encoder(path, create_encoder(backbone, in_channels=3, size=224), provenance={})
             encoder = load_encoder(path).to(setting.device)
 
         @torch.no_grad()
@@ -401,7 +401,7 @@ def finetune(setting: Setting) -> list[Row]:
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         encoder = Path(folder) / "encoder.safetensors"
-        save_encoder(encoder, create_encoder("resnet18", 1, 64, 4), {})
+        save_encoder(encoder, create_encoder("resnet18", in_channels=1, size=64, stem_stride=4), provenance={})
         runs = iter(range(1000))
 
         def ours() -> None:

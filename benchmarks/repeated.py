@@ -37,10 +37,10 @@ def main() -> None:
             cells.append(Done(name, 1.0, report["config"]["seed"], predictions, {"budget": report["budget"]}))
         rows.append([name, len(reports), *(f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in columns.values())])
     print(format_table(["", "seeds", *columns], rows))
-    points = points_of(cells, reports[0]["data"]["classes"], False, False)
+    points = points_of(cells, classes=reports[0]["data"]["classes"], ordered=False, count_groups=False)
     first, *others = options
     for metric in ("auroc", "balanced_accuracy"):
-        found = [compared(points, first, other, metric, 1.0) for other in others]
+        found = [compared(points, first=first, second=other, metric=metric, fraction=1.0) for other in others]
         for row in with_holm([row for row in found if row is not None]):
             print(
                 f"{first} less {row['second']}, {metric}: {row['difference']:+.3f} ({row['low']:+.3f} to "

@@ -48,7 +48,7 @@ def _build(folder: str, cache: str, size: int) -> None:
     prepare_process()
     before = _peak()
     begin = time.perf_counter()
-    built = build_cache(open_archive(folder), Path(cache), CacheOptions(size, 1), 2, progress=False)
+    built = build_cache(open_archive(folder), Path(cache), options=CacheOptions(size, 1), workers=2, progress=False)
     seconds = time.perf_counter() - begin
     # Looking at the mapped pixels would count them as memory, although the system can take that back at any time.
     print(len(built.readable()), before, _peak(), seconds)

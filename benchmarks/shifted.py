@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     """Write ``images/`` and ``manifest.csv``."""
     given = dict(argument.split("=", 1) for argument in arguments)
     data, out = Path(given["data"]), Path(given["out"])
-    archive = open_archive(str(data), str(data / "manifest.csv"), split="test")
+    archive = open_archive(str(data), manifest=str(data / "manifest.csv"), split="test")
     (out / "images").mkdir(parents=True)
     with (out / "manifest.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)

@@ -24,11 +24,11 @@ def main(folder: str, size: int = 64) -> None:
     squares: dict[str, list[float]] = {"shrink_square": [], "bilinear": []}
     for row in range(0, len(archive), 20):
         pixels = archive.read(row)
-        once = fit_image(pixels, size, 1).astype(float)
-        cached = fit_image(pixels, math.ceil(size * CROP_MARGIN), 1)
+        once = fit_image(pixels, size=size, channels=1).astype(float)
+        cached = fit_image(pixels, size=math.ceil(size * CROP_MARGIN), channels=1)
         twice = {
             "shrink_square": shrink_square(cached, size),
-            "bilinear": fit_image(cached.transpose(1, 2, 0), size, 1),
+            "bilinear": fit_image(cached.transpose(1, 2, 0), size=size, channels=1),
         }
         for name, found in twice.items():
             squares[name].append(float(np.mean((found - once) ** 2)))

@@ -50,7 +50,7 @@ def false_positives(draws: int, seeds: int, count: int, spread: float) -> list[f
             scores = [probabilities(rng, truth, ease, SKILL + rng.normal(0, spread)) for _ in range(seeds)]
             studies.append([np.stack([resampled_auroc(s, truth, w) for s in scores]) for w in (every, weights)])
         (a, a_draws), (b, b_draws) = studies
-        result = compare(a[:, 0], b[:, 0], a_draws, b_draws, test_share=1.0)
+        result = compare(a[:, 0], b[:, 0], first_draws=a_draws, second_draws=b_draws, test_share=1.0)
         values = (result.p, result.p_bootstrap, result.p_nadeau_bengio)
         found += [value is not None and value < 0.05 for value in values]
     return list(found / draws)

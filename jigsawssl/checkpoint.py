@@ -78,7 +78,9 @@ def _encoder_header(encoder: Encoder, provenance: Mapping[str, Any]) -> dict[str
     }
 
 
-def save_encoder(path: str | os.PathLike[str], encoder: Encoder, provenance: Mapping[str, Any] | None = None) -> None:
+def save_encoder(
+    path: str | os.PathLike[str], encoder: Encoder, *, provenance: Mapping[str, Any] | None = None
+) -> None:
     """Write an encoder with all it takes to use it elsewhere.
 
     Args:
@@ -89,7 +91,7 @@ def save_encoder(path: str | os.PathLike[str], encoder: Encoder, provenance: Map
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
-        >>> save_encoder(path, create_encoder("resnet18", 1, size=64))
+        >>> save_encoder(path, create_encoder("resnet18", in_channels=1, size=64))
         >>> load_encoder(path).spec.size
         64
     """
@@ -100,6 +102,7 @@ def save_classifier(
     path: str | os.PathLike[str],
     model: Classifier | HierarchicalClassifier,
     classes: tuple[str, ...],
+    *,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a classifier: encoder, head, names of the classes and provenance, as :func:`save_encoder` does."""
@@ -183,7 +186,7 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
-        >>> save_encoder(path, create_encoder("resnet18", 3, size=64))
+        >>> save_encoder(path, create_encoder("resnet18", in_channels=3, size=64))
         >>> encoder = load_encoder(path)
         >>> images = torch.randint(256, (2, 3, 100, 80), dtype=torch.uint8)
         >>> encoder(encoder.preprocess(images)).shape[0]
@@ -221,7 +224,7 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[Classifier | Hierarch
     if header["kind"] == "classifier":
         model = Classifier(encoder, len(classes), head="dense" if header.get("head") == "dense" else "linear")
     else:
-        model = HierarchicalClassifier(encoder, len(classes), header["width"])
+        model = HierarchicalClassifier(encoder, len(classes), width=header["width"])
     _load_strictly(file, model, tensors)
     return model.eval(), classes
 
@@ -262,7 +265,9 @@ def _timm_encoder(backbone: str, file: Path | None, in_channels: int, size: int)
     std = tuple(config.std) if config is not None else (0.229, 0.224, 0.225)
     if in_channels == 1:
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    encoder = create_encoder(backbone, in_channels, size, automatic_stem_stride(size), mean, std)
+    encoder = create_encoder(
+        backbone, in_channels=in_channels, size=size, stem_stride=automatic_stem_stride(size), mean=mean, std=std
+    )
     try:
         with safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
@@ -281,6 +286,7 @@ def _timm_encoder(backbone: str, file: Path | None, in_channels: int, size: int)
 
 def resolve_encoder(
     reference: str,
+    *,
     in_channels: int,
     size: int | None = None,
     attention: str | None = None,
@@ -319,7 +325,9 @@ def resolve_encoder(
             return _adjusted(_build(Path(rest), read_header(rest)), size, *attended), False
         if "/" in rest or rest.endswith(".safetensors"):
             raise UserError(f"`encoder` ({reference}) must name a file or a timm model; nothing is at {rest}")
-        return _adjusted(create_encoder(rest, in_channels, size or 224, options=options), None, *attended), False
+        return _adjusted(
+            create_encoder(rest, in_channels=in_channels, size=size or 224, options=options), None, *attended
+        ), False
     if kind == "timm" and rest:
         backbone, _, file = rest.partition(":")
         encoder = _timm_encoder(backbone, Path(file) if file else None, in_channels, size or 224)

@@ -156,7 +156,7 @@ def _first_moved_thresholds(n: int) -> tuple[int, ...]:
 
 
 def sample_permutations(
-    batch: int, n: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    batch: int, n: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
 ) -> Tensor:
     """Draw one permutation per image, uniform over all that are not the identity, without a rejection loop.
 
@@ -176,7 +176,7 @@ def sample_permutations(
         ValueError: if ``n`` or ``batch`` is out of range.
 
     Example:
-        >>> order = sample_permutations(4, 9, torch.Generator().manual_seed(0))
+        >>> order = sample_permutations(4, 9, generator=torch.Generator().manual_seed(0))
         >>> order.sort(dim=1).values.equal(torch.arange(9).expand(4, 9))
         True
     """

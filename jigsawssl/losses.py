@@ -28,7 +28,7 @@ class HierarchicalLoss(nn.Module):
         True
     """
 
-    def __init__(self, weights: Mapping[str, float], off_diagonal: float = 5e-3) -> None:
+    def __init__(self, weights: Mapping[str, float], *, off_diagonal: float = 5e-3) -> None:
         super().__init__()
         self.weights = dict(weights)
         self.barlow_twins = BarlowTwinsLoss(lambda_param=off_diagonal, gather_distributed=True)

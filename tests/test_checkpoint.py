@@ -35,7 +35,7 @@ CLASSES = ("benign", "malignant", "normal")
 def trained(in_channels: int = 1, seed: int = 1) -> Encoder:
     """An encoder whose buffers have moved too, as after training."""
     torch.manual_seed(seed)
-    encoder = create_encoder("resnet18", in_channels, 64, mean=(0.3,), std=(0.2,), options=OPTIONS)
+    encoder = create_encoder("resnet18", in_channels=in_channels, size=64, mean=(0.3,), std=(0.2,), options=OPTIONS)
     encoder.train()(torch.randn(4, in_channels, 64, 64))
     return encoder.eval()
 
@@ -55,7 +55,7 @@ def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "encoder.safetensors"
-    save_encoder(path, trained(), {"archive": "a1b2", "images": 120})
+    save_encoder(path, trained(), provenance={"archive": "a1b2", "images": 120})
     return path
 
 
@@ -122,7 +122,7 @@ def test_round_trip_is_exact_to_the_bit(file: Path) -> None:
 
 def test_saving_twice_writes_the_same_bytes_and_nothing_beside_them(file: Path) -> None:
     before = file.read_bytes()
-    save_encoder(file, load_encoder(file), {"archive": "a1b2", "images": 120})
+    save_encoder(file, load_encoder(file), provenance={"archive": "a1b2", "images": 120})
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
 
@@ -135,7 +135,7 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_earlier_file(file: Path) -> None:
     before = file.read_bytes()
     with pytest.raises(TypeError):
-        save_encoder(file, trained(seed=2), {"not": {"a", "JSON", "value"}})
+        save_encoder(file, trained(seed=2), provenance={"not": {"a", "JSON", "value"}})
     assert file.read_bytes() == before
 
 
@@ -176,7 +176,7 @@ def test_an_encoder_that_would_be_built_otherwise_is_refused(file: Path, rewritt
 
 
 def test_networks_with_3d_convolutions_come_back(tmp_path: Path) -> None:
-    encoder = create_encoder("lambda_resnet26t", 1, size=64).eval()
+    encoder = create_encoder("lambda_resnet26t", in_channels=1, size=64).eval()
     save_encoder(tmp_path / "encoder.safetensors", encoder)
     images = torch.rand(2, 1, 64, 64)
     torch.testing.assert_close(load_encoder(tmp_path / "encoder.safetensors")(images), encoder(images))
@@ -222,7 +222,11 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
 
     path = tmp_path / "encoder.safetensors"
     path.write_bytes(pickle.dumps(Trap()))
-    for call in (load_encoder, load_classifier, lambda file: resolve_encoder(f"timm:{TIMM}:{file}", 1, 64)):
+    for call in (
+        load_encoder,
+        load_classifier,
+        lambda file: resolve_encoder(f"timm:{TIMM}:{file}", in_channels=1, size=64),
+    ):
         refusal(lambda call=call: call(path))
     assert not (tmp_path / "sprung").exists()
 
@@ -274,7 +278,7 @@ def test_options_of_a_hostile_header_are_refused_before_anything_is_built(
 ) -> None:
     path = rewritten(encoder={"options": options})
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("a network was built"))
-    for call in (load_encoder, lambda file: resolve_encoder(f"random:{file}", 1, 64)):
+    for call in (load_encoder, lambda file: resolve_encoder(f"random:{file}", in_channels=1, size=64)):
         message = refusal(lambda call=call: call(path))
         assert message.startswith(f"`backbone_options` ({next(iter(options))}=")
         assert "must be numbers or lists of numbers" in message
@@ -446,7 +450,7 @@ def test_classifiers_round_trip(
     torch.manual_seed(4)
     model = build(trained()).eval()
     path = tmp_path / "model.safetensors"
-    save_classifier(path, model, CLASSES, {"fraction": 0.1})
+    save_classifier(path, model, CLASSES, provenance={"fraction": 0.1})
     loaded, classes = load_classifier(path)
     assert type(loaded) is type(model)
     assert classes == CLASSES
@@ -471,12 +475,14 @@ def test_an_encoder_is_no_classifier(file: Path) -> None:
 
 
 def test_another_image_size_keeps_the_weights(tmp_path: Path) -> None:
-    encoder = create_encoder("resnet18", 1, size=64, options={"channels": [16, 16, 32, 32]})
+    encoder = create_encoder("resnet18", in_channels=1, size=64, options={"channels": [16, 16, 32, 32]})
     save_encoder(tmp_path / "e.safetensors", encoder)
     larger, _ = resolve_encoder(str(tmp_path / "e.safetensors"), in_channels=1, size=96)
     assert larger.spec.size == 96 and not larger.training
     assert_same_weights(larger, encoder)
-    assert "`views.size` (8)" in refusal(lambda: resolve_encoder(str(tmp_path / "e.safetensors"), 1, size=8))
+    assert "`views.size` (8)" in refusal(
+        lambda: resolve_encoder(str(tmp_path / "e.safetensors"), in_channels=1, size=8)
+    )
 
 
 def test_a_compiled_encoder_is_saved_as_what_it_compiles(tmp_path: Path) -> None:

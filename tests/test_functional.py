@@ -210,7 +210,7 @@ def test_tiles_of_another_number_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("n", [2, 3, 4, 9, 256])
 def test_samples_are_permutations_and_never_the_identity(n: int) -> None:
-    order = sample_permutations(20_000 if n < 100 else 500, n, generator())
+    order = sample_permutations(20_000 if n < 100 else 500, n, generator=generator())
     assert order.dtype == torch.int64
     identity = torch.arange(n)
     assert torch.equal(order.sort(dim=1).values, identity.expand_as(order))
@@ -219,7 +219,7 @@ def test_samples_are_permutations_and_never_the_identity(n: int) -> None:
 
 @pytest.mark.parametrize("n", [3, 4])
 def test_samples_are_uniform_over_all_permutations_but_the_identity(n: int) -> None:
-    draws = sample_permutations(2_000 * (math.factorial(n) - 1), n, generator())
+    draws = sample_permutations(2_000 * (math.factorial(n) - 1), n, generator=generator())
     outcomes = {permutation: 0 for permutation in itertools.permutations(range(n))}
     for row in draws.tolist():
         outcomes[tuple(row)] += 1
@@ -229,7 +229,7 @@ def test_samples_are_uniform_over_all_permutations_but_the_identity(n: int) -> N
 
 @pytest.mark.parametrize("n", [3, 5, 9])
 def test_each_position_takes_each_source_with_its_exact_probability(n: int) -> None:
-    draws = sample_permutations(50_000, n, generator())
+    draws = sample_permutations(50_000, n, generator=generator())
     counts = torch.stack([(draws == source).sum(dim=0) for source in range(n)], dim=1).numpy()
     # (n - 1)! of the n! permutations send a source to a position; the identity among them is left out.
     expected = (math.factorial(n - 1) - np.eye(n)) / (math.factorial(n) - 1) * len(draws)
@@ -238,7 +238,7 @@ def test_each_position_takes_each_source_with_its_exact_probability(n: int) -> N
 
 
 def test_a_single_element_can_only_stay() -> None:
-    assert torch.equal(sample_permutations(5, 1, generator()), torch.zeros(5, 1, dtype=torch.int64))
+    assert torch.equal(sample_permutations(5, 1, generator=generator()), torch.zeros(5, 1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -247,17 +247,17 @@ def test_no_image_needs_no_permutation(n: int) -> None:
 
 
 def test_rows_of_a_draw_differ() -> None:
-    assert len(sample_permutations(50, 16, generator()).unique(dim=0)) == 50
+    assert len(sample_permutations(50, 16, generator=generator()).unique(dim=0)) == 50
 
 
 def test_the_generator_alone_decides() -> None:
     torch.manual_seed(1)
-    first = sample_permutations(8, 9, generator(5))
+    first = sample_permutations(8, 9, generator=generator(5))
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    assert torch.equal(sample_permutations(8, 9, generator(5)), first)
+    assert torch.equal(sample_permutations(8, 9, generator=generator(5)), first)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(sample_permutations(8, 9, generator(6)), first)
+    assert not torch.equal(sample_permutations(8, 9, generator=generator(6)), first)
 
 
 def test_without_a_generator_the_global_seed_decides() -> None:

@@ -53,7 +53,7 @@ def pairs() -> dict[str, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("off_diagonal", [0.0, 5e-3, 1.0])
 def test_values_agree_with_the_reference(off_diagonal: float) -> None:
     given = pairs()
-    terms = HierarchicalLoss(WEIGHTS, off_diagonal)(given)
+    terms = HierarchicalLoss(WEIGHTS, off_diagonal=off_diagonal)(given)
     expected = {name: barlow_twins(a.numpy(), b.numpy(), off_diagonal) for name, (a, b) in given.items()}
     assert {name: term.item() for name, term in terms.branches.items()} == pytest.approx(expected, rel=1e-5)
     assert terms.total.item() == pytest.approx(sum(WEIGHTS[name] * value for name, value in expected.items()), rel=1e-5)

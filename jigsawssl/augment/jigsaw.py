@@ -46,7 +46,7 @@ class Jigsaw(GeometricAugmentationBase2D):
         True
     """
 
-    def __init__(self, grid: int, p: float = 1.0, same_on_batch: bool = False, keepdim: bool = False) -> None:
+    def __init__(self, grid: int, *, p: float = 1.0, same_on_batch: bool = False, keepdim: bool = False) -> None:
         super().__init__(p=p, same_on_batch=same_on_batch, keepdim=keepdim)
         if grid < 1:
             raise ValueError(f"`grid` ({grid}) must be at least 1")

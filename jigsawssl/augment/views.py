@@ -102,6 +102,7 @@ class JigsawViews(nn.Module):
 
     def __init__(
         self,
+        *,
         size: int = 224,
         grids: Sequence[int] = (16, 8, 4),
         preset: str = "strong",

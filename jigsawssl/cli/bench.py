@@ -209,12 +209,12 @@ def run(config: BenchConfig) -> None:
         tried = []
         for candidate in candidates:
             bar.set_postfix_str(candidate.setting)
-            speed = _speed(candidate.config, config, dataset, trained, device)
+            speed = _speed(candidate.config, now=config, dataset=dataset, trained=trained, device=device)
             if speed is not None:
                 tried.append((speed * measured.step / bench.batch, candidate.setting, candidate.meaning))
             bar.update()
     decodings = config.trainer.max_epochs if config.cache == "off" and not archive.in_memory else 1
-    _print_now(config, bench, measured, trained, total, decoding, decodings)
+    _print_now(config, bench, measured, images=trained, total=total, decoding=decoding, decodings=decodings)
     _print_advice(sorted(tried, reverse=True))
 
 
@@ -235,6 +235,7 @@ def _print_now(
     config: BenchConfig,
     bench: _Bench,
     measured: Measured,
+    *,
     images: int,
     total: int,
     decoding: float,
@@ -264,7 +265,7 @@ def _print_now(
 
 
 def _speed(
-    config: BenchConfig, now: BenchConfig, dataset: PixelDataset, trained: int, device: torch.device
+    config: BenchConfig, *, now: BenchConfig, dataset: PixelDataset, trained: int, device: torch.device
 ) -> float | None:
     """Images per second with other settings than ``now``; None where they do not fit, as grids or as memory."""
     try:

@@ -61,8 +61,10 @@ def run(config: CurveConfig) -> int:
     subsets = _subsets(config, labelled, fractions)
     check_draws(subsets, labelled, "fractions", count_groups=config.budget == "groups")
     columns = subgroups_of(config, labelled, labelled.test)
-    task = _task(config, labelled, encoders, fractions, subsets, columns, device)
-    begin_cells(config, opened, task, subsets, ["cells"])
+    task = _task(
+        config, labelled, encoders=encoders, fractions=fractions, subsets=subsets, subgroups=columns, device=device
+    )
+    begin_cells(config, opened, task=task, subsets=subsets, folders=["cells"])
     plan = Plan(
         source,
         choices,
@@ -84,8 +86,10 @@ def run(config: CurveConfig) -> int:
 def _encoder_facts(config: CurveConfig, choice: EncoderChoice, opened: Opened) -> dict[str, Any]:
     reference = choice.reference
     encoder, trained = choice.resolve(opened.channels)
-    mode = check_encoder(config, reference, trained, encoder)
-    guard = check_overlap(reference, trained, opened.labelled, config.allow_overlap, opened.source)
+    mode = check_encoder(config, reference, trained=trained, encoder=encoder)
+    guard = check_overlap(
+        reference, trained=trained, labelled=opened.labelled, allowed=config.allow_overlap, source=opened.source
+    )
     return {
         **provenance_of(reference, trained),
         "mode": mode,
@@ -104,12 +108,17 @@ def _subsets(
     if config.subsets is not None:
         folder = Path(config.subsets)
         return {key: read_subset(folder / subset_name(*key), labelled) for key in keys}
-    return {key: draw_subset(labelled, *key, config.budget == "groups") for key in keys}
+    by_group = config.budget == "groups"
+    return {
+        (fraction, seed): draw_subset(labelled, fraction=fraction, seed=seed, count_groups=by_group)
+        for fraction, seed in keys
+    }
 
 
 def _task(
     config: CurveConfig,
     labelled: Labelled,
+    *,
     encoders: Mapping[str, Any],
     fractions: list[float],
     subsets: Mapping[tuple[float, int], NDArray[np.int64]],

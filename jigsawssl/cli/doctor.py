@@ -38,7 +38,7 @@ def run(config: DoctorConfig) -> int:
         UserError: for what the user can mend, and where no image can be read.
     """
     out = None if config.out is None else Path(config.out)
-    archive = open_archive(config.data, config.manifest, layout=config.layout)
+    archive = open_archive(config.data, manifest=config.manifest, layout=config.layout)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,11 +58,17 @@ def run(config: DoctorConfig) -> int:
 
 
 def _examined(archive: Archive, config: DoctorConfig, folder: Path) -> Cache:
-    channels = PixelDataset(archive, THUMBNAIL, window=config.reading.window).channels
+    channels = PixelDataset(archive, size=THUMBNAIL, window=config.reading.window).channels
     options = CacheOptions(
-        THUMBNAIL, channels, False, config.reading.fit, config.reading.window, config.reading.frames, examined=True
+        size=THUMBNAIL,
+        channels=channels,
+        deep=False,
+        fit=config.reading.fit,
+        window=config.reading.window,
+        frames=config.reading.frames,
+        examined=True,
     )
-    return build_cache(archive, folder, options, os.cpu_count() or 1, progress=True)
+    return build_cache(archive, folder, options=options, workers=os.cpu_count() or 1, progress=True)
 
 
 def _write(out: Path, archive: Archive, cache: Cache, diagnosis: Diagnosis) -> None:
@@ -79,7 +85,7 @@ def _write(out: Path, archive: Archive, cache: Cache, diagnosis: Diagnosis) -> N
     position = {row: at for at, row in enumerate(cache.readable().tolist())}
     captions = _captions(archive, cache)
     every = [row for row in position if position[row] % max(1, len(position) // _ON_SHEET) == 0]
-    for defect in [Defect("archive", "", False, len(position), every), *diagnosis.defects]:
+    for defect in [Defect("archive", "", grave=False, count=len(position), rows=every), *diagnosis.defects]:
         sets = _whole_sets(defect)
         shown = defect.rows[: sum(sets) if sets else _ON_SHEET]
         if shown:

@@ -54,7 +54,13 @@ def run(config: FinetuneConfig) -> None:
         UserError: for what the user can mend.
     """
     began = now()
-    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE["finetune"])
+    path = check_run_folder(
+        config.out,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        config=to_yaml(config),
+        free=RESUME_MAY_CHANGE["finetune"],
+    )
     if config.resume and (path / "report.json").is_file():
         print(f"{path} holds the finished run of this configuration; nothing to do")
         return
@@ -63,20 +69,24 @@ def run(config: FinetuneConfig) -> None:
     labelled = open_and_tell(config, source, [config.encoder])
     archive, pool, known = labelled.archive, labelled.pool, labelled.identities.known
     pl.seed_everything(config.seed, verbose=False)
-    channels = PixelDataset(archive.select(pool.tolist()), 8).channels
+    channels = PixelDataset(archive.select(pool.tolist()), size=8).channels
     encoder, trained = choice_of(config, config.encoder, labelled).resolve(channels)
-    mode = check_encoder(config, config.encoder, trained, encoder)
-    guard = check_overlap(config.encoder, trained, labelled, config.allow_overlap, source)
+    mode = check_encoder(config, config.encoder, trained=trained, encoder=encoder)
+    guard = check_overlap(
+        config.encoder, trained=trained, labelled=labelled, allowed=config.allow_overlap, source=source
+    )
     if config.subset is None:
         by_group = config.budget == "groups"
-        chosen = draw_subset(labelled, config.fraction, config.seed, by_group)
+        chosen = draw_subset(labelled, fraction=config.fraction, seed=config.seed, count_groups=by_group)
         check_draws({(config.fraction, config.seed): chosen}, labelled, "fraction", count_groups=by_group)
     else:
         chosen = read_subset(Path(config.subset), labelled)
     fraction = config.fraction if config.subset is None else len(chosen) / len(pool)
-    dataset, rows = read_images(labelled, np.concatenate([chosen, labelled.validation]), encoder.spec, "labelled")
+    dataset, rows = read_images(
+        labelled, np.concatenate([chosen, labelled.validation]), spec=encoder.spec, what="labelled"
+    )
     subgroups_of(config, labelled, labelled.test)  # mistakes should show before anything is trained
-    budget = take_budget(labelled, dataset, rows, chosen, fraction, config.seed)
+    budget = take_budget(labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=config.seed)
     recipes = recipes_of(config, device, config.seed)
     autocast = autocast_dtype(recipes[0].precision)
     clear_run_folder(path)
@@ -89,35 +99,37 @@ def run(config: FinetuneConfig) -> None:
     start = time.perf_counter()
     adaptation = adapt(
         encoder,
-        mode,
-        budget.dataset,
-        budget.labels,
-        len(archive.classes),
-        budget.folds,
-        budget.refit_rows,
-        recipes,
-        device,
-        autocast,
+        mode=mode,
+        dataset=budget.dataset,
+        labels=budget.labels,
+        classes=len(archive.classes),
+        folds=budget.folds,
+        refit_rows=budget.refit_rows,
+        recipes=recipes,
+        device=device,
+        autocast=autocast,
         progress=True,
     )
-    test, rows = read_images(labelled, labelled.test, encoder.spec, "test")
+    test, rows = read_images(labelled, labelled.test, spec=encoder.spec, what="test")
     if known.used:
         print(f"{len(known.used)} images were taken from the cache of the pretraining")
     probabilities = adaptation.probabilities(test)
     prediction = Prediction(probabilities, torch.from_numpy(archive.labels[rows]), torch.from_numpy(rows))
     seconds = time.perf_counter() - start
-    predictions = predictions_of(adaptation, probabilities, labelled, rows)
+    predictions = predictions_of(adaptation, probabilities=probabilities, labelled=labelled, rows=rows)
     passes = None
     if config.dropout and isinstance(adaptation.model, Classifier):
-        passes = dropout_probabilities(adaptation.model, test, DROPOUT_PASSES, 256, device, autocast)
+        passes = dropout_probabilities(
+            adaptation.model, test, passes=DROPOUT_PASSES, batch_size=256, device=device, autocast=autocast
+        )
     judgement = judge(
         predictions,
         archive.classes,
-        subgroups_of(config, labelled, rows),
-        config.ordered,
-        config.sensitivity,
-        config.coverage,
-        passes,
+        subgroups=subgroups_of(config, labelled, rows),
+        ordered=config.ordered,
+        sensitivity=config.sensitivity,
+        coverage=config.coverage,
+        passes=passes,
     )
     metrics = judgement["metrics"]
     judgement["notes"] += (f"{remark[:1].upper()}{remark[1:]}." for remark in remarks_on(labelled))
@@ -128,14 +140,14 @@ def run(config: FinetuneConfig) -> None:
     origin = {"encoder": without_folder(config.encoder), "labels": budget.facts["labels"], "seed": config.seed}
     provenance = {**origin, **adaptation.chosen}
     if adaptation.model is not None:
-        save_classifier(path / "model.safetensors", adaptation.model, archive.classes, provenance)
+        save_classifier(path / "model.safetensors", adaptation.model, archive.classes, provenance=provenance)
         judgement["explanations"] = save_gallery(
             path / "explanations.jpg",
-            adaptation.model,
-            test,
-            predictions.probabilities,
-            predictions.labels,
-            archive.classes,
+            model=adaptation.model,
+            dataset=test,
+            probabilities=predictions.probabilities,
+            labels=predictions.labels,
+            classes=archive.classes,
         )
     report = {
         "command": "finetune",
@@ -157,13 +169,14 @@ def run(config: FinetuneConfig) -> None:
         "judgement": {key: value for key, value in judgement.items() if key != "metrics"},
     }
     save_predictions(path / "predictions.npz", predictions)
-    _write(path, archive, prediction, adaptation, metrics)
+    _write(path, archive=archive, prediction=prediction, adaptation=adaptation, metrics=metrics)
     lines = write_report(path, report)
     _summary(path, metrics, adaptation, lines)
 
 
 def _write(
     path: Path,
+    *,
     archive: Archive,
     prediction: Prediction,
     adaptation: Adaptation,

@@ -130,7 +130,12 @@ def _look_at_out(config: Any) -> None:
         stages = config.stages if isinstance(config, TransferConfig) else []
         names = [f"{number}-{stage['name']}" for number, stage in enumerate(stages, start=1)]
         check_run_folder(
-            config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE[command], also=names
+            config.out,
+            resume=config.resume,
+            overwrite=config.overwrite,
+            config=to_yaml(config),
+            free=RESUME_MAY_CHANGE[command],
+            also=names,
         )
 
 
@@ -154,13 +159,13 @@ def _look_at_archive(data: str, manifest: str | None, layout: str | None, *, nee
     folder = Path(data)
     if not folder.is_dir():
         if manifest is not None or layout is not None or not (data == "demo" or data.lower().endswith(".npz")):
-            open_archive(data, manifest, layout=layout)
+            open_archive(data, manifest=manifest, layout=layout)
         elif data != "demo" and not folder.is_file():
             open_archive(data)
         return
     if layout is not None:
         if manifest is not None:
-            open_archive(data, manifest, layout=layout)
+            open_archive(data, manifest=manifest, layout=layout)
         return
     if manifest in (None, "folders"):
         if needs and manifest is None:
@@ -169,7 +174,7 @@ def _look_at_archive(data: str, manifest: str | None, layout: str | None, *, nee
                 "manifest=labels.csv with path,label or manifest=folders"
             )
         if not _has_image(folder, below=manifest == "folders"):
-            open_archive(data, manifest)
+            open_archive(data, manifest=manifest)
         return
     _misspelt("manifest", manifest)
     rows = csv_rows(Path(manifest), labels=reads, most=_ROWS)
@@ -180,7 +185,7 @@ def _look_at_archive(data: str, manifest: str | None, layout: str | None, *, nee
         )
     written = [cells["path"] for _, cells in rows[:_FEW]]
     if not written or not all(os.path.isfile(folder / path) and not os.path.isabs(path) for path in written):
-        open_archive(data, manifest)
+        open_archive(data, manifest=manifest)
 
 
 def _has_image(folder: Path, below: bool) -> bool:

@@ -70,26 +70,31 @@ def starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
     """The encoder to go on from, if one is named."""
     if config.encoder is None:
         return None
-    attention = (config.attention, config.attention_stages)
-    encoder = resolve_encoder(config.encoder, channels, config.views.size, *attention)[0]
+    encoder, _ = resolve_encoder(
+        config.encoder,
+        in_channels=channels,
+        size=config.views.size,
+        attention=config.attention,
+        attention_stages=config.attention_stages,
+    )
     encoder.spec = replace(encoder.spec, fit=config.reading.fit, window=config.reading.window)
     return encoder
 
 
-def fresh_encoder(config: PretrainConfig, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Encoder:
+def fresh_encoder(config: PretrainConfig, channels: int, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Encoder:
     """The encoder that the configuration describes."""
     return create_encoder(
         config.backbone,
-        channels,
-        config.views.size,
-        config.stem_stride,
-        mean,
-        std,
-        config.backbone_options,
-        config.reading.fit,
-        config.reading.window,
-        config.attention or "none",
-        tuple(config.attention_stages),
+        in_channels=channels,
+        size=config.views.size,
+        stem_stride=config.stem_stride,
+        mean=mean,
+        std=std,
+        options=config.backbone_options,
+        fit=config.reading.fit,
+        window=config.reading.window,
+        attention=config.attention or "none",
+        attention_stages=tuple(config.attention_stages),
     )
 
 
@@ -101,7 +106,10 @@ def encoder_to_train(config: PretrainConfig, dataset: PixelDataset, started: Enc
         dataset: its images.
         started: what it goes on from.
     """
-    encoder = started or fresh_encoder(config, dataset.channels, *channel_statistics(dataset))
+    encoder = started
+    if encoder is None:
+        mean, std = channel_statistics(dataset)
+        encoder = fresh_encoder(config, dataset.channels, mean=mean, std=std)
     if config.reading.stain != "none":
         target = stain_target(config.reading.stain, dataset)
         encoder.spec = replace(encoder.spec, stain=config.reading.stain, stain_target=target)
@@ -116,12 +124,12 @@ def build_dataset(config: PretrainConfig, archive: Archive, channels: int | None
     total = len(archive) + archive.faults
     return PixelDataset(
         archive,
-        size,
-        channels,
-        config.reading.fit,
-        config.reading.window,
-        config.batch.workers or os.cpu_count() or 1,
-        config.max_bad_fraction * total - archive.faults,
+        size=size,
+        channels=channels,
+        fit=config.reading.fit,
+        window=config.reading.window,
+        workers=config.batch.workers or os.cpu_count() or 1,
+        most_unreadable=config.max_bad_fraction * total - archive.faults,
     )
 
 
@@ -137,7 +145,7 @@ def _decode(config: PretrainConfig, dataset: PixelDataset, path: Path) -> Cache 
     folder = Path(config.cache) if config.cache is not None else path / "cache"
     options = dataset.cache_options(config.reading.frames)
     scope = json.dumps([config.split, config.manifest, config.layout])
-    cache = build_cache(dataset.archive, folder, options, dataset.workers, progress=True, scope=scope)
+    cache = build_cache(dataset.archive, folder, options=options, workers=dataset.workers, progress=True, scope=scope)
     dataset.use(cache)
     return cache
 
@@ -198,38 +206,38 @@ def _write_quarantine(path: Path, dataset: PixelDataset) -> None:
 def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
     """Views, block, loss and rates around an encoder."""
     views = JigsawViews(
-        config.views.size,
-        config.views.grids,
-        config.views.preset,
-        config.views.share,
-        encoder.spec.mean,
-        encoder.spec.std,
+        size=config.views.size,
+        grids=config.views.grids,
+        preset=config.views.preset,
+        share=config.views.share,
+        mean=encoder.spec.mean,
+        std=encoder.spec.std,
     )
     block: HierarchicalBlock | PlainProjector
     if config.views.grids:
         block = HierarchicalBlock(
             encoder.channels,
-            config.block.width,
-            config.block.projection,
-            config.block.variant,  # type: ignore[arg-type]
+            width=config.block.width,
+            projection=config.block.projection,
+            variant=config.block.variant,  # type: ignore[arg-type]
         )
         weights = dict(zip(block.branches, config.loss.weights, strict=True))
     else:
-        block = PlainProjector(encoder.channels, config.block.projection)
+        block = PlainProjector(encoder.channels, projection=config.block.projection)
         weights = dict.fromkeys(block.branches, 1.0)
     lr = config.optimizer.lr if config.optimizer.lr is not None else DEFAULT_RATES[config.optimizer.name]
     return JigsawPretraining(
         encoder,
-        block,
-        views,
-        HierarchicalLoss(weights, config.loss.off_diagonal),
-        config.schedule,
-        config.optimizer.name,
-        lr,
-        lr * config.optimizer.encoder_scale,
-        config.optimizer.weight_decay,
-        config.optimizer.warmup,
-        config.seed,
+        block=block,
+        views=views,
+        loss=HierarchicalLoss(weights, off_diagonal=config.loss.off_diagonal),
+        schedule=config.schedule,
+        optimizer=config.optimizer.name,
+        lr=lr,
+        encoder_lr=lr * config.optimizer.encoder_scale,
+        weight_decay=config.optimizer.weight_decay,
+        warmup=config.optimizer.warmup,
+        seed=config.seed,
     )
 
 
@@ -277,7 +285,11 @@ def run(config: PretrainConfig) -> Path:
     first_process = getattr(rank_zero_only, "rank", 0) == 0
     if first_process:
         path = check_run_folder(
-            config.out, config.resume, config.overwrite, to_yaml(config), RESUME_MAY_CHANGE["pretrain"]
+            config.out,
+            resume=config.resume,
+            overwrite=config.overwrite,
+            config=to_yaml(config),
+            free=RESUME_MAY_CHANGE["pretrain"],
         )
         if config.resume and _nothing_to_do(config, path):
             return path / "encoder.safetensors"
@@ -293,7 +305,7 @@ def run(config: PretrainConfig) -> Path:
         dataset = build_dataset(config, archive, started.spec.in_channels)
     if started is None:
         # Mistakes should show before anything is written; the real one needs statistics of the images.
-        fresh_encoder(config, dataset.channels, (0.5,), (0.25,))
+        fresh_encoder(config, dataset.channels, mean=(0.5,), std=(0.25,))
     _images_of_a_device(config, dataset)
     if first_process:
         if not resumed:
@@ -338,7 +350,7 @@ def run(config: PretrainConfig) -> Path:
     shard = _images_of_a_device(config, dataset)
     if config.batch.size > shard and first_process:
         print(f"`batch.size` ({config.batch.size}) is more than the images of a device; batches are of {shard}")
-    loader = training_loader(dataset, min(config.batch.size, shard), drop_last=True, seed=config.seed)
+    loader = training_loader(dataset, batch_size=min(config.batch.size, shard), drop_last=True, seed=config.seed)
     metrics_file = MetricsFile(path / "metrics.csv")
     callbacks = [
         FiniteLoss(),
@@ -387,7 +399,7 @@ def run(config: PretrainConfig) -> Path:
         "seed": config.seed,
         "started_from": None if config.encoder is None else without_folder(config.encoder),
     }
-    save_encoder(path / "encoder.safetensors", encoder, provenance)
+    save_encoder(path / "encoder.safetensors", encoder, provenance=provenance)
     metrics = {name: float(value) for name, value in metrics_file.rows[-1].items() if value != ""}
     report = {
         "command": "pretrain",

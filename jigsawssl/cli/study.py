@@ -13,11 +13,11 @@ from ..config import StudyConfig, without_folders
 from ..data.guard import seen_images
 from ..data.loading import PixelDataset
 from ..experiments.cells import EncoderChoice
-from ..experiments.labelled import Labelled, check_overlap, open_domain
+from ..experiments.labelled import Domain, Labelled, check_overlap, open_domain
 from ..experiments.ranking import IN_DOMAIN
 from ..experiments.reporting import study_report, study_summary
 from ..experiments.runner import Outcome
-from ..experiments.study import Domain, StudyPlan, cost_of, is_finished, load_search, run_searches, run_study
+from ..experiments.study import StudyPlan, cost_of, is_finished, load_search, run_searches, run_study
 from ..experiments.subsets import draw_subset
 from ..progress import Progress
 from ..report import write_bytes
@@ -59,9 +59,12 @@ def run(config: StudyConfig) -> int:
     """
     opened = open_cells(config)
     path, device, labelled, source, channels = opened
-    keys = [(config.fraction, seed) for seed in range(config.seeds)]
-    subsets = {key: draw_subset(labelled, *key, config.budget == "groups") for key in keys}
-    check_draws(subsets, labelled, "fraction", count_groups=config.budget == "groups")
+    by_group = config.budget == "groups"
+    subsets = {
+        (config.fraction, seed): draw_subset(labelled, fraction=config.fraction, seed=seed, count_groups=by_group)
+        for seed in range(config.seeds)
+    }
+    check_draws(subsets, labelled, "fraction", count_groups=by_group)
     domains = {
         name: Domain(values["data"], values.get("manifest"), values.get("layout"))
         for name, values in config.domains.items()
@@ -70,7 +73,10 @@ def run(config: StudyConfig) -> int:
     overlaps = _overlaps(config, elsewhere, labelled)
     common = choice_of(config, "", labelled)
     choices = {name: _choice(common, values) for name, values in config.variants.items()}
-    variants = {name: _facts(config, name, choices[name], channels, labelled, elsewhere) for name in choices}
+    variants = {
+        name: _facts(config, name=name, choice=choices[name], channels=channels, labelled=labelled, elsewhere=elsewhere)
+        for name in choices
+    }
     task = {
         "config": without_folders(config),
         "data": data_facts(labelled),
@@ -92,21 +98,21 @@ def run(config: StudyConfig) -> int:
             "variants": fingerprint([(name, facts["sha256"]) for name, facts in sorted(variants.items())]),
         },
     }
-    begin_cells(config, opened, task, subsets, ["search", "cells"])
+    begin_cells(config, opened, task=task, subsets=subsets, folders=["search", "cells"])
     recipe = recipes_of(config, device, seed=0)[0]
     if recipe.weight_decay is None:
         recipe = recipe._replace(weight_decay=DEFAULT_WEIGHT_DECAY[recipe.optimizer])
     plan = StudyPlan(
-        source,
-        choices,
-        domains,
-        channels,
-        recipe,
-        {key.rpartition(".")[2]: (float(low), float(high)) for key, (low, high) in config.space.items()},
-        config.trials,
-        config.fraction,
-        {seed: rows for (_, seed), rows in subsets.items()},
-        path,
+        source=source,
+        variants=choices,
+        domains=domains,
+        channels=channels,
+        recipe=recipe,
+        space={key.rpartition(".")[2]: (float(low), float(high)) for key, (low, high) in config.space.items()},
+        trials=config.trials,
+        fraction=config.fraction,
+        subsets={seed: rows for (_, seed), rows in subsets.items()},
+        out=path,
     )
     _work(plan, config, device)
     end_cells(path)
@@ -131,8 +137,8 @@ Elsewhere = Mapping[str, Labelled]
 
 def _open_domain(domain: Domain, labelled: Labelled) -> Labelled:
     """An archive that is only tested on; some of its images must be readable."""
-    found, _ = open_domain(*domain, labelled.archive.classes)
-    PixelDataset(found.archive.select(found.test[:READ_AHEAD].tolist()), 8).load(progress=False)
+    found, _ = open_domain(domain, classes=labelled.archive.classes)
+    PixelDataset(found.archive.select(found.test[:READ_AHEAD].tolist()), size=8).load(progress=False)
     return found
 
 
@@ -155,15 +161,15 @@ def _overlaps(config: StudyConfig, elsewhere: Elsewhere, labelled: Labelled) -> 
 
 
 def _facts(
-    config: StudyConfig, name: str, choice: EncoderChoice, channels: int, labelled: Labelled, elsewhere: Elsewhere
+    config: StudyConfig, *, name: str, choice: EncoderChoice, channels: int, labelled: Labelled, elsewhere: Elsewhere
 ) -> dict[str, Any]:
     try:
         encoder, trained = choice.resolve(channels)
     except UserError as error:
         raise UserError(f"`variants.{name}`: {error}") from None
-    check_encoder(config, choice.reference, trained, encoder)
+    check_encoder(config, choice.reference, trained=trained, encoder=encoder)
     guards = {
-        place: counted(check_overlap(choice.reference, trained, found, config.allow_overlap))
+        place: counted(check_overlap(choice.reference, trained=trained, labelled=found, allowed=config.allow_overlap))
         for place, found in {IN_DOMAIN: labelled, **elsewhere}.items()
     }
     return {

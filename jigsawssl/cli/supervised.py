@@ -87,7 +87,9 @@ def open_cells(config: CurveConfig | StudyConfig) -> Opened:
         UserError: for what the user can mend.
     """
     free = RESUME_MAY_CHANGE[command_of(type(config))]
-    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free)
+    path = check_run_folder(
+        config.out, resume=config.resume, overwrite=config.overwrite, config=to_yaml(config), free=free
+    )
     device = training_device(config.trainer.accelerator)
     if isinstance(config, CurveConfig):
         references = list(config.encoders.values())
@@ -96,7 +98,7 @@ def open_cells(config: CurveConfig | StudyConfig) -> Opened:
     source = source_of(config, references)
     labelled = open_and_tell(config, source, references)
     print(test_line(labelled))
-    channels = PixelDataset(labelled.archive.select(labelled.pool.tolist()), 8).channels
+    channels = PixelDataset(labelled.archive.select(labelled.pool.tolist()), size=8).channels
     # The processes of the cells take it from there, and need not look into every image again.
     return Opened(path, device, labelled, source._replace(assigned=str(path / "split.csv")), channels)
 
@@ -143,7 +145,10 @@ def check_draws(subsets: Mapping[tuple[float, int], Rows], labelled: Labelled, k
             share
             for share in _SHARES
             if share > fraction
-            and all(can_validate(labelled, draw_subset(labelled, share, one, count_groups), one) for one in seeds)
+            and all(
+                can_validate(labelled, draw_subset(labelled, fraction=share, seed=one, count_groups=count_groups), one)
+                for one in seeds
+            )
         )
         counts = np.bincount(labelled.archive.labels[rows], minlength=len(labelled.archive.classes))
         held = ", ".join(f"{name}: {count}" for name, count in zip(labelled.archive.classes, counts, strict=True))
@@ -158,6 +163,7 @@ def check_draws(subsets: Mapping[tuple[float, int], Rows], labelled: Labelled, k
 def begin_cells(
     config: CurveConfig | StudyConfig,
     opened: Opened,
+    *,
     task: Mapping[str, Any],
     subsets: dict[tuple[float, int], Rows],
     folders: Sequence[str],
@@ -193,11 +199,11 @@ def source_of(config: SupervisedConfig, references: Sequence[str]) -> Source:
     caches = caches_beside(references)
     return Source(
         config.data,
-        config.manifest,
-        config.layout,
-        split_name(config.split),
-        config.validation,
-        caches,
+        manifest=config.manifest,
+        layout=config.layout,
+        split=split_name(config.split),
+        validation=config.validation,
+        caches=caches,
         classes=tuple(config.classes),
         positive=config.positive,
     )
@@ -245,7 +251,7 @@ def choice_of(config: SupervisedConfig, reference: str, labelled: Labelled) -> E
     target: tuple[float, ...] = ()
     if config.stain not in (None, "none"):
         pool = labelled.pool[:: max(1, len(labelled.pool) // STAINED)]
-        images = PixelDataset(labelled.archive.select(pool.tolist()), STAINED_SIZE, workers=os.cpu_count() or 1)
+        images = PixelDataset(labelled.archive.select(pool.tolist()), size=STAINED_SIZE, workers=os.cpu_count() or 1)
         images.load(progress=False)
         target = stain_target(str(config.stain), images)
     return EncoderChoice(
@@ -259,7 +265,7 @@ def choice_of(config: SupervisedConfig, reference: str, labelled: Labelled) -> E
     )
 
 
-def check_encoder(config: SupervisedConfig, reference: str, trained: bool, encoder: Encoder) -> str:
+def check_encoder(config: SupervisedConfig, reference: str, *, trained: bool, encoder: Encoder) -> str:
     """The mode in which an encoder is adapted; warns of fresh weights in a network that keeps its stem.
 
     Raises:

@@ -29,10 +29,15 @@ def run(config: TransferConfig) -> None:
     """
     names = [f"{number}-{stage['name']}" for number, stage in enumerate(config.stages, start=1)]
     free = RESUME_MAY_CHANGE["transfer"]
-    path = check_run_folder(config.out, config.resume, config.overwrite, to_yaml(config), free, also=names)
+    path = check_run_folder(
+        config.out, resume=config.resume, overwrite=config.overwrite, config=to_yaml(config), free=free, also=names
+    )
     # All of it is read before anything is written, so that a mistake in the last stage shows now.
     left = [WEIGHTS[stage.get("objective", "supervised")] for stage in config.stages]
-    stages = [_stage(dict(stage), path, names, number, left[number - 1]) for number, stage in enumerate(config.stages)]
+    stages = [
+        _stage(dict(stage), path=path, names=names, number=number, before=left[number - 1])
+        for number, stage in enumerate(config.stages)
+    ]
     if not config.resume:
         clear_run_folder(path)
         for name in names:
@@ -50,7 +55,7 @@ def run(config: TransferConfig) -> None:
 
 
 def _stage(
-    values: dict[str, Any], path: Path, names: list[str], number: int, before: str
+    values: dict[str, Any], *, path: Path, names: list[str], number: int, before: str
 ) -> PretrainConfig | FinetuneConfig:
     """The configuration of one stage; ``before`` is the file that the stage before it leaves."""
     values.pop("name")

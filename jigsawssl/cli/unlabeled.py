@@ -47,18 +47,18 @@ def unlabeled_archive(config: PretrainConfig) -> Unlabeled:
     Raises:
         UserError: where there is no such split.
     """
-    archive = open_archive(config.data, config.manifest, layout=config.layout)
+    archive = open_archive(config.data, manifest=config.manifest, layout=config.layout)
     splits = {sample.split for sample in archive.samples if sample.split is not None}
     if config.split == "all":
         told = f"split=all: pretraining sees all {len(archive)} images; only images from elsewhere can test the result"
-        return Unlabeled(archive, archive, False, told)
+        return Unlabeled(archive=archive, whole=archive, derived=False, told=told)
     if config.split is None and not splits:
         # As it is decided by content, everything is decoded; fine-tuning takes the rest from the cache.
         told = (
             f"test split: {TEST_SHARE:.0%} of the {len(archive)} images, by patient or group where known, are kept "
             "out of pretraining, for fine-tuning to test on; split=all takes them too"
         )
-        return Unlabeled(archive, archive, True, told)
+        return Unlabeled(archive=archive, whole=archive, derived=True, told=told)
     wanted = split_name(config.split or TRAIN)
     if wanted not in splits:
         known = ", ".join(sorted(splits)) or "none"
@@ -75,7 +75,7 @@ def unlabeled_archive(config: PretrainConfig) -> Unlabeled:
         f"pretraining on split {wanted}: {len(chosen)} images; {len(archive) - len(chosen)} others are left alone"
         f"{f' ({others})' if others else ''}"
     )
-    return Unlabeled(chosen, archive, False, told)
+    return Unlabeled(archive=chosen, whole=archive, derived=False, told=told)
 
 
 def keep_out(dataset: PixelDataset, identities: Identities, *, derived: bool) -> tuple[PixelDataset, NDArray[np.str_]]:

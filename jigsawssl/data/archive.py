@@ -146,12 +146,18 @@ class Archive:
         if self._pixels is not None:
             pixels = self._pixels[row]
             pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-            info = ImageInfo("array", pixels.shape[0], pixels.shape[1], pixels.shape[2], 8 * pixels.itemsize)
+            info = ImageInfo(
+                "array",
+                height=pixels.shape[0],
+                width=pixels.shape[1],
+                channels=pixels.shape[2],
+                bits=8 * pixels.itemsize,
+            )
             digest = hashlib.sha256(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
             shown = pixels if pixels.dtype == np.uint8 else to_display(pixels, robust_range(pixels))
             return Picture(info, lambda number: shown, digest.hexdigest(), Notes())
         data = self.read_bytes(row) if data is None else data
-        return open_picture(data, window, self.samples[row].path, at_least)
+        return open_picture(data, window=window, name=self.samples[row].path, at_least=at_least)
 
     def read(self, row: int, window: str = "file") -> NDArray[np.uint8 | np.uint16]:
         """Decode one image at its own size, the middle one of several frames; see :func:`jigsawssl.readers.read`.
@@ -181,6 +187,7 @@ class Archive:
 
 def open_archive(
     data: str,
+    *,
     manifest: str | None = None,
     split: str | None = None,
     layout: str | None = None,

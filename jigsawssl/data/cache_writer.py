@@ -50,7 +50,7 @@ class _Deeper(Exception):
 
 
 def build_cache(
-    archive: Archive, folder: Path, options: CacheOptions, workers: int, progress: bool, scope: str = ""
+    archive: Archive, folder: Path, *, options: CacheOptions, workers: int, progress: bool, scope: str = ""
 ) -> Cache:
     """Open the cache of an archive in a folder of caches, and write what of it is missing.
 
@@ -86,11 +86,21 @@ def build_cache(
         for killed in folder.glob("removed-*"):
             shutil.rmtree(killed, ignore_errors=True)
         try:
-            return _complete(archive, stamps, names, options, listing, workers, progress)
+            return _complete(
+                archive, stamps, names=names, options=options, listing=listing, workers=workers, progress=progress
+            )
         except _Deeper:
             if progress:
                 print("An image of more than 8 bits was found; all are kept with 16, and read again")
-            return _complete(archive, stamps, names, replace(options, deep=True), listing, workers, progress)
+            return _complete(
+                archive,
+                stamps,
+                names=names,
+                options=replace(options, deep=True),
+                listing=listing,
+                workers=workers,
+                progress=progress,
+            )
 
 
 class _Names:
@@ -116,6 +126,7 @@ class _Names:
 def _complete(
     archive: Archive,
     stamps: NDArray[np.int64],
+    *,
     names: _Names,
     options: CacheOptions,
     listing: str,
@@ -128,9 +139,9 @@ def _complete(
     if found is not None:
         return found
     partial = final.with_name(final.name + ".partial")
-    _check_disk(archive, names.folder, options, partial, progress)
+    _check_disk(archive, names.folder, options=options, partial=partial, progress=progress)
     try:
-        _write(archive, stamps, partial, options, names, workers, progress)
+        _write(archive, stamps, partial=partial, options=options, names=names, workers=workers, progress=progress)
     except _Deeper:
         _remove(partial)
         raise
@@ -207,7 +218,7 @@ def _locked(folder: Path, progress: bool) -> Iterator[None]:
         yield
 
 
-def _check_disk(archive: Archive, folder: Path, options: CacheOptions, partial: Path, progress: bool) -> None:
+def _check_disk(archive: Archive, folder: Path, *, options: CacheOptions, partial: Path, progress: bool) -> None:
     needed = len(archive) * options.item_bytes
     written = (partial / "pixels.bin").stat().st_size if (partial / "pixels.bin").is_file() else 0
     free = shutil.disk_usage(folder).free
@@ -238,6 +249,7 @@ def _check_rest(folder: Path, files: int, images_per_file: float, item_bytes: in
 def _write(
     archive: Archive,
     stamps: NDArray[np.int64],
+    *,
     partial: Path,
     options: CacheOptions,
     names: _Names,
@@ -250,7 +262,7 @@ def _write(
     known = KnownFiles((old for old in earlier if old != partial), options.item_bytes)
 
     def work(row: int, data: bytes | None) -> tuple[list[dict[str, Any]], bytes]:
-        return known_rows.pop(row, None) or _decoded(archive, row, data, options, names.salt)
+        return known_rows.pop(row, None) or _decoded(archive, row, data=data, options=options, salt=names.salt)
 
     known_rows: dict[int, tuple[list[dict[str, Any]], bytes]] = {}
 
@@ -352,7 +364,7 @@ def _ordered(
 
 
 def _decoded(
-    archive: Archive, row: int, data: bytes | None, options: CacheOptions, salt: bytes
+    archive: Archive, row: int, *, data: bytes | None, options: CacheOptions, salt: bytes
 ) -> tuple[list[dict[str, Any]], bytes]:
     """Table rows and cached pixels of all wanted frames of one file."""
     try:
@@ -389,7 +401,7 @@ def _decoded(
             continue
         if pixels.dtype == np.uint16 and not options.deep and not options.examined:
             raise _Deeper  # and all is written anew, as a smaller type would cut it
-        square = fit_image(pixels, options.size, options.channels, options.fit, options.deep)
+        square = fit_image(pixels, size=options.size, channels=options.channels, fit=options.fit, deep=options.deep)
         stored = square.tobytes()
         top = np.float32(np.iinfo(pixels.dtype).max)
         entry = {**common, "frame": frame, "status": "ok", "checksum": zlib.crc32(stored)}

@@ -211,7 +211,7 @@ def _unreadable(cache: Cache) -> Defect:
     reasons = Counter(reason for _, _, reason in bad)
     by_reason = [{"reason": reason, "count": count} for reason, count in reasons.most_common()]
     files: list[Any] = [{"path": printable(path), "frame": frame, "reason": reason} for path, frame, reason in bad]
-    return Defect("unreadable", "cannot be read", True, len(bad), [], [*by_reason, *files])
+    return Defect("unreadable", "cannot be read", grave=True, count=len(bad), rows=[], examples=[*by_reason, *files])
 
 
 def _left_out(columns: dict[str, NDArray[Any]]) -> Defect:
@@ -220,7 +220,7 @@ def _left_out(columns: dict[str, NDArray[Any]]) -> Defect:
     by_reason = [{"reason": reason, "count": count} for reason, count in Counter(reasons).most_common()]
     examples = [{"path": columns["path"][row], "reason": reason} for row, reason in zip(found, reasons, strict=True)]
     meaning = "files or pages that are whole and are no images to train on, or of a format that is not read"
-    return Defect("left_out", meaning, False, len(found), [], [*by_reason, *examples])
+    return Defect("left_out", meaning, grave=False, count=len(found), rows=[], examples=[*by_reason, *examples])
 
 
 def _not_images(archive: Archive) -> Defect:
@@ -233,7 +233,7 @@ def _not_images(archive: Archive) -> Defect:
     ]
     count = sum(one.files for one in unsure.values())
     meaning = "files of which neither the ending nor the content is that of an image"
-    return Defect("not_images", meaning, False, count, [], examples)
+    return Defect("not_images", meaning, grave=False, count=count, rows=[], examples=examples)
 
 
 _OF_THEIR_OWN = {
@@ -259,12 +259,15 @@ def _noted(columns: dict[str, NDArray[Any]]) -> list[Defect]:
     examples = [{"path": paths[row], "reason": note} for row, note in rest]
     of_rest = sorted({row for row, _ in rest})
     meaning = "odd files that were read all the same"
-    return [*found, Defect("noted", meaning, False, len(of_rest), of_rest, [*by_reason, *examples])]
+    return [
+        *found,
+        Defect("noted", meaning, grave=False, count=len(of_rest), rows=of_rest, examples=[*by_reason, *examples]),
+    ]
 
 
 def _images(name: str, meaning: str, grave: bool, rows: NDArray[np.int64], paths: Sequence[str]) -> Defect:
     chosen = rows.tolist()
-    return Defect(name, meaning, grave, len(chosen), chosen, [paths[row] for row in chosen])
+    return Defect(name, meaning, grave=grave, count=len(chosen), rows=chosen, examples=[paths[row] for row in chosen])
 
 
 def _single_images(columns: dict[str, NDArray[Any]], ok: NDArray[np.int64]) -> list[Defect]:
@@ -338,11 +341,11 @@ def _duplicates(
         Defect(
             name,
             meaning,
-            name in ("duplicates_across_splits", "duplicates_across_labels"),
-            len(found.get(name, [])),
-            [row for members in found.get(name, []) for row in members],
-            [[written[row] for row in members] for members in found.get(name, [])],
-            [len(members) for members in found.get(name, [])],
+            grave=name in ("duplicates_across_splits", "duplicates_across_labels"),
+            count=len(found.get(name, [])),
+            rows=[row for members in found.get(name, []) for row in members],
+            examples=[[written[row] for row in members] for members in found.get(name, [])],
+            sets=[len(members) for members in found.get(name, [])],
         )
         for name, meaning in meanings.items()
     ]
@@ -376,12 +379,14 @@ def _divided_patients(
         if patient is not None and split is not None:
             splits.setdefault(patient, set()).add(split)
     divided = sum(len(names) > 1 for names in splits.values())
-    return Defect("patients_across_splits", "patients of DICOM files that lie in several splits", True, divided)
+    return Defect(
+        "patients_across_splits", "patients of DICOM files that lie in several splits", grave=True, count=divided
+    )
 
 
 def _one_patient(count: int) -> Defect:
     meaning = "images with one PatientID for all, which is taken for a placeholder; if it is one patient, nothing here "
-    return Defect("one_patient", f"{meaning}can test", False, count)
+    return Defect("one_patient", f"{meaning}can test", grave=False, count=count)
 
 
 def _words(archive: Archive) -> list[Defect]:
@@ -394,27 +399,29 @@ def _words(archive: Archive) -> list[Defect]:
         Defect(
             "unknown_splits",
             "images of splits that are none of train, val and test, and are used nowhere",
-            True,
-            sum(splits.values()),
-            [],
-            [{"reason": name, "count": count} for name, count in splits.items()],
+            grave=True,
+            count=sum(splits.values()),
+            rows=[],
+            examples=[{"reason": name, "count": count} for name, count in splits.items()],
         ),
-        Defect("without_split", "images without a split beside others with one", False, without if known else 0),
+        Defect(
+            "without_split", "images without a split beside others with one", grave=False, count=without if known else 0
+        ),
         Defect(
             "classes_alike",
             "classes that seem to be one, spelled in several ways",
-            True,
-            len(twice),
-            [],
-            [list(names) for names in twice],
+            grave=True,
+            count=len(twice),
+            rows=[],
+            examples=[list(names) for names in twice],
         ),
         Defect(
             "taken_as_unknown",
             "kinds of words or labels that may be meant in another way",
-            False,
-            len(archive.remarks),
-            [],
-            list(archive.remarks),
+            grave=False,
+            count=len(archive.remarks),
+            rows=[],
+            examples=list(archive.remarks),
         ),
     ]
 
@@ -430,11 +437,18 @@ def _manifest(archive: Archive) -> list[Defect]:
         divided = sorted(group.removeprefix("group ") for group, names in splits.items() if len(names) > 1)
         # A group may be a patient's identifier, so none is quoted.
         meaning = "groups of the manifest that lie in several splits"
-        defects.append(Defect("groups_across_splits", meaning, True, len(divided)))
+        defects.append(Defect("groups_across_splits", meaning, grave=True, count=len(divided)))
     counts = _class_counts(archive)
     if counts and min(counts.values()) * 10 < max(counts.values()):
         rare = [name for name, count in counts.items() if count * 10 < max(counts.values())]
         defects.append(
-            Defect("rare_classes", "classes with less than a tenth of the largest", False, len(rare), [], rare)
+            Defect(
+                "rare_classes",
+                "classes with less than a tenth of the largest",
+                grave=False,
+                count=len(rare),
+                rows=[],
+                examples=rare,
+            )
         )
     return defects

@@ -35,7 +35,7 @@ def perceptual_hash(pixels: NDArray[Any]) -> str:
     >>> perceptual_hash(shade) == perceptual_hash(shade.repeat(2, 0).repeat(2, 1))
     True
     """
-    small = fit_image(pixels, _SAMPLED, 1, fit="squash", deep=True)[0].astype(np.float64)
+    small = fit_image(pixels, size=_SAMPLED, channels=1, fit="squash", deep=True)[0].astype(np.float64)
     low = dctn(small, norm="ortho")[:_KEPT, :_KEPT].ravel()
     low[0] = 0  # brightness
     return np.packbits(low > np.median(low)).tobytes().hex()

@@ -106,7 +106,7 @@ def _breakhis(layout: str, root: Path, paths: list[str]) -> list[Sample]:
     if "fold" not in options:
         return samples
     labels = np.unique([sample.label for sample in samples], return_inverse=True)[1]
-    folds = cross_validation_folds(labels, np.array([sample.group for sample in samples]), _FOLDS, seed=0)
+    folds = cross_validation_folds(labels, np.array([sample.group for sample in samples]), folds=_FOLDS, seed=0)
     if len(folds) < int(options["fold"]):
         raise _wrong(layout, root, f"its patients give {len(folds)} folds only")
     test = set(folds[int(options["fold"]) - 1][1].tolist())
@@ -129,7 +129,9 @@ def _isic2017(layout: str, root: Path, paths: list[str]) -> list[Sample]:
         split = next(s for part, s in (("Training", "train"), ("Validation", "val"), ("", "test")) if part in file.name)
         for name, label in _one_hot(_rows(file), ["melanoma", "seborrheic_keratosis"]).items():
             known[name] = (label or "nevus", split)
-    return _labelled(layout, root, paths, known, {}, "ISIC-2017_Training_Part3_GroundTruth.csv")
+    return _labelled(
+        layout, root, paths=paths, known=known, groups={}, table="ISIC-2017_Training_Part3_GroundTruth.csv"
+    )
 
 
 def _isic2018(layout: str, root: Path, paths: list[str]) -> list[Sample]:
@@ -145,11 +147,13 @@ def _isic2018(layout: str, root: Path, paths: list[str]) -> list[Sample]:
         for file in _tables(root, "ISIC2018_Task3_*LesionGroupings.csv")
         for row in _rows(file)
     }
-    return _labelled(layout, root, paths, known, groups, "ISIC2018_Task3_Training_GroundTruth.csv")
+    return _labelled(
+        layout, root, paths=paths, known=known, groups=groups, table="ISIC2018_Task3_Training_GroundTruth.csv"
+    )
 
 
 def _labelled(
-    layout: str, root: Path, paths: list[str], known: dict[str, tuple[str, str]], groups: dict[str, str], table: str
+    layout: str, root: Path, *, paths: list[str], known: dict[str, tuple[str, str]], groups: dict[str, str], table: str
 ) -> list[Sample]:
     if not known:
         raise _wrong(layout, root, f"no {table} is there")

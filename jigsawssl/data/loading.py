@@ -67,6 +67,7 @@ class PixelDataset(Dataset[Batch]):
     def __init__(
         self,
         archive: Archive,
+        *,
         size: int,
         channels: int | None = None,
         fit: str = "pad",
@@ -102,7 +103,9 @@ class PixelDataset(Dataset[Batch]):
 
     def cache_options(self, frames: str = "all") -> CacheOptions:
         """The cache that fits this dataset."""
-        return CacheOptions(self.size, self.channels, self.deep, self.fit, self.window, frames)
+        return CacheOptions(
+            size=self.size, channels=self.channels, deep=self.deep, fit=self.fit, window=self.window, frames=frames
+        )
 
     def use(self, cache: Cache) -> None:
         """Take the images from a cache of this archive, or of one that holds it.
@@ -241,7 +244,9 @@ class PixelDataset(Dataset[Batch]):
             if self._faults() > self.most_unreadable:
                 raise self.too_many_unreadable() from None
             return None
-        square = fit_image(pixels, side, self.channels, self.fit, self.deep or pixels.dtype == np.uint16)
+        square = fit_image(
+            pixels, size=side, channels=self.channels, fit=self.fit, deep=self.deep or pixels.dtype == np.uint16
+        )
         return shrink_square(square, self.size)
 
     def _faults(self) -> int:
@@ -323,7 +328,7 @@ class _EpochShuffle(Sampler[int]):
         return self.count
 
 
-def training_loader(dataset: PixelDataset, batch_size: int, drop_last: bool, seed: int) -> DataLoader[Batch]:
+def training_loader(dataset: PixelDataset, *, batch_size: int, drop_last: bool, seed: int) -> DataLoader[Batch]:
     """Shuffled batches, in an order that follows from ``seed`` and the epoch, so that a run can be resumed.
 
     Args:
@@ -389,7 +394,7 @@ def stain_target(stain: str, images: PixelDataset) -> tuple[float, ...]:
 
     Example:
         >>> from jigsawssl.data import open_archive
-        >>> len(stain_target("macenko", PixelDataset(open_archive("demo"), 28, channels=3)))
+        >>> len(stain_target("macenko", PixelDataset(open_archive("demo"), size=28, channels=3)))
         8
     """
     if stain == "none":

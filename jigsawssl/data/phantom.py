@@ -59,7 +59,7 @@ def make_phantoms(
     images = np.empty((count, size, size), dtype=np.uint8)
     for start in range(0, count, _CHUNK):
         rows = slice(start, start + _CHUNK)
-        images[rows] = _render(rng, labels[rows], darkness[rows], axes[rows], size)
+        images[rows] = _render(rng, labels[rows], darkness=darkness[rows], axes=axes[rows], size=size)
     return images, labels, np.array([f"p{number:04d}" for number in patient])
 
 
@@ -85,6 +85,7 @@ def demo_phantoms() -> Phantoms:
 def _render(
     rng: np.random.Generator,
     labels: NDArray[np.int64],
+    *,
     darkness: NDArray[np.float64],
     axes: NDArray[np.float64],
     size: int,
@@ -105,15 +106,17 @@ def _render(
     striped = np.char.endswith(np.array(PHANTOM_CLASSES), "striped")[labels][:, None, None]
     coarse = np.char.startswith(np.array(PHANTOM_CLASSES), "coarse")[labels][:, None, None]
     wave = np.where(coarse, _COARSE, _FINE) * np.exp(rng.normal(0, 0.08, (count, 1, 1)))
-    texture = _noise(rng, size, wave, width=0.22, focus=np.where(striped, 4.0, 0.0), direction=uniform(0, np.pi))
+    texture = _noise(
+        rng, size=size, wave=wave, width=0.22, focus=np.where(striped, 4.0, 0.0), direction=uniform(0, np.pi)
+    )
     # Same mean and variance inside every lesion, or contrast would give the class away.
     weight = lesion / lesion.sum(axis=(1, 2), keepdims=True)
     texture -= (texture * weight).sum(axis=(1, 2), keepdims=True)
     texture /= np.sqrt((texture**2 * weight).sum(axis=(1, 2), keepdims=True))
 
     even = np.zeros((count, 1, 1))
-    shading = _noise(rng, size, np.full((count, 1, 1), 1.2), width=0.5, focus=even, direction=even)
-    speckle = _noise(rng, size, np.full((count, 1, 1), 8.0), width=0.8, focus=even, direction=even)
+    shading = _noise(rng, size=size, wave=np.full((count, 1, 1), 1.2), width=0.5, focus=even, direction=even)
+    speckle = _noise(rng, size=size, wave=np.full((count, 1, 1), 8.0), width=0.8, focus=even, direction=even)
     scene = uniform(0.03, 0.08) * shading + _SPECKLE * (1 - lesion) * speckle
     scene += lesion * (_TEXTURE * texture - darkness[:, None, None])
     scene = uniform(0.5, 0.7) + uniform(0.75, 1.25) * scene
@@ -123,6 +126,7 @@ def _render(
 
 def _noise(
     rng: np.random.Generator,
+    *,
     size: int,
     wave: NDArray[np.float64],
     width: float,

@@ -11,7 +11,7 @@ Rows = NDArray[np.int64]
 
 
 def label_fraction(
-    labels: ArrayLike, groups: ArrayLike | None, fraction: float, seed: int, count_groups: bool = False
+    labels: ArrayLike, groups: ArrayLike | None, *, fraction: float, seed: int, count_groups: bool = False
 ) -> Rows:
     """Choose the rows whose labels a run may see, stratified by class and by whole groups.
 
@@ -66,7 +66,7 @@ def label_fraction(
     return np.asarray(rows[np.unique(np.concatenate(chosen))], dtype=np.int64)
 
 
-def holdout_split(labels: ArrayLike, groups: ArrayLike | None, share: float, seed: int) -> tuple[Rows, Rows]:
+def holdout_split(labels: ArrayLike, groups: ArrayLike | None, *, share: float, seed: int) -> tuple[Rows, Rows]:
     """Hold out about ``share`` of the labelled rows, stratified by class, no group divided.
 
     It is the first of ``round(1 / share)`` folds of :func:`cross_validation_folds`, whose rules hold here too: every
@@ -90,11 +90,11 @@ def holdout_split(labels: ArrayLike, groups: ArrayLike | None, share: float, see
     """
     if not 0 < share <= 0.5:
         raise UserError(f"`share` ({share:g}) must be above 0 and at most 0.5; use 0.2 to hold out a fifth.")
-    return cross_validation_folds(labels, groups, round(1 / share), seed)[0]
+    return cross_validation_folds(labels, groups, folds=round(1 / share), seed=seed)[0]
 
 
 def cross_validation_folds(
-    labels: ArrayLike, groups: ArrayLike | None, folds: int, seed: int
+    labels: ArrayLike, groups: ArrayLike | None, *, folds: int, seed: int
 ) -> list[tuple[Rows, Rows]]:
     """Divide the labelled rows into folds, stratified by class, no group divided, no val part empty.
 
@@ -130,7 +130,9 @@ def cross_validation_folds(
             f"`groups` ({owner.size}) must give some class 2 to divide, beside groups that alone hold a class; none "
             "has them; add patients, or name a split for validation."
         )
-    fold_of = _deal(owner, np.bincount(group), free, min(folds, most), np.random.default_rng(seed))[group]
+    fold_of = _deal(owner, np.bincount(group), free=free, folds=min(folds, most), rng=np.random.default_rng(seed))[
+        group
+    ]
     result = []
     for fold in range(min(folds, most)):
         held_out = fold_of == fold
@@ -174,7 +176,7 @@ def _cut(borders: Rows, target: float) -> int:
     return nearest if nearest >= max(1, target / 2) else max(1, int(target + 0.5))
 
 
-def _deal(owner: Rows, sizes: Rows, free: Rows, folds: int, rng: np.random.Generator) -> Rows:
+def _deal(owner: Rows, sizes: Rows, *, free: Rows, folds: int, rng: np.random.Generator) -> Rows:
     """Deal the ``free`` groups out, class by class and largest first; the others get fold -1.
 
     A group goes to the fold with the fewest rows of its class, then the fewest rows at all, then by chance; so the

@@ -122,7 +122,7 @@ def find_images(root: Path) -> Found:
             prefix = "" if below == "." else f"{below}/"
             for entry in entries:
                 if not entry.is_dir():
-                    _sort_file(root, prefix + entry.name, entry, inside, found)
+                    _sort_file(root, prefix + entry.name, entry=entry, inside=inside, found=found)
                 elif _is_hidden(entry.name):
                     found.count("hidden")
                 else:
@@ -141,7 +141,7 @@ def find_images(root: Path) -> Found:
     return found
 
 
-def _sort_file(root: Path, relative: str, entry: os.DirEntry[str], inside: str, found: Found) -> None:
+def _sort_file(root: Path, relative: str, *, entry: os.DirEntry[str], inside: str, found: Found) -> None:
     # An entry knows what it is without asking the system once more for each of a million files.
     if _counted_by_name(relative, entry.name, found):
         return

@@ -58,7 +58,11 @@ def at_threshold(scores: ArrayLike, positive: ArrayLike, threshold: float) -> Op
         return float((part & whole).sum() / whole.sum()) if whole.any() else None
 
     return OperatingPoint(
-        threshold, share(called, truth), share(~called, ~truth), share(truth, called), share(~truth, ~called)
+        threshold=threshold,
+        sensitivity=share(called, truth),
+        specificity=share(~called, ~truth),
+        positive_predictive_value=share(truth, called),
+        negative_predictive_value=share(~truth, ~called),
     )
 
 

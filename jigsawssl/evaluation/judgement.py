@@ -66,6 +66,7 @@ class Predictions(NamedTuple):
 def judge(
     predictions: Predictions,
     classes: Sequence[str],
+    *,
     subgroups: Mapping[str, ArrayLike] | None = None,
     ordered: bool = False,
     sensitivity: float = 0.95,
@@ -100,7 +101,7 @@ def judge(
     """
     scores, target = np.asarray(predictions.probabilities, np.float64), np.asarray(predictions.labels)
     weights = draw_weights(predictions.groups, DRAWS, seed=0)
-    metrics = classification_metrics(scores, target, classes, ordered)
+    metrics = classification_metrics(scores, target, classes, ordered=ordered)
     notes = []
     unit = "patients" if len(np.unique(predictions.groups)) < len(target) else "images"
     if unit == "images":
@@ -109,7 +110,9 @@ def judge(
         notes.append(f"No test image shows {listed(absent)}: no recall and no AUROC there, and no mean counts them.")
     result: dict[str, Any] = {
         "metrics": metrics,
-        "intervals": _intervals(metrics, scores, target, classes, predictions.groups, weights),
+        "intervals": _intervals(
+            metrics, scores=scores, target=target, classes=classes, groups=predictions.groups, weights=weights
+        ),
         "unit": unit,
         "units": len(np.unique(predictions.groups)),
         "curves": _curves(scores, target, classes),
@@ -121,7 +124,7 @@ def judge(
         known = classification_metrics(predictions.validation, predictions.validation_labels, classes)
         result["validation"] = {"auroc": known["auroc"], "images": len(predictions.validation_labels)}
         temperature = fit_temperature(predictions.validation, predictions.validation_labels)
-        result["conformal"] = _conformal(predictions, scores, target, coverage, weights)
+        result["conformal"] = _conformal(predictions, scores=scores, target=target, coverage=coverage, weights=weights)
     else:
         notes.append("There are no validation predictions: no temperature, no operating point, no conformal sets.")
     calibrated = apply_temperature(scores, temperature)
@@ -131,7 +134,9 @@ def judge(
         "after": _calibration(calibrated, target, classes),
     }
     if len(classes) == 2:
-        point = _operating_point(predictions, scores[:, 1], target == 1, sensitivity, weights)
+        point = _operating_point(
+            predictions, scores=scores[:, 1], positive=target == 1, sensitivity=sensitivity, weights=weights
+        )
         if point is None and len(predictions.validation_labels):
             notes.append("The validation cases show one class only: no operating point.")
         result["operating_point"] = point
@@ -142,7 +147,14 @@ def judge(
         result["disagreement"] = _disagreement(np.asarray(passes, np.float64), target)
     if subgroups:
         result["subgroups"] = {
-            column: _subgroups(np.asarray(values), predictions.groups, scores, target, classes, ordered)
+            column: _subgroups(
+                np.asarray(values),
+                groups=predictions.groups,
+                scores=scores,
+                target=target,
+                classes=classes,
+                ordered=ordered,
+            )
             for column, values in subgroups.items()
         }
     result["notes"] = notes
@@ -151,6 +163,7 @@ def judge(
 
 def _intervals(
     metrics: Mapping[str, Any],
+    *,
     scores: Numbers,
     target: NDArray[np.int64],
     classes: Sequence[str],
@@ -158,7 +171,7 @@ def _intervals(
     weights: Numbers,
 ) -> dict[str, Any]:
     """Low and high of each metric that has a value; those of a class under ``per_class``."""
-    draws = resampled_metrics(scores, target, classes, weights)
+    draws = resampled_metrics(scores, target, classes, weights=weights)
     of_class, of_others = ([_units(groups, (target == k) == own) for k in range(len(classes))] for own in (True, False))
     found: dict[str, Any] = {
         name: percentile_interval(
@@ -242,9 +255,9 @@ def _calibration(scores: Numbers, target: NDArray[np.int64], classes: Sequence[s
 
 
 def _conformal(
-    predictions: Predictions, scores: Numbers, target: NDArray[np.int64], coverage: float, weights: Numbers
+    predictions: Predictions, *, scores: Numbers, target: NDArray[np.int64], coverage: float, weights: Numbers
 ) -> dict[str, Any]:
-    members = conformal_sets(predictions.validation, predictions.validation_labels, scores, coverage).members
+    members = conformal_sets(predictions.validation, predictions.validation_labels, scores, coverage=coverage).members
     covered, size = members[np.arange(len(target)), target], members.sum(axis=1)
     reached = float(covered.mean())
     return {
@@ -261,7 +274,7 @@ def _conformal(
 
 
 def _operating_point(
-    predictions: Predictions, scores: Numbers, positive: NDArray[np.bool_], sensitivity: float, weights: Numbers
+    predictions: Predictions, *, scores: Numbers, positive: NDArray[np.bool_], sensitivity: float, weights: Numbers
 ) -> dict[str, Any] | None:
     if not len(predictions.validation_labels):
         return None
@@ -299,6 +312,7 @@ def _disagreement(passes: Numbers, target: NDArray[np.int64]) -> dict[str, Any]:
 
 def _subgroups(
     values: NDArray[Any],
+    *,
     groups: NDArray[np.int64],
     scores: Numbers,
     target: NDArray[np.int64],
@@ -308,9 +322,16 @@ def _subgroups(
     rows = []
     for value in np.unique(values).tolist():
         inside = values == value
-        metrics = classification_metrics(scores[inside], target[inside], classes, ordered)
+        metrics = classification_metrics(scores[inside], target[inside], classes, ordered=ordered)
         weights = draw_weights(groups[inside], DRAWS, seed=0)
-        intervals = _intervals(metrics, scores[inside], target[inside], classes, groups[inside], weights)
+        intervals = _intervals(
+            metrics,
+            scores=scores[inside],
+            target=target[inside],
+            classes=classes,
+            groups=groups[inside],
+            weights=weights,
+        )
         rows.append(
             {
                 "value": str(value) or "unknown",

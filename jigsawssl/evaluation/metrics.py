@@ -32,7 +32,7 @@ Array = Tensor | np.ndarray | Sequence[Any]  # whatever torch.as_tensor takes
 
 
 def paired_auroc_difference(
-    first: Tensor, second: Tensor, labels: np.ndarray[Any, Any], draws: int = 200, seed: int = 0
+    first: Tensor, second: Tensor, labels: np.ndarray[Any, Any], *, draws: int = 200, seed: int = 0
 ) -> tuple[float, float]:
     """By how much the macro AUROC of one model exceeds that of another, and the standard error of that difference.
 
@@ -61,7 +61,7 @@ def paired_auroc_difference(
 
 
 def classification_metrics(
-    probabilities: Array, labels: Array, classes: Sequence[str], ordered: bool = False, at: float = 0.9
+    probabilities: Array, labels: Array, classes: Sequence[str], *, ordered: bool = False, at: float = 0.9
 ) -> dict[str, Any]:
     """Every number that the reports print about one set of predictions, ready for JSON.
 
@@ -143,10 +143,12 @@ def classification_metrics(
         "kappa": _kappa(scores, target, None),
         "quadratic_kappa": _kappa(scores, target, "quadratic") if ordered else None,
         "sensitivity_at_specificity": _mean(
-            _at(binary_sensitivity_at_specificity, scores, target, index, at) for index in range(size)[ranking]
+            _at(binary_sensitivity_at_specificity, scores=scores, target=target, index=index, least=at)
+            for index in range(size)[ranking]
         ),
         "specificity_at_sensitivity": _mean(
-            _at(binary_specificity_at_sensitivity, scores, target, index, at) for index in range(size)[ranking]
+            _at(binary_specificity_at_sensitivity, scores=scores, target=target, index=index, least=at)
+            for index in range(size)[ranking]
         ),
         "brier": _brier(scores, target),
         "calibration_error": calibration_error(probabilities, labels),
@@ -252,7 +254,7 @@ def _average_precision(scores: Tensor, target: Tensor, index: int) -> float | No
     return float(binary_average_precision(scores[:, index], positive.long())) if _both(positive) else None
 
 
-def _at(metric: Any, scores: Tensor, target: Tensor, index: int, least: float) -> float | None:
+def _at(metric: Any, *, scores: Tensor, target: Tensor, index: int, least: float) -> float | None:
     positive = target == index
     return float(metric(scores[:, index], positive.long(), least)[0]) if _both(positive) else None
 

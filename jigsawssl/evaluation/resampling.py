@@ -78,7 +78,7 @@ def resampled_auroc(probabilities: ArrayLike, labels: ArrayLike, weights: Number
 
 
 def resampled_metrics(
-    probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[str], weights: Numbers, at: float = 0.9
+    probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[str], *, weights: Numbers, at: float = 0.9
 ) -> dict[str, Numbers]:
     """Every metric of :func:`jigsawssl.evaluation.classification_metrics` in each resample.
 
@@ -94,20 +94,20 @@ def resampled_metrics(
         ``recall of NAME`` and so on.
 
     Example:
-        >>> found = resampled_metrics([[0.9, 0.1], [0.2, 0.8]], [0, 1], ["a", "b"], np.ones((1, 2)))
+        >>> found = resampled_metrics([[0.9, 0.1], [0.2, 0.8]], [0, 1], ["a", "b"], weights=np.ones((1, 2)))
         >>> float(found["auroc"][0]), float(found["recall of b"][0])
         (1.0, 1.0)
     """
     scores, target = np.asarray(probabilities, np.float64), np.asarray(labels)
     found: dict[str, list[Numbers]] = {}
     for part in _parts(weights):
-        for name, values in _metrics(scores, target, classes, part, at).items():
+        for name, values in _metrics(scores, target, classes=classes, weights=part, at=at).items():
             found.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def _metrics(
-    scores: Numbers, target: NDArray[np.int64], classes: Sequence[str], weights: Numbers, at: float
+    scores: Numbers, target: NDArray[np.int64], *, classes: Sequence[str], weights: Numbers, at: float
 ) -> dict[str, Numbers]:
     size = scores.shape[1]
     rankings = [_Ranking(scores[:, k], target == k, weights) for k in range(size)]

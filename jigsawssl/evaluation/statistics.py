@@ -108,6 +108,7 @@ class Comparison(NamedTuple):
 def compare(
     first: ArrayLike,
     second: ArrayLike,
+    *,
     first_draws: ArrayLike,
     second_draws: ArrayLike,
     test_share: float,
@@ -137,7 +138,13 @@ def compare(
 
     Example:
         >>> draws = np.random.default_rng(0).normal(0, 0.01, (2, 3, 500))
-        >>> found = compare([0.9, 0.91, 0.92], [0.8, 0.82, 0.81], draws[0] + 0.91, draws[1] + 0.81, test_share=1.0)
+        >>> found = compare(
+        ...     [0.9, 0.91, 0.92],
+        ...     [0.8, 0.82, 0.81],
+        ...     first_draws=draws[0] + 0.91,
+        ...     second_draws=draws[1] + 0.81,
+        ...     test_share=1.0,
+        ... )
         >>> round(found.difference, 3), found.p < 0.05, found.ahead
         (0.1, True, 3)
     """
@@ -259,7 +266,7 @@ class LabelSaving(NamedTuple):
     high: Bound
 
 
-def label_saving(labels: ArrayLike, curve: ArrayLike, target: ArrayLike, at: float) -> LabelSaving | None:
+def label_saving(labels: ArrayLike, curve: ArrayLike, *, target: ArrayLike, at: float) -> LabelSaving | None:
     """Read off a learning curve with how many labels it reaches a target.
 
     The curve is made to rise (isotonic regression) and joined by straight lines over the logarithm of the labels.
@@ -274,9 +281,9 @@ def label_saving(labels: ArrayLike, curve: ArrayLike, target: ArrayLike, at: flo
         :class:`LabelSaving`, or ``None`` where the curve or the target is not defined.
 
     Example:
-        >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, [0.85, 0.85], at=10).times.value
+        >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.85, 0.85], at=10).times.value
         31.6...
-        >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, [0.6, 0.95], at=10).times.side
+        >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.6, 0.95], at=10).times.side
         'at most'
     """
     points = np.log(np.asarray(labels, np.float64))

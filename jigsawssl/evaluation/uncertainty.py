@@ -100,7 +100,7 @@ class ConformalSets(NamedTuple):
 
 
 def conformal_sets(
-    calibration: ArrayLike, calibration_labels: ArrayLike, probabilities: ArrayLike, coverage: float = 0.9
+    calibration: ArrayLike, calibration_labels: ArrayLike, probabilities: ArrayLike, *, coverage: float = 0.9
 ) -> ConformalSets:
     """Sets of classes that hold the true one with a given probability, if all cases are drawn alike.
 

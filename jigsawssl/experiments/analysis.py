@@ -31,6 +31,7 @@ __all__ = ["analyse", "saving_in_words"]
 
 def analyse(
     cells: Sequence[Done],
+    *,
     encoders: Sequence[str],
     classes: Sequence[str],
     ordered: bool = False,
@@ -58,7 +59,7 @@ def analyse(
         JSON values: ``table``, ``comparisons``, ``savings``, ``sentences``, ``details`` and ``notes``.
     """
     cells, notes = on_common_cases(cells)
-    points = points_of(cells, classes, ordered, count_groups)
+    points = points_of(cells, classes=classes, ordered=ordered, count_groups=count_groups)
     table = [row_of(encoder, fraction, point) for (encoder, fraction), point in points.items()]
     comparisons, savings = [], []
     for other in encoders[1:]:
@@ -77,7 +78,18 @@ def analyse(
         fractions = sorted({fraction for name, fraction in points if name == encoder})
         for fraction in sorted({*fractions[:1], *fractions[-1:]}):
             point = points[encoder, fraction]
-            details.append(detail_of(encoder, fraction, point, classes, ordered, sensitivity, coverage, parts))
+            details.append(
+                detail_of(
+                    encoder,
+                    fraction=fraction,
+                    point=point,
+                    classes=classes,
+                    ordered=ordered,
+                    sensitivity=sensitivity,
+                    coverage=coverage,
+                    subgroups=parts,
+                )
+            )
     return {
         "table": table,
         "comparisons": comparisons,
@@ -92,14 +104,18 @@ def _comparisons(points: Mapping[tuple[str, float], Point], first: str, second: 
     found = []
     fractions = sorted({fraction for _, fraction in points})
     for metric in COMPARED:
-        rows = [compared(points, first, second, metric, fraction) for fraction in fractions]
+        rows = [
+            compared(points, first=first, second=second, metric=metric, fraction=fraction) for fraction in fractions
+        ]
         found += with_holm([row for row in rows if row is not None])
     return found
 
 
 def _savings(points: Mapping[tuple[str, float], Point], first: str, second: str) -> list[dict[str, Any]]:
     """How many times the labels of ``first`` the other needs, by AUROC, where both have the same seeds."""
-    found = {fraction: common_seeds(points, first, second, fraction) for _, fraction in sorted(points)}
+    found = {
+        fraction: common_seeds(points, first=first, second=second, fraction=fraction) for _, fraction in sorted(points)
+    }
     shared = [fraction for fraction, seeds in sorted(found.items()) if seeds]
     seeds = sorted(set.intersection(*(set(found[fraction]) for fraction in shared))) if shared else []
     if not seeds or len(shared) < 2:
@@ -113,7 +129,7 @@ def _savings(points: Mapping[tuple[str, float], Point], first: str, second: str)
     costs = [points[second, fraction].cost(seeds) for fraction in shared]
     rows = []
     for column, (fraction, at) in enumerate(zip(shared, costs, strict=True)):
-        saving = label_saving(costs, theirs, ours[:, column], at)
+        saving = label_saving(costs, theirs, target=ours[:, column], at=at)
         if saving is not None:
             row = {"first": first, "second": second, "fraction": fraction, "cost": at, "auroc": float(ours[0, column])}
             bounds = {name: bound._asdict() for name, bound in saving._asdict().items()}

@@ -70,7 +70,12 @@ class EncoderChoice(NamedTuple):
     def resolve(self, channels: int) -> tuple[Encoder, bool]:
         """The encoder, and whether its weights were trained."""
         encoder, trained = resolve_encoder(
-            self.reference, channels, self.size, self.attention, self.attention_stages, self.options
+            self.reference,
+            in_channels=channels,
+            size=self.size,
+            attention=self.attention,
+            attention_stages=self.attention_stages,
+            options=self.options,
         )
         if self.stain is not None:
             encoder.spec = replace(encoder.spec, stain=self.stain, stain_target=self.stain_target)
@@ -116,12 +121,13 @@ class Workplace:
         if key not in self._images:
             labelled = self.labelled
             rows = np.concatenate([labelled.pool, labelled.validation, labelled.test])
-            self._images[key] = read_images(labelled, rows, spec, "labelled", progress=False)
+            self._images[key] = read_images(labelled, rows, spec=spec, what="labelled", progress=False)
         return self._images[key]
 
     def budget(self, spec: EncoderSpec, chosen: Rows, fraction: float, seed: int) -> Budget:
         """The labels that may be used; see :func:`jigsawssl.experiments.labelled.take_budget`."""
-        found = take_budget(self.labelled, *self.decoded(spec), chosen, fraction, seed)
+        dataset, rows = self.decoded(spec)
+        found = take_budget(self.labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=seed)
         found.facts["unreadable"] = len(found.facts["unreadable"])  # their names are not for reports
         return found
 
@@ -141,21 +147,23 @@ class Workplace:
         budget = self.budget(encoder.spec, chosen, fraction, seed)
         adaptation = adapt(
             encoder,
-            mode,
-            budget.dataset,
-            budget.labels,
-            len(labelled.archive.classes),
-            budget.folds,
-            budget.refit_rows,
-            [recipe._replace(seed=seed) for recipe in recipes],
-            self.device,
-            self.autocast,
+            mode=mode,
+            dataset=budget.dataset,
+            labels=budget.labels,
+            classes=len(labelled.archive.classes),
+            folds=budget.folds,
+            refit_rows=budget.refit_rows,
+            recipes=[recipe._replace(seed=seed) for recipe in recipes],
+            device=self.device,
+            autocast=self.autocast,
             features=features,
         )
         dataset, rows = self.decoded(encoder.spec)
         tested = np.flatnonzero(np.isin(rows, labelled.test))
         images, rows = dataset.subset(tested), rows[tested]
-        predictions = predictions_of(adaptation, adaptation.probabilities(images), labelled, rows)
+        predictions = predictions_of(
+            adaptation, probabilities=adaptation.probabilities(images), labelled=labelled, rows=rows
+        )
         facts = {
             "mode": mode,
             "budget": budget.facts,
@@ -163,11 +171,12 @@ class Workplace:
             "validation": adaptation.validation,
             "candidates": len(adaptation.validation["scores"]),
         }
-        return Tested(adaptation, predictions, images, facts)
+        return Tested(adaptation=adaptation, predictions=predictions, images=images, facts=facts)
 
 
 def predictions_of(
     adaptation: Adaptation,
+    *,
     probabilities: torch.Tensor,
     labelled: Labelled,
     rows: Rows,

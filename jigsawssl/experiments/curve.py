@@ -71,11 +71,11 @@ class _Worker:
         if cell.seed == 0 and tested.adaptation.model is not None and cell.fraction in self.explained:
             facts["explanations"] = save_gallery(
                 plan.out / f"{cell.name}.jpg",
-                tested.adaptation.model,
-                tested.images,
-                tested.predictions.probabilities,
-                tested.predictions.labels,
-                self.place.labelled.archive.classes,
+                model=tested.adaptation.model,
+                dataset=tested.images,
+                probabilities=tested.predictions.probabilities,
+                labels=tested.predictions.labels,
+                classes=self.place.labelled.archive.classes,
             )
         facts["seconds"] = time.perf_counter() - start
         save_cell(plan.out / cell.name, tested.predictions, facts)
@@ -87,7 +87,7 @@ class _Worker:
         if key not in self._banks:
             torch.manual_seed(cell.seed)
             encoder, trained = choice.resolve(self.plan.channels)
-            self._banks[key] = FeatureBank(encoder, self.place.device, self.place.autocast), trained
+            self._banks[key] = FeatureBank(encoder, device=self.place.device, autocast=self.place.autocast), trained
         return self._banks[key]
 
 

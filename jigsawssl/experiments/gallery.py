@@ -28,6 +28,7 @@ EMPTY = "; an empty map: at this tap nothing speaks for the predicted class"
 
 def save_gallery(
     path: Path,
+    *,
     model: Classifier | HierarchicalClassifier,
     dataset: PixelDataset,
     probabilities: NDArray[Any],
@@ -59,7 +60,7 @@ def save_gallery(
     encoder = model.encoder.cpu()
     model = model.cpu().eval()
     images = encoder.preprocess(dataset.__getitems__(chosen.tolist()).images)
-    found = explain(model, images, torch.from_numpy(predicted[chosen]))
+    found = explain(model, images, classes=torch.from_numpy(predicted[chosen]))
     maps = {_heading(f"Grad-CAM\n{found.tap}", found.grid): found.maps}
     attended = attention_maps(model, images)
     if attended is not None:

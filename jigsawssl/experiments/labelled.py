@@ -136,7 +136,7 @@ def open_labelled(source: Source, *, seen: Sequence[SeenImages] = ()) -> Labelle
         UserError: for an archive without labels, splits without rows, and groups that are divided between splits.
     """
     archive = open_archive(
-        source.data, source.manifest, layout=source.layout, classes=source.classes, positive=source.positive
+        source.data, manifest=source.manifest, layout=source.layout, classes=source.classes, positive=source.positive
     )
     if len(archive.classes) < 2:
         told = "".join(f"; {remark}" for remark in archive.remarks)
@@ -270,7 +270,15 @@ def _given(archive: Archive, source: Source, identities: Identities) -> Labelled
                 "by; mend the manifest's split column"
             )
     copies = len(pool) - len(learned) + len(judging) - len(kept)
-    return Labelled(archive, learned, kept, test, "given by the manifest", identities, copies=copies)
+    return Labelled(
+        archive,
+        pool=learned,
+        validation=kept,
+        test=test,
+        made_by="given by the manifest",
+        identities=identities,
+        copies=copies,
+    )
 
 
 def _shared_groups(archive: Archive, rows: Rows, others: Rows) -> int:
@@ -296,10 +304,10 @@ def _derived(archive: Archive, identities: Identities, *, whole: bool = False) -
     elif not _has_two_classes(archive, pool) or not _has_two_classes(archive, test):
         rows = np.flatnonzero(labelled)
         # A fixed seed: the test split must not change with the seed of a run.
-        rest, held = holdout_split(archive.labels[rows], identities.units(rows).astype(str), TEST_SHARE, seed=0)
+        rest, held = holdout_split(archive.labels[rows], identities.units(rows).astype(str), share=TEST_SHARE, seed=0)
         made_by = f"made here: {TEST_SHARE:.0%} of the labels by class, no patient, group or content divided"
         pool, test = rows[rest], rows[held]
-    return Labelled(archive, pool, nothing, test, made_by, identities)
+    return Labelled(archive, pool=pool, validation=nothing, test=test, made_by=made_by, identities=identities)
 
 
 def _has_two_classes(archive: Archive, rows: Rows) -> bool:
@@ -332,7 +340,7 @@ def _assigned(file: Path, archive: Archive, identities: Identities) -> Labelled:
         split_of = {line["path"]: line["split"] for line in csv.DictReader(stream)}
     splits = np.array([split_of.get(printable(sample.path), "") for sample in archive.samples])
     pool, validation, test = (np.flatnonzero(splits == name) for name in ("train", "val", "test"))
-    return Labelled(archive, pool, validation, test, file.name, identities)
+    return Labelled(archive, pool=pool, validation=validation, test=test, made_by=file.name, identities=identities)
 
 
 def _run_of(reference: str) -> Path | None:
@@ -370,15 +378,19 @@ def caches_beside(references: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def open_domain(
-    data: str, manifest: str | None, layout: str | None, classes: Sequence[str]
-) -> tuple[Labelled, NDArray[np.int64]]:
+class Domain(NamedTuple):
+    """An archive that is only tested on, as :func:`jigsawssl.data.open_archive` takes it."""
+
+    data: str
+    manifest: str | None
+    layout: str | None
+
+
+def open_domain(domain: Domain, *, classes: Sequence[str]) -> tuple[Labelled, NDArray[np.int64]]:
     """Open an archive that a model of other images is only tested on.
 
     Args:
-        data: as for :func:`jigsawssl.data.open_archive`.
-        manifest: the same.
-        layout: the same.
+        domain: where it is.
         classes: of the model.
 
     Returns:
@@ -388,7 +400,8 @@ def open_domain(
     Raises:
         UserError: where it has no labelled images, or of other classes.
     """
-    archive = open_archive(data, manifest, layout=layout)
+    data, manifest, layout = domain
+    archive = open_archive(data, manifest=manifest, layout=layout)
     _check_splits(archive)
     rows = _rows(archive, "test") if any(sample.split for sample in archive.samples) else np.arange(len(archive))
     rows = rows[archive.labels[rows] >= 0]
@@ -403,7 +416,9 @@ def open_domain(
         )
     nothing = np.empty(0, dtype=np.int64)
     labels = np.array([list(classes).index(name) for name in names], dtype=np.int64)
-    return Labelled(archive, nothing, nothing, rows, "another archive", Identities(archive)), labels
+    return Labelled(
+        archive, pool=nothing, validation=nothing, test=rows, made_by="another archive", identities=Identities(archive)
+    ), labels
 
 
 def _rows(archive: Archive, split: str) -> Rows:
@@ -412,7 +427,7 @@ def _rows(archive: Archive, split: str) -> Rows:
 
 
 def read_images(
-    labelled: Labelled, rows: Rows, spec: EncoderSpec, what: str, progress: bool = True
+    labelled: Labelled, rows: Rows, *, spec: EncoderSpec, what: str, progress: bool = True
 ) -> tuple[PixelDataset, Rows]:
     """Decode images as the encoder saw them in pretraining: its size, channels, fit and window.
 
@@ -429,7 +444,9 @@ def read_images(
         The readable images and the row of each.
     """
     part = labelled.archive.select(rows.tolist())
-    dataset = PixelDataset(part, spec.size, spec.in_channels, spec.fit, spec.window, os.cpu_count() or 1)
+    dataset = PixelDataset(
+        part, size=spec.size, channels=spec.in_channels, fit=spec.fit, window=spec.window, workers=os.cpu_count() or 1
+    )
     dataset.load(progress, labelled.identities.known)
     if dataset.unreadable and progress:
         print(f"{len(dataset.unreadable)} unreadable {what} images were left out; the report lists them")
@@ -447,7 +464,7 @@ class Budget(NamedTuple):
 
 
 def take_budget(
-    labelled: Labelled, dataset: PixelDataset, rows: Rows, chosen: Rows, fraction: float, seed: int
+    labelled: Labelled, *, dataset: PixelDataset, rows: Rows, chosen: Rows, fraction: float, seed: int
 ) -> Budget:
     """Divide the chosen labels into what is trained on and what candidates are judged by.
 
@@ -516,9 +533,9 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_] | None, seed: int
     unit = "by image" if groups is None else "by group"
     try:
         if len(labels) < SMALL_BUDGET:
-            folds = cross_validation_folds(labels, groups, FOLDS, seed)
+            folds = cross_validation_folds(labels, groups, folds=FOLDS, seed=seed)
             return folds, f"cross-validation {unit} with {len(folds)} folds inside the fraction"
-        fold = holdout_split(labels, groups, 1 / FOLDS, seed)
+        fold = holdout_split(labels, groups, share=1 / FOLDS, seed=seed)
         return [fold], f"{len(fold[1])} of the labels, {unit}, inside the fraction"
     except UserError:
         # Too few groups to divide, such as one patient: better a validation that flatters, and says so, than none.
@@ -529,7 +546,7 @@ def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_] | None, seed: int
 
 
 def check_overlap(
-    encoder: str, trained: bool, labelled: Labelled, allowed: bool, source: Source | None = None
+    encoder: str, *, trained: bool, labelled: Labelled, allowed: bool, source: Source | None = None
 ) -> dict[str, Any]:
     """Whether pretraining has seen what is judged by, from ``seen.parquet`` beside the encoder.
 

@@ -100,7 +100,7 @@ def on_common_cases(cells: Sequence[Done]) -> tuple[list[Done], list[str]]:
 
 
 def points_of(
-    cells: Sequence[Done], classes: Sequence[str], ordered: bool, count_groups: bool
+    cells: Sequence[Done], *, classes: Sequence[str], ordered: bool, count_groups: bool
 ) -> dict[tuple[str, float], Point]:
     """Metrics of finished cells and of their bootstrap samples, by encoder and share of the labels.
 
@@ -118,9 +118,11 @@ def points_of(
             weights = draw_weights(predictions.groups, DRAWS, seed=0)
         point = points.setdefault((cell.encoder, cell.fraction), Point({}, {}, {}, count_groups))
         point.cells[cell.seed] = cell
-        metrics = classification_metrics(predictions.probabilities, predictions.labels, classes, ordered)
+        metrics = classification_metrics(predictions.probabilities, predictions.labels, classes, ordered=ordered)
         point.values[cell.seed] = {name: metrics[name] for name in METRICS}
-        point.draws[cell.seed] = resampled_metrics(predictions.probabilities, predictions.labels, classes, weights)
+        point.draws[cell.seed] = resampled_metrics(
+            predictions.probabilities, predictions.labels, classes, weights=weights
+        )
     return points
 
 
@@ -160,7 +162,7 @@ def row_of(encoder: str, fraction: float, point: Point) -> dict[str, Any]:
     return row
 
 
-def common_seeds(points: Mapping[tuple[str, float], Point], first: str, second: str, fraction: float) -> list[int]:
+def common_seeds(points: Mapping[tuple[str, float], Point], *, first: str, second: str, fraction: float) -> list[int]:
     """Seeds that both have."""
     a, b = points.get((first, fraction)), points.get((second, fraction))
     return sorted(a.cells.keys() & b.cells.keys()) if a and b else []
@@ -168,6 +170,7 @@ def common_seeds(points: Mapping[tuple[str, float], Point], first: str, second: 
 
 def compared(
     points: Mapping[tuple[str, float], Point],
+    *,
     first: str,
     second: str,
     metric: str,
@@ -188,7 +191,7 @@ def compared(
         JSON values, with ``first_mean`` over those seeds, or ``None`` where there is nothing to compare or the metric
         is not defined.
     """
-    seeds = common_seeds(points, first, second, fraction) if seeds is None else seeds
+    seeds = common_seeds(points, first=first, second=second, fraction=fraction) if seeds is None else seeds
     if not seeds:
         return None
     a, a_draws = points[first, fraction].stacked(metric, seeds)
@@ -199,7 +202,7 @@ def compared(
     if len(np.unique(cell.predictions.groups)) < 2:
         return None  # one patient says nothing of others
     test_share = len(cell.predictions.labels) / cell.facts["budget"]["labels"]
-    result = compare(a, b, a_draws, b_draws, test_share)
+    result = compare(a, b, first_draws=a_draws, second_draws=b_draws, test_share=test_share)
     names = {"first": first, "second": second, "metric": metric, "fraction": fraction}
     return {**names, "first_mean": float(a.mean()), **result._asdict()}
 
@@ -250,6 +253,7 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 def detail_of(
     encoder: str,
+    *,
     fraction: float,
     point: Point,
     classes: Sequence[str],
@@ -265,15 +269,15 @@ def detail_of(
     judged = judge(
         first.predictions,
         classes,
-        subgroups,
-        ordered,
-        sensitivity,
-        coverage,
-        passes if len(seeds) > 1 else None,
+        subgroups=subgroups,
+        ordered=ordered,
+        sensitivity=sensitivity,
+        coverage=coverage,
+        passes=passes if len(seeds) > 1 else None,
     )
     together = None
     if len(seeds) > 1:
-        metrics = classification_metrics(passes.mean(axis=0), first.predictions.labels, classes, ordered)
+        metrics = classification_metrics(passes.mean(axis=0), first.predictions.labels, classes, ordered=ordered)
         together = {name: metrics[name] for name in METRICS}
     return {
         "encoder": encoder,

@@ -42,6 +42,7 @@ Points = Mapping[tuple[str, float], Point]
 
 def analyse_study(
     cells: Mapping[str, Sequence[Done]],
+    *,
     against: Mapping[str, str],
     searches: Mapping[str, Mapping[str, Any]],
     classes: Sequence[str],
@@ -75,7 +76,7 @@ def analyse_study(
     for domain, found in cells.items():
         found, left_out = on_common_cases(found)
         notes += [f"{_place(domain)} {note}" for note in [*left_out, *_gaps(found, classes)]]
-        points = points_of(found, classes, ordered, False)
+        points = points_of(found, classes=classes, ordered=ordered, count_groups=False)
         table += [
             {"domain": domain, **row_of(name, fraction, points[name, fraction])}
             for name in against
@@ -83,7 +84,10 @@ def analyse_study(
         ]
         for metric in COMPARED:
             # One family for each archive and metric: every variant with what it is compared with.
-            rows = [compared(points, *pair, metric, fraction) for pair in pairs]
+            rows = [
+                compared(points, first=first, second=second, metric=metric, fraction=fraction)
+                for first, second in pairs
+            ]
             comparisons += [{"domain": domain, **row} for row in with_holm([row for row in rows if row is not None])]
         ranks = rank_variants(points, list(against), fraction)
         if ranks is not None:
@@ -93,7 +97,18 @@ def analyse_study(
         if domain == IN_DOMAIN and best is not None and (best, fraction) in points:
             point, common = points[best, fraction], found[0].predictions.cases
             parts = {column: np.asarray(values)[common] for column, values in (subgroups or {}).items()}
-            details.append(detail_of(best, fraction, point, classes, ordered, sensitivity, coverage, parts))
+            details.append(
+                detail_of(
+                    best,
+                    fraction=fraction,
+                    point=point,
+                    classes=classes,
+                    ordered=ordered,
+                    sensitivity=sensitivity,
+                    coverage=coverage,
+                    subgroups=parts,
+                )
+            )
     return {
         "table": table,
         "comparisons": comparisons,
@@ -162,7 +177,10 @@ def rank_variants(points: Points, variants: Sequence[str], fraction: float) -> d
     if np.isnan(values).any():
         return None
     ranks = {name: float(rank) for name, rank in zip(names, rankdata(-values, axis=1).mean(axis=0), strict=True)}
-    found = [compared(points, *pair, RANKED, fraction, seeds) for pair in itertools.combinations(names, 2)]
+    found = [
+        compared(points, first=first, second=second, metric=RANKED, fraction=fraction, seeds=seeds)
+        for first, second in itertools.combinations(names, 2)
+    ]
     pairs = with_holm([row for row in found if row is not None])
     apart = {frozenset((row["first"], row["second"])) for row in pairs if row["p_holm"] < 0.05}
     differ = len(names) > 2 and len(seeds) > 1 and bool(np.ptp(values, axis=1).any())

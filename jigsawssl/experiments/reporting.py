@@ -115,13 +115,13 @@ def curve_report(folder: Path) -> dict[str, Any]:
     done, failed = _cells(folder, keys)
     analysis = analyse(
         done,
-        list(task["encoders"]),
-        task["data"]["classes"],
-        task["config"]["ordered"],
-        task["config"]["sensitivity"],
-        task["config"]["coverage"],
-        task["subgroups"],
-        task["config"]["budget"] == "groups",
+        encoders=list(task["encoders"]),
+        classes=task["data"]["classes"],
+        ordered=task["config"]["ordered"],
+        sensitivity=task["config"]["sensitivity"],
+        coverage=task["config"]["coverage"],
+        subgroups=task["subgroups"],
+        count_groups=task["config"]["budget"] == "groups",
     )
     _place_pictures(analysis["details"])
     analysis["notes"] += _remarks(task)
@@ -173,14 +173,14 @@ def study_report(folder: Path) -> dict[str, Any]:
             failed[f"search of {name}"] = reason
     analysis = analyse_study(
         cells,
-        {name: facts["against"] for name, facts in variants.items()},
-        searches,
-        task["data"]["classes"],
-        fraction,
-        task["config"]["ordered"],
-        task["config"]["sensitivity"],
-        task["config"]["coverage"],
-        task["subgroups"],
+        against={name: facts["against"] for name, facts in variants.items()},
+        searches=searches,
+        classes=task["data"]["classes"],
+        fraction=fraction,
+        ordered=task["config"]["ordered"],
+        sensitivity=task["config"]["sensitivity"],
+        coverage=task["config"]["coverage"],
+        subgroups=task["subgroups"],
     )
     galleries = [
         {"encoder": cell.encoder, "explanations": cell.facts["explanations"]}

@@ -36,24 +36,16 @@ from .cells import (
     save_predictions,
 )
 from .gallery import save_gallery
-from .labelled import Source, open_domain, read_images
+from .labelled import Domain, Source, open_domain, read_images
 from .runner import Outcome, error_line, run_cells
 
-__all__ = ["Domain", "StudyPlan", "cost_of", "domain_file", "is_finished", "load_search", "run_searches", "run_study"]
+__all__ = ["StudyPlan", "cost_of", "domain_file", "is_finished", "load_search", "run_searches", "run_study"]
 
 WARMUP = 2
 """Epochs that every trial may have."""
 
 EXPLAINED = 32
 """Test images, drawn by lot, that explanations are compared on."""
-
-
-class Domain(NamedTuple):
-    """An archive that is only tested on."""
-
-    data: str
-    manifest: str | None
-    layout: str | None
 
 
 class StudyPlan(NamedTuple):
@@ -93,7 +85,7 @@ def cost_of(encoder: Encoder) -> dict[str, int]:
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> cost_of(create_encoder("resnet18", 3, 224, stem_stride=4))["multiply_adds"] / 1e9
+        >>> cost_of(create_encoder("resnet18", in_channels=3, size=224, stem_stride=4))["multiply_adds"] / 1e9
         1.8...
     """
     spec = encoder.spec
@@ -182,7 +174,15 @@ class _Searcher:
         recipe = plan.recipe._replace(seed=0, **found)
         classes = len(place.labelled.archive.classes)
         try:
-            score = judge_recipe(encoder, budget.dataset, budget.labels, classes, budget.folds, recipe, check)
+            score = judge_recipe(
+                encoder,
+                dataset=budget.dataset,
+                labels=budget.labels,
+                classes=classes,
+                folds=budget.folds,
+                recipe=recipe,
+                on_check=check,
+            )
         except (optuna.TrialPruned, DivergedError) as end:
             # One that diverges was tried like any other: asked again, the search would propose it again.
             trial.set_user_attr("state", "pruned" if isinstance(end, optuna.TrialPruned) else "diverged")
@@ -246,11 +246,13 @@ class _Worker:
         """Test on another archive, decoded for each cell as it may be large."""
         model = tested.adaptation.model
         assert model is not None
-        domain, labels = open_domain(*self.plan.domains[name], self.place.labelled.archive.classes)
-        images, rows = read_images(domain, domain.test, model.encoder.spec, name, progress=False)
+        domain, labels = open_domain(self.plan.domains[name], classes=self.place.labelled.archive.classes)
+        images, rows = read_images(domain, domain.test, spec=model.encoder.spec, what=name, progress=False)
         labels = labels[np.isin(domain.test, rows)]
         probabilities = tested.adaptation.probabilities(images)
-        predictions = predictions_of(tested.adaptation, probabilities, domain, rows, labels)
+        predictions = predictions_of(
+            tested.adaptation, probabilities=probabilities, labelled=domain, rows=rows, labels=labels
+        )
         save_predictions(domain_file(self.plan.out, cell, name), predictions)
 
     def _explain(self, cell: Cell, tested: Tested, facts: dict[str, Any]) -> None:
@@ -265,11 +267,11 @@ class _Worker:
         if cell.seed == min(self.plan.subsets):
             facts["explanations"] = save_gallery(
                 self.plan.out / "cells" / f"{cell.name}.jpg",
-                model,
-                tested.images,
-                predictions.probabilities,
-                predictions.labels,
-                self.place.labelled.archive.classes,
+                model=model,
+                dataset=tested.images,
+                probabilities=predictions.probabilities,
+                labels=predictions.labels,
+                classes=self.place.labelled.archive.classes,
             )
 
 

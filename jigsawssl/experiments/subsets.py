@@ -30,10 +30,12 @@ def subset_name(fraction: float, seed: int) -> str:
     return f"fraction-{fraction:g}-seed-{seed}.csv"
 
 
-def draw_subset(labelled: Labelled, fraction: float, seed: int, count_groups: bool) -> Rows:
+def draw_subset(labelled: Labelled, *, fraction: float, seed: int, count_groups: bool) -> Rows:
     """Rows of the pool whose labels may be used; see :func:`jigsawssl.data.label_fraction`."""
     pool = labelled.pool
-    chosen = label_fraction(labelled.archive.labels[pool], labelled.groups(pool), fraction, seed, count_groups)
+    chosen = label_fraction(
+        labelled.archive.labels[pool], labelled.groups(pool), fraction=fraction, seed=seed, count_groups=count_groups
+    )
     return pool[chosen]
 
 

@@ -27,12 +27,12 @@ class Classifier(nn.Module):
     Example:
         >>> import torch
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", 1, size=64), classes=3)
+        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64), classes=3)
         >>> model(torch.rand(2, 1, 64, 64)).shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, encoder: Encoder, classes: int, dropout: float = 0.0, head: str = "linear") -> None:
+    def __init__(self, encoder: Encoder, classes: int, *, dropout: float = 0.0, head: str = "linear") -> None:
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
@@ -64,13 +64,13 @@ class HierarchicalClassifier(nn.Module):
     Example:
         >>> import torch
         >>> from jigsawssl.models import create_encoder
-        >>> model = HierarchicalClassifier(create_encoder("resnet18", 1, size=64), classes=3, width=16)
+        >>> model = HierarchicalClassifier(create_encoder("resnet18", in_channels=1, size=64), classes=3, width=16)
         >>> images = torch.rand(2, 1, 64, 64)
         >>> sorted(model.branch_logits(images, model.branches)), model(images).shape
         (['all', 'layer2', 'layer3', 'layer4'], torch.Size([2, 3]))
     """
 
-    def __init__(self, encoder: Encoder, classes: int, width: int | None = None) -> None:
+    def __init__(self, encoder: Encoder, classes: int, *, width: int | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         if width is None:

@@ -131,12 +131,12 @@ def _has_fixed_size(backbone: str) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _stem(backbone: str, options: str, in_channels: int, stem_stride: int, indices: tuple[int, ...]) -> Stem | None:
+def _stem(backbone: str, *, options: str, in_channels: int, stem_stride: int, indices: tuple[int, ...]) -> Stem | None:
     """Planned once a process: a curve builds the same network in each of its cells."""
     spec = EncoderSpec(backbone, in_channels, options=json.loads(options))
     with torch.device("meta"):
         network = _build_backbone(spec)
-    return plan_stem(network, indices, in_channels, stem_stride)
+    return plan_stem(network, indices=indices, in_channels=in_channels, stem_stride=stem_stride)
 
 
 class Encoder(nn.Module):
@@ -191,7 +191,13 @@ class Encoder(nn.Module):
         stem = None
         if not self._fixed_size:
             options = json.dumps(spec.options, sort_keys=True)
-            stem = _stem(spec.backbone, options, spec.in_channels, spec.stem_stride, tuple(indices))
+            stem = _stem(
+                spec.backbone,
+                options=options,
+                in_channels=spec.in_channels,
+                stem_stride=spec.stem_stride,
+                indices=tuple(indices),
+            )
         if stem is not None:
             stem.apply(self.backbone)
         self.stem_stride = PUBLISHED_STRIDE if stem is None else stem.stride
@@ -390,7 +396,7 @@ class Encoder(nn.Module):
             ValueError: for another type or shape.
 
         Example:
-            >>> encoder = create_encoder("resnet18", 1, size=64)
+            >>> encoder = create_encoder("resnet18", in_channels=1, size=64)
             >>> encoder.preprocess(Image.new("RGB", (100, 80))).shape
             torch.Size([1, 1, 64, 64])
             >>> encoder.preprocess([np.zeros((50, 70), np.uint8), np.zeros((90, 40, 3), np.uint16)]).shape
@@ -469,6 +475,7 @@ def _read(image: str | os.PathLike[str] | Image.Image | NDArray[Any], window: st
 
 def create_encoder(
     backbone: str,
+    *,
     in_channels: int = 3,
     size: int = 224,
     stem_stride: int | None = None,
@@ -502,7 +509,7 @@ def create_encoder(
         UserError: for an unknown or unsuitable backbone, or an image too small for it.
 
     Example:
-        >>> encoder = create_encoder("resnet18", 1, size=64, options={"channels": [16, 32, 64, 128]})
+        >>> encoder = create_encoder("resnet18", in_channels=1, size=64, options={"channels": [16, 32, 64, 128]})
         >>> encoder.features, list(encoder.reductions.values())
         (224, [4, 8, 16])
     """
@@ -510,16 +517,16 @@ def create_encoder(
     encoder = Encoder(
         EncoderSpec(
             backbone,
-            in_channels,
-            size,
-            stride,
-            tuple(mean),
-            tuple(std),
-            dict(options or {}),
-            fit,
-            window,
-            attention,
-            tuple(attention_stages),
+            in_channels=in_channels,
+            size=size,
+            stem_stride=stride,
+            mean=tuple(mean),
+            std=tuple(std),
+            options=dict(options or {}),
+            fit=fit,
+            window=window,
+            attention=attention,
+            attention_stages=tuple(attention_stages),
         )
     )
     try_size(encoder)

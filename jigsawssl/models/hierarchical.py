@@ -80,7 +80,7 @@ class HierarchicalBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: Mapping[str, int], width: int = 512, projection: int = 512, variant: Variant = "light"
+        self, channels: Mapping[str, int], *, width: int = 512, projection: int = 512, variant: Variant = "light"
     ) -> None:
         super().__init__()
         if variant not in ("light", "paper"):
@@ -125,7 +125,7 @@ class PlainProjector(nn.Module):
         ('layer4',)
     """
 
-    def __init__(self, channels: Mapping[str, int], projection: int = 512) -> None:
+    def __init__(self, channels: Mapping[str, int], *, projection: int = 512) -> None:
         super().__init__()
         self.deepest = list(channels)[-1]
         self.project = BarlowTwinsProjectionHead(channels[self.deepest], projection, projection)

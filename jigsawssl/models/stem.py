@@ -49,7 +49,7 @@ class Stem:
         return network
 
 
-def plan_stem(network: nn.Module, indices: Sequence[int], in_channels: int, stem_stride: int) -> Stem | None:
+def plan_stem(network: nn.Module, *, indices: Sequence[int], in_channels: int, stem_stride: int) -> Stem | None:
     """Lower the stride before the first stage to ``stem_stride``, as far as the network allows.
 
     A max-pooling stem is dropped first, then the convolutions that shrink the image itself take smaller steps, all of
@@ -70,12 +70,12 @@ def plan_stem(network: nn.Module, indices: Sequence[int], in_channels: int, stem
         >>> import timm
         >>> with torch.device("meta"):
         ...     network = timm.create_model("resnet18")
-        >>> plan_stem(network, [2, 3, 4], 3, stem_stride=1)
+        >>> plan_stem(network, indices=[2, 3, 4], in_channels=3, stem_stride=1)
         Stem(reductions=(2, 4, 8), stride=1, without_pool=True, strides={'conv1': 1})
     """
     network = copy.deepcopy(network).eval()
     first: dict[str, int] = {}
-    reductions = _measured(network, indices, in_channels, first)
+    reductions = _measured(network, indices=indices, in_channels=in_channels, first=first)
     if reductions is None:
         return None
     stem = Stem(reductions)
@@ -87,7 +87,7 @@ def plan_stem(network: nn.Module, indices: Sequence[int], in_channels: int, stem
         proposal = propose(stem)
         if stem.stride == stem_stride or proposal == stem or 0 in proposal.strides.values():
             continue
-        after = _measured(proposal.apply(copy.deepcopy(network)), indices, in_channels)
+        after = _measured(proposal.apply(copy.deepcopy(network)), indices=indices, in_channels=in_channels)
         if after is not None and tuple(2 * reduction for reduction in after) == stem.reductions:
             stem = replace(proposal, reductions=after, stride=stem.stride // 2)
     return stem
@@ -98,7 +98,7 @@ def _halved(strides: dict[str, int]) -> dict[str, int]:
 
 
 def _measured(
-    network: nn.Module, indices: Sequence[int], in_channels: int, first: dict[str, int] | None = None
+    network: nn.Module, *, indices: Sequence[int], in_channels: int, first: dict[str, int] | None = None
 ) -> tuple[int, ...] | None:
     """By how much each stage shrinks an image; ``first`` takes the strides of what shrinks the image itself."""
 
@@ -116,20 +116,20 @@ def _measured(
     }
     handles = [module.register_forward_pre_hook(watch(name)) for name, module in strided.items()]
     try:
-        small = _sides(network, indices, in_channels, SIDES[0])
+        small = _sides(network, indices=indices, in_channels=in_channels, side=SIDES[0])
         for handle in handles:
             handle.remove()
         if all(SIDES[0] % side == 0 for side in small):
             return tuple(SIDES[0] // side for side in small)
         # Convolutions without padding lose a border: what an output grows by says the stride all the same.
-        large = _sides(network, indices, in_channels, SIDES[1])
+        large = _sides(network, indices=indices, in_channels=in_channels, side=SIDES[1])
         return tuple(round((SIDES[1] - SIDES[0]) / (b - a)) for a, b in zip(small, large, strict=True))
     except (*FAILURES, ZeroDivisionError):
         return None
 
 
 @torch.no_grad()
-def _sides(network: nn.Module, indices: Sequence[int], in_channels: int, side: int) -> list[int]:
+def _sides(network: nn.Module, *, indices: Sequence[int], in_channels: int, side: int) -> list[int]:
     images = torch.empty(1, in_channels, side, side, device="meta")
     stages: list[Tensor] = network.forward_intermediates(  # type: ignore[operator]
         images, indices=list(indices), stop_early=True, intermediates_only=True

@@ -114,7 +114,7 @@ class DicomFile:
             raise Unreadable(f"too large: {width} x {height} pixels")
         self.photometric = self._complete(ds, frames)
         self.encapsulated = _is_encapsulated(ds, self.notes)
-        _require_frames(ds, height, width, frames, self.encapsulated)
+        _require_frames(ds, height=height, width=width, frames=frames, encapsulated=self.encapsulated)
         if self.encapsulated:
             _require_decoder(ds, frames)
         palette = self.photometric == "PALETTE COLOR"
@@ -353,7 +353,7 @@ def _require_decoder(ds: Dataset, frames: int) -> None:
         raise Unreadable(f"a transfer syntax that is not read: {named}")
 
 
-def _require_frames(ds: Dataset, height: int, width: int, frames: int, encapsulated: bool) -> None:
+def _require_frames(ds: Dataset, *, height: int, width: int, frames: int, encapsulated: bool) -> None:
     """Refuse a header that promises more frames than the data can hold, before anybody counts to a billion."""
     least = 8 * frames if encapsulated else _native_bytes(ds, frames)  # an item takes eight bytes
     if least > len(_pixel_bytes(ds)):

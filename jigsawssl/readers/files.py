@@ -104,12 +104,12 @@ def read(
     >>> pixels.shape, pixels.dtype, info.format, info.bits
     ((3, 4, 1), dtype('uint8'), 'PNG', 8)
     """
-    picture = open_picture(data, window, name, at_least, max_pixels)
+    picture = open_picture(data, window=window, name=name, at_least=at_least, max_pixels=max_pixels)
     return picture.frame(frame), picture.info
 
 
 def open_picture(
-    data: bytes, window: str = "file", name: str = "", at_least: int | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes, *, window: str = "file", name: str = "", at_least: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Picture:
     """Open an image file for reading its frames; arguments and errors are those of :func:`read`.
 
@@ -118,7 +118,9 @@ def open_picture(
     >>> open_picture(file.getvalue()).info.frames
     2
     """
-    info, frame, content, notes = _guarded(lambda: _open(data, window, name, at_least, max_pixels))
+    info, frame, content, notes = _guarded(
+        lambda: _open(data, window=window, name=name, at_least=at_least, max_pixels=max_pixels)
+    )
     if not 1 <= info.bits <= 64 or not 1 <= info.frames <= MAX_FRAMES:
         raise Unreadable(f"{info.bits} bits and {info.frames} frames cannot be")
 
@@ -159,7 +161,7 @@ def read_file(path: str | os.PathLike[str], window: str = "file") -> NDArray[Any
         raise Unreadable("permission denied") from None
     except OSError as error:
         raise Unreadable(f"cannot be read ({type(error).__name__})") from None
-    picture = open_picture(data, window, name)
+    picture = open_picture(data, window=window, name=name)
     return picture.frame(picture.info.frames // 2)
 
 
@@ -211,7 +213,7 @@ def _guarded(action: Callable[[], Any]) -> Any:
         raise Unreadable(f"corrupt or truncated ({type(error).__name__})") from None
 
 
-def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels: int) -> _Opened:
+def _open(data: bytes, *, window: str, name: str, at_least: int | None, max_pixels: int) -> _Opened:
     if not data:
         raise Unreadable("empty file")
     kind = sniff(data[:SNIFFED])
@@ -232,7 +234,7 @@ def _open(data: bytes, window: str, name: str, at_least: int | None, max_pixels:
         return _Opened(images.info, images.frame, data, notes)
     if kind.name == "PNG":
         return _open_png(data, max_pixels, notes)
-    return _open_pillow(data, kind.name, at_least, max_pixels, notes)
+    return _open_pillow(data, kind=kind.name, at_least=at_least, max_pixels=max_pixels, notes=notes)
 
 
 def _open_png(data: bytes, max_pixels: int, notes: Notes) -> _Opened:
@@ -242,7 +244,9 @@ def _open_png(data: bytes, max_pixels: int, notes: Notes) -> _Opened:
     if data[24] == 16:
         # Pillow cuts 16-bit colours to 8 bits in silence.
         colours = _PNG_COLOURS.get(data[25], str(data[25]))
-        info = ImageInfo("PNG", height, width, 3 if data[25] & 2 else 1, 16, mode=f"{colours};16")
+        info = ImageInfo(
+            "PNG", height=height, width=width, channels=3 if data[25] & 2 else 1, bits=16, mode=f"{colours};16"
+        )
 
         def deep(number: int) -> NDArray[Any]:
             values = imagecodecs.png_decode(chunks.pixels)
@@ -254,7 +258,7 @@ def _open_png(data: bytes, max_pixels: int, notes: Notes) -> _Opened:
         return _Opened(info, deep, data, notes)
     with Image.open(io.BytesIO(chunks.pixels), formats=["PNG"]) as image:
         mode = image.mode
-    info = ImageInfo("PNG", height, width, 1 if mode in _GREY_MODES else 3, 8, mode=mode)
+    info = ImageInfo("PNG", height=height, width=width, channels=1 if mode in _GREY_MODES else 3, bits=8, mode=mode)
 
     def frame(number: int) -> NDArray[Any]:
         with Image.open(io.BytesIO(chunks.pixels), formats=["PNG"]) as image:
@@ -264,7 +268,7 @@ def _open_png(data: bytes, max_pixels: int, notes: Notes) -> _Opened:
     return _Opened(info, frame, data, notes)
 
 
-def _open_pillow(data: bytes, kind: str, at_least: int | None, max_pixels: int, notes: Notes) -> _Opened:
+def _open_pillow(data: bytes, *, kind: str, at_least: int | None, max_pixels: int, notes: Notes) -> _Opened:
     whole = data
     try:
         image = Image.open(io.BytesIO(data), formats=[kind])
@@ -279,7 +283,9 @@ def _open_pillow(data: bytes, kind: str, at_least: int | None, max_pixels: int, 
         width, height = image.size
         frames = int(getattr(image, "n_frames", 1)) if kind in ("GIF", "WEBP") else 1
         mode = image.mode
-    info = ImageInfo(kind, height, width, 1 if mode in _GREY_MODES else 3, 8, frames, mode=mode)
+    info = ImageInfo(
+        kind, height=height, width=width, channels=1 if mode in _GREY_MODES else 3, bits=8, frames=frames, mode=mode
+    )
 
     animation: list[Image.Image] = []
 

@@ -167,7 +167,7 @@ def to_display(values: NDArray[Any], limits: tuple[float, float], dtype: DTypeLi
     return shown
 
 
-def fit_image(pixels: NDArray[Any], size: int, channels: int, fit: str = "pad", deep: bool = False) -> NDArray[Any]:
+def fit_image(pixels: NDArray[Any], *, size: int, channels: int, fit: str = "pad", deep: bool = False) -> NDArray[Any]:
     """Resize display pixels to a square, bilinear and antialiased.
 
     Args:

@@ -65,7 +65,14 @@ class TiffImages:
         mode = getattr(keys.photometric, "name", str(keys.photometric))
         left_out = len(whole) - len(self.pages)
         self.info = ImageInfo(
-            "TIFF", height, width, 1 if grey else 3, bits, len(self.pages), mode=mode, left_out=left_out
+            "TIFF",
+            height=height,
+            width=width,
+            channels=1 if grey else 3,
+            bits=bits,
+            frames=len(self.pages),
+            mode=mode,
+            left_out=left_out,
         )
 
     def frame(self, number: int) -> NDArray[Any]:

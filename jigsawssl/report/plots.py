@@ -194,9 +194,15 @@ def judgement_svgs(judged: Mapping[str, Any]) -> dict[str, str]:
     with mpl.rc_context(_STYLE):
         found = {}
         if judged["curves"]:
-            found["ROC"] = _class_curves(judged, "roc", "1 - specificity", "sensitivity", "auroc")
+            found["ROC"] = _class_curves(
+                judged, "roc", horizontal="1 - specificity", vertical="sensitivity", area="auroc"
+            )
             found["Precision and recall"] = _class_curves(
-                judged, "precision_recall", "recall (sensitivity)", "precision", "average_precision"
+                judged,
+                "precision_recall",
+                horizontal="recall (sensitivity)",
+                vertical="precision",
+                area="average_precision",
             )
         found["Reliability"] = _reliability(judged["calibration"])
         found["Leaving the least sure to a person"] = _risk(judged["risk_coverage"])
@@ -205,7 +211,7 @@ def judgement_svgs(judged: Mapping[str, Any]) -> dict[str, str]:
         return found
 
 
-def _class_curves(judged: Mapping[str, Any], kind: str, horizontal: str, vertical: str, area: str) -> str:
+def _class_curves(judged: Mapping[str, Any], kind: str, *, horizontal: str, vertical: str, area: str) -> str:
     figure, axis = _figure()
     if kind == "roc":
         axis.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")

@@ -124,7 +124,7 @@ def _said(error: OSError) -> str:
 
 
 def check_run_folder(
-    out: str, resume: bool, overwrite: bool, config: str, free: Sequence[str] = (), also: Sequence[str] = ()
+    out: str, *, resume: bool, overwrite: bool, config: str, free: Sequence[str] = (), also: Sequence[str] = ()
 ) -> Path:
     """Say whether a run may write to ``out``; touches nothing.
 

@@ -66,7 +66,14 @@ class _Task(NamedTuple):
         assert recipe.max_epochs is not None
         end = self.bar.n + recipe.max_epochs
         trained = train_classifier(
-            model, self.dataset, self.labels, self.classes, fold, recipe, on_epoch=self.bar.update, **options
+            model,
+            self.dataset,
+            labels=self.labels,
+            classes=self.classes,
+            fold=fold,
+            recipe=recipe,
+            on_epoch=self.bar.update,
+            **options,
         )
         self.bar.update(end - self.bar.n)
         return trained
@@ -95,7 +102,9 @@ def _knn(task: _Task) -> Adaptation:
     features = task.features(task.dataset)
 
     def vote(bank: NDArray[np.int64], rows: NDArray[np.int64], neighbours: int) -> Tensor:
-        return knn_probabilities(features[rows], features[bank], task.labels[bank], task.classes, neighbours)
+        return knn_probabilities(
+            features[rows], features[bank], task.labels[bank], classes=task.classes, neighbours=neighbours
+        )
 
     counts = [count for count in NEIGHBOURS if count <= min(len(train) for train, _ in task.folds)]
     scores = _judge(task, counts, vote)
@@ -104,12 +113,20 @@ def _knn(task: _Task) -> Adaptation:
 
     def probabilities(dataset: PixelDataset) -> Tensor:
         found = task.features(dataset)
-        return knn_probabilities(found, features[bank], task.labels[bank], task.classes, neighbours)
+        return knn_probabilities(found, features[bank], task.labels[bank], classes=task.classes, neighbours=neighbours)
 
     validation = {"scores": {f"neighbours={count}": score for count, score in scores.items()}}
     chosen = {"method": "knn", "neighbours": neighbours}
     judged = torch.cat([vote(train, val, neighbours) for train, val in task.folds])
-    return Adaptation(probabilities, None, chosen, validation, {}, judged, task.judged)
+    return Adaptation(
+        probabilities=probabilities,
+        model=None,
+        chosen=chosen,
+        validation=validation,
+        history={},
+        judged=judged,
+        judged_labels=task.judged,
+    )
 
 
 class _Probe(NamedTuple):
@@ -122,7 +139,9 @@ class _Probe(NamedTuple):
 
     def fit(self, task: _Task, rows: NDArray[np.int64], balanced: bool) -> torch.nn.Linear:
         """Probe on some rows."""
-        return fit_probe(self.features[rows], task.labels[rows], task.classes, self.strength, balanced)
+        return fit_probe(
+            self.features[rows], task.labels[rows], classes=task.classes, strength=self.strength, balanced=balanced
+        )
 
 
 def _choose_probe(task: _Task, balanced: bool) -> _Probe:
@@ -130,7 +149,9 @@ def _choose_probe(task: _Task, balanced: bool) -> _Probe:
 
     @torch.no_grad()
     def fitted(train: NDArray[np.int64], val: NDArray[np.int64], strength: float) -> Tensor:
-        head = fit_probe(features[train], task.labels[train], task.classes, strength, balanced)
+        head = fit_probe(
+            features[train], task.labels[train], classes=task.classes, strength=strength, balanced=balanced
+        )
         return head(features[val]).softmax(dim=1)  # type: ignore[no-any-return]
 
     scores = _judge(task, STRENGTHS, fitted)
@@ -140,9 +161,9 @@ def _choose_probe(task: _Task, balanced: bool) -> _Probe:
 
 
 def _with_head(
-    encoder: Encoder, classes: int, head: torch.nn.Linear | None, dropout: float = 0.0, kind: str = "linear"
+    encoder: Encoder, *, classes: int, head: torch.nn.Linear | None, dropout: float = 0.0, kind: str = "linear"
 ) -> Classifier:
-    model = Classifier(copy.deepcopy(encoder), classes, dropout, kind)
+    model = Classifier(copy.deepcopy(encoder), classes, dropout=dropout, head=kind)
     if head is not None:
         model.head.load_state_dict(head.state_dict())
     return model
@@ -150,6 +171,7 @@ def _with_head(
 
 def adapt(
     encoder: Encoder,
+    *,
     mode: str,
     dataset: PixelDataset,
     labels: NDArray[np.int64],
@@ -187,13 +209,24 @@ def adapt(
     Returns:
         :class:`Adaptation`.
     """
-    bank = FeatureBank(encoder, device, autocast) if features is None else features
+    bank = FeatureBank(encoder, device=device, autocast=autocast) if features is None else features
     planned = [_planned(folds, recipe) for recipe in recipes]
     total = len(folds) * sum(planned) + (max(planned) if len(folds) > 1 else 0)
     hidden = not progress or mode in ("knn", "linear")
     # Smoothing 0: that one training stopped early says little of the next.
     with Progress(desc="Fine-tuning", total=total, smoothing=0, disable=hidden) as bar:
-        task = _Task(dataset, labels, classes, folds, refit_rows, bank, 256, device, autocast, bar)
+        task = _Task(
+            dataset=dataset,
+            labels=labels,
+            classes=classes,
+            folds=folds,
+            refit_rows=refit_rows,
+            features=bank,
+            batch_size=256,
+            device=device,
+            autocast=autocast,
+            bar=bar,
+        )
         adaptation = _adapted(encoder, mode, task, recipes)
         bar.update(total - bar.n)  # where the probe won, nothing is trained in the end
     return adaptation
@@ -209,7 +242,9 @@ def _adapted(encoder: Encoder, mode: str, task: _Task, recipes: Sequence[Recipe]
     if mode == "knn":
         return _knn(task)
     if mode not in ("auto", "linear"):
-        networks, lost = _surviving(recipes, lambda recipe: _train_network(encoder, mode, task, recipe))
+        networks, lost = _surviving(
+            recipes, lambda recipe: _train_network(encoder, method=mode, task=task, recipe=recipe)
+        )
         if not networks:
             raise lost[max(lost)]
         best = max(networks, key=lambda candidate: candidate.score)
@@ -270,22 +305,35 @@ def _finish(
     def probabilities(dataset: PixelDataset) -> Tensor:
         if winner.chosen["method"] == "linear" and isinstance(model, Classifier):
             return model.head.cpu()(task.features(dataset)).softmax(dim=1)
-        return predict(model, dataset, task.batch_size, task.device, task.autocast)
+        return predict(model, dataset, batch_size=task.batch_size, device=task.device, autocast=task.autocast)
 
     validation: dict[str, Any] = {"scores": winner.scores, **({"comparison": comparison} if comparison else {})}
     if lost:
         validation["diverged"] = [f"lr={rate:g}" for rate in lost]
-    return Adaptation(probabilities, model, winner.chosen, validation, winner.history, winner.judged, task.judged)
+    return Adaptation(
+        probabilities=probabilities,
+        model=model,
+        chosen=winner.chosen,
+        validation=validation,
+        history=winner.history,
+        judged=winner.judged,
+        judged_labels=task.judged,
+    )
 
 
 def _linear(encoder: Encoder, task: _Task, probe: _Probe, recipe: Recipe) -> _Candidate:
     return _Candidate(
-        probe.judged,
-        probe.scores[probe.strength],
-        lambda: _with_head(encoder, task.classes, probe.fit(task, task.refit_rows, recipe.balanced), recipe.dropout),
-        {"method": "linear", "strength": probe.strength},
-        {f"linear strength={strength:g}": score for strength, score in probe.scores.items()},
-        {},
+        judged=probe.judged,
+        score=probe.scores[probe.strength],
+        fit=lambda: _with_head(
+            encoder,
+            classes=task.classes,
+            head=probe.fit(task, task.refit_rows, recipe.balanced),
+            dropout=recipe.dropout,
+        ),
+        chosen={"method": "linear", "strength": probe.strength},
+        scores={f"linear strength={strength:g}": score for strength, score in probe.scores.items()},
+        history={},
     )
 
 
@@ -299,7 +347,9 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
     recipe = recipe._replace(max_epochs=_planned(task.folds, recipe))
 
     def ends(train: NDArray[np.int64], val: NDArray[np.int64]) -> tuple[Classifier, Trained]:
-        start = _with_head(encoder, task.classes, probe.fit(task, train, recipe.balanced), recipe.dropout)
+        start = _with_head(
+            encoder, classes=task.classes, head=probe.fit(task, train, recipe.balanced), dropout=recipe.dropout
+        )
         torch.manual_seed(recipe.seed)
         keep_best = -1.0 if held_out else None
         trained = task.train(copy.deepcopy(start), (train, val), recipe, keep_best=keep_best)
@@ -311,7 +361,13 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
     def candidate(method: str, share: float) -> _Candidate:
         judged = torch.cat(
             [
-                predict(_between(start, trained.model, share), val, task.batch_size, task.device, task.autocast)
+                predict(
+                    _between(start, trained.model, share),
+                    val,
+                    batch_size=task.batch_size,
+                    device=task.device,
+                    autocast=task.autocast,
+                )
                 for (start, trained), val in zip(folds, validation, strict=True)
             ]
         )
@@ -325,7 +381,14 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
         epochs = folds[0][1].checked
         curve = [(epoch, selection_score(found, task.labels[task.folds[0][1]])) for epoch, found in epochs.items()]
         history = {"train_loss": folds[0][1].losses, "val_auroc": curve}
-        return _Candidate(judged, score, fit, chosen, {f"{method} lr={recipe.lr:g}": score}, history)
+        return _Candidate(
+            judged=judged,
+            score=score,
+            fit=fit,
+            chosen=chosen,
+            scores={f"{method} lr={recipe.lr:g}": score},
+            history=history,
+        )
 
     return candidate("average of probe and full", 0.5), candidate("full from the probe", 1.0)
 
@@ -342,6 +405,7 @@ def _between(start: Classifier, end: Model, share: float) -> Classifier:
 
 def judge_recipe(
     encoder: Encoder,
+    *,
     dataset: PixelDataset,
     labels: NDArray[np.int64],
     classes: int,
@@ -361,13 +425,24 @@ def judge_recipe(
         on_check: told of every check of the first fold; what it raises ends the training.
     """
     device = torch.device("cpu")  # features are not asked for
-    bank, bar = FeatureBank(encoder, device), Progress(disable=True)
-    task = _Task(dataset, labels, classes, folds, folds[0][0], bank, 256, device, None, bar)
-    return _train_network(encoder, "full", task, recipe, on_check).score
+    bank, bar = FeatureBank(encoder, device=device), Progress(disable=True)
+    task = _Task(
+        dataset=dataset,
+        labels=labels,
+        classes=classes,
+        folds=folds,
+        refit_rows=folds[0][0],
+        features=bank,
+        batch_size=256,
+        device=device,
+        autocast=None,
+        bar=bar,
+    )
+    return _train_network(encoder, method="full", task=task, recipe=recipe, on_check=on_check).score
 
 
 def _train_network(
-    encoder: Encoder, method: str, task: _Task, recipe: Recipe, on_check: OnCheck | None = None
+    encoder: Encoder, *, method: str, task: _Task, recipe: Recipe, on_check: OnCheck | None = None
 ) -> _Candidate:
     """Train on each fold; the number of epochs is the one that does best on all of them."""
 
@@ -375,7 +450,7 @@ def _train_network(
         torch.manual_seed(recipe.seed)
         if method == "progressive":
             return HierarchicalClassifier(copy.deepcopy(encoder), task.classes)
-        return _with_head(encoder, task.classes, None, recipe.dropout, recipe.head)
+        return _with_head(encoder, classes=task.classes, head=None, dropout=recipe.dropout, kind=recipe.head)
 
     # One schedule for folds of any size and for the final fit, or the chosen epoch would mean different things.
     recipe = recipe._replace(max_epochs=_planned(task.folds, recipe))
@@ -398,4 +473,4 @@ def _train_network(
     chosen: dict[str, Any] = {"method": method, "epochs": best, "lr": recipe.lr}
     scores = {f"{method} lr={recipe.lr:g} epochs={epoch}": score for epoch, score in by_epoch.items()}
     history = {"train_loss": runs[0].losses, "val_auroc": list(by_epoch.items())}
-    return _Candidate(pooled[best], by_epoch[best], fit, chosen, scores, history)
+    return _Candidate(judged=pooled[best], score=by_epoch[best], fit=fit, chosen=chosen, scores=scores, history=history)

@@ -78,7 +78,8 @@ def choose_tap(encoder: Encoder, images: Tensor) -> str:
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> choose_tap(create_encoder("resnet18", 1, size=64).eval(), torch.rand(1, 1, 64, 64))  # 16, 8 and 4 cells
+        >>> encoder = create_encoder("resnet18", in_channels=1, size=64).eval()  # taps of 16, 8 and 4 cells
+        >>> choose_tap(encoder, torch.rand(1, 1, 64, 64))
         'layer3'
     """
     cells = {name: min(tap.features.shape[-2:]) for name, tap in encoder.taps(images[:1]).items()}
@@ -87,7 +88,7 @@ def choose_tap(encoder: Encoder, images: Tensor) -> str:
     return fine[0] if fine else max(deepest_first, key=lambda name: cells[name])
 
 
-def gradcam(model: Model, images: Tensor, classes: Tensor, tap: str | None = None) -> Tensor:
+def gradcam(model: Model, images: Tensor, *, classes: Tensor, tap: str | None = None) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017) at a tap of the encoder.
 
     Args:
@@ -102,8 +103,8 @@ def gradcam(model: Model, images: Tensor, classes: Tensor, tap: str | None = Non
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", 1, size=64), classes=2).eval()
-        >>> gradcam(model, torch.rand(3, 1, 64, 64), torch.tensor([0, 1, 0])).shape
+        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64), classes=2).eval()
+        >>> gradcam(model, torch.rand(3, 1, 64, 64), classes=torch.tensor([0, 1, 0])).shape
         torch.Size([3, 8, 8])
     """
     encoder = model.encoder
@@ -151,7 +152,7 @@ def border_share(maps: Tensor) -> float:
     return float(1 - (inner[shown] / whole[shown]).mean()) if shown.any() else 0.0
 
 
-def explain(model: Model, images: Tensor, classes: Tensor, seed: int = 0) -> Explanation:
+def explain(model: Model, images: Tensor, *, classes: Tensor, seed: int = 0) -> Explanation:
     """Grad-CAM, with a sanity check by randomised weights.
 
     Args:
@@ -161,7 +162,7 @@ def explain(model: Model, images: Tensor, classes: Tensor, seed: int = 0) -> Exp
         seed: of the random weights.
     """
     tap, size = choose_tap(model.encoder, images), images.shape[-2:]
-    found = gradcam(model, images, classes, tap)
+    found = gradcam(model, images, classes=classes, tap=tap)
     maps = over_images(found, size)
     untrained = copy.deepcopy(model)
     generator_state = torch.get_rng_state()
@@ -173,8 +174,14 @@ def explain(model: Model, images: Tensor, classes: Tensor, seed: int = 0) -> Exp
     # Running statistics of these images, or random activations would vanish or explode.
     with torch.no_grad():
         untrained.train()(images)
-    others = over_images(gradcam(untrained.eval(), images, classes, tap), size)
-    return Explanation(maps, rank_agreement(maps, others), border_share(maps), tap, (found.shape[1], found.shape[2]))
+    others = over_images(gradcam(untrained.eval(), images, classes=classes, tap=tap), size)
+    return Explanation(
+        maps=maps,
+        sanity=rank_agreement(maps, others),
+        border=border_share(maps),
+        tap=tap,
+        grid=(found.shape[1], found.shape[2]),
+    )
 
 
 def rank_agreement(first: Tensor, second: Tensor) -> float:
@@ -205,7 +212,7 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", 1, size=64, attention="ga"), classes=2).eval()
+        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64, attention="ga"), classes=2).eval()
         >>> attention_maps(model, torch.rand(3, 1, 64, 64)).shape
         torch.Size([3, 4, 4])
     """
@@ -259,21 +266,21 @@ def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", 1, size=64, attention="ga"), classes=2).eval()
+        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64, attention="ga"), classes=2).eval()
         >>> list(compare_maps(model, torch.rand(2, 1, 64, 64)))
         ['Grad-CAM', 'attention', 'by lot']
     """
     with torch.no_grad():
         predicted = model(images).argmax(dim=1)
     size = images.shape[-2:]
-    kinds = {"Grad-CAM": over_images(gradcam(model, images, predicted), size)}
+    kinds = {"Grad-CAM": over_images(gradcam(model, images, classes=predicted), size)}
     attended = attention_maps(model, images)
     if attended is not None:
         kinds["attention"] = over_images(attended, size)
     kinds["by lot"] = torch.rand(kinds["Grad-CAM"].shape, generator=torch.Generator().manual_seed(seed))
     found: dict[str, dict[str, float | None]] = {}
     for name, maps in kinds.items():
-        deletion, insertion = deletion_and_insertion(model, images, maps, predicted)
+        deletion, insertion = deletion_and_insertion(model, images, maps, classes=predicted)
         agreement = None if name == "Grad-CAM" else rank_agreement(kinds["Grad-CAM"], maps)
         found[name] = {
             "border_share": border_share(maps),
@@ -286,7 +293,7 @@ def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[
 
 @torch.no_grad()
 def deletion_and_insertion(
-    model: Model, images: Tensor, maps: Tensor, classes: Tensor, steps: int = 16
+    model: Model, images: Tensor, maps: Tensor, *, classes: Tensor, steps: int = 16
 ) -> tuple[float, float]:
     """Whether what a map points at matters to the network (Petsiuk et al. 2018, RISE, section 3.3).
 
@@ -302,8 +309,10 @@ def deletion_and_insertion(
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", 1, size=64), classes=2).eval()
-        >>> found = deletion_and_insertion(model, torch.rand(2, 1, 64, 64), torch.rand(2, 64, 64), torch.tensor([0, 1]))
+        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64), classes=2).eval()
+        >>> found = deletion_and_insertion(
+        ...     model, torch.rand(2, 1, 64, 64), torch.rand(2, 64, 64), classes=torch.tensor([0, 1])
+        ... )
         >>> all(0 <= value <= 1 for value in found)
         True
     """

@@ -146,7 +146,7 @@ class Finetuning(pl.LightningModule):
         recipe: rates, grids and seed.
     """
 
-    def __init__(self, model: Model, chain: Sequence[Any], weights: Tensor, recipe: Recipe) -> None:
+    def __init__(self, model: Model, *, chain: Sequence[Any], weights: Tensor, recipe: Recipe) -> None:
         super().__init__()
         self.model = model
         self.chain = FusedChain(chain, model.encoder.spec.size)
@@ -225,6 +225,7 @@ class _Watch(Callback):
     def __init__(
         self,
         labels: NDArray[np.int64],
+        *,
         keep_best: float | None,
         stop_at: int | None,
         on_check: OnCheck | None,
@@ -284,6 +285,7 @@ def planned_epochs(count: int, recipe: Recipe) -> int:
 def train_classifier(
     model: Model,
     dataset: PixelDataset,
+    *,
     labels: NDArray[np.int64],
     classes: int,
     fold: Fold,
@@ -316,9 +318,11 @@ def train_classifier(
     every = -(-epochs // CHECKS)
     batch_size = _batch_size(len(rows), recipe)
     chain = augmentation_chain(recipe.preset, model.encoder.spec.size, dataset.channels)
-    module = Finetuning(model, chain, class_weights(labels[rows], classes, recipe.balanced), recipe)
+    module = Finetuning(
+        model, chain=chain, weights=class_weights(labels[rows], classes, recipe.balanced), recipe=recipe
+    )
     to_channels_last(module)
-    watch = _Watch(labels[val_rows], keep_best, stop_at, on_check, on_epoch)
+    watch = _Watch(labels[val_rows], keep_best=keep_best, stop_at=stop_at, on_check=on_check, on_epoch=on_epoch)
     trainer = pl.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=every,
@@ -340,7 +344,7 @@ def train_classifier(
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")
         trainer.fit(
             module,
-            training_loader(dataset.subset(rows), batch_size, drop_last=True, seed=recipe.seed),
+            training_loader(dataset.subset(rows), batch_size=batch_size, drop_last=True, seed=recipe.seed),
             evaluation_loader(dataset.subset(val_rows), 256) if len(val_rows) else None,
         )
     if watch.state is not None:

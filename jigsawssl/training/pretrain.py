@@ -45,6 +45,7 @@ class JigsawPretraining(pl.LightningModule):
     def __init__(
         self,
         encoder: Encoder,
+        *,
         block: HierarchicalBlock | PlainProjector,
         views: JigsawViews,
         loss: HierarchicalLoss,

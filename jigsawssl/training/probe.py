@@ -39,6 +39,7 @@ NEIGHBOURS = (1, 5, 20, 50, 200)
 def _forward(
     network: nn.Module,
     encoder: Encoder,
+    *,
     dataset: PixelDataset,
     batch_size: int,
     device: torch.device,
@@ -62,10 +63,15 @@ def _forward(
 
 
 def extract_features(
-    encoder: Encoder, dataset: PixelDataset, batch_size: int, device: torch.device, autocast: torch.dtype | None = None
+    encoder: Encoder,
+    dataset: PixelDataset,
+    *,
+    batch_size: int,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
 ) -> Tensor:
     """Pooled features float32 ``(N, D)`` on the CPU, in the order of the dataset."""
-    return _forward(encoder, encoder, dataset, batch_size, device, autocast)
+    return _forward(encoder, encoder, dataset=dataset, batch_size=batch_size, device=device, autocast=autocast)
 
 
 class FeatureBank:
@@ -79,10 +85,10 @@ class FeatureBank:
     """
 
     def __init__(
-        self, encoder: Encoder, device: torch.device, autocast: torch.dtype | None = None, batch_size: int = 256
+        self, encoder: Encoder, *, device: torch.device, autocast: torch.dtype | None = None, batch_size: int = 256
     ) -> None:
         self.encoder = encoder
-        self._how = (batch_size, device, autocast)
+        self._device, self._autocast, self._batch_size = device, autocast, batch_size
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, dataset: PixelDataset) -> Tensor:
@@ -90,7 +96,13 @@ class FeatureBank:
         paths = [dataset.archive.samples[row].path for row in dataset.rows.tolist()]
         missing = np.array([at for at, path in enumerate(paths) if path not in self._known], dtype=np.int64)
         if missing.size:
-            found = extract_features(self.encoder, dataset.subset(missing), *self._how)
+            found = extract_features(
+                self.encoder,
+                dataset.subset(missing),
+                batch_size=self._batch_size,
+                device=self._device,
+                autocast=self._autocast,
+            )
             self._known |= {paths[at]: row for at, row in zip(missing.tolist(), found, strict=True)}
         return torch.stack([self._known[path] for path in paths])
 
@@ -98,25 +110,31 @@ class FeatureBank:
 def predict(
     model: Classifier | HierarchicalClassifier,
     dataset: PixelDataset,
+    *,
     batch_size: int,
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> Tensor:
     """Probabilities float32 ``(N, K)`` on the CPU, in the order of the dataset."""
-    return _forward(model, model.encoder, dataset, batch_size, device, autocast).softmax(dim=1)
+    return _forward(
+        model, model.encoder, dataset=dataset, batch_size=batch_size, device=device, autocast=autocast
+    ).softmax(dim=1)
 
 
 @torch.no_grad()
 def dropout_probabilities(
     model: Classifier,
     dataset: PixelDataset,
+    *,
     passes: int,
     batch_size: int,
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> Tensor:
     """Monte-Carlo dropout (Gal and Ghahramani 2016) in front of the head: float32 ``(passes, N, K)`` on the CPU."""
-    features = _forward(model.encoder, model.encoder, dataset, batch_size, device, autocast)
+    features = _forward(
+        model.encoder, model.encoder, dataset=dataset, batch_size=batch_size, device=device, autocast=autocast
+    )
     # Dropout alone is in training mode: heads have nothing else that would behave differently.
     noisy = nn.Sequential(model.dropout, model.head).cpu().train()
     found = torch.stack([noisy(features).softmax(dim=1) for _ in range(passes)])
@@ -124,7 +142,9 @@ def dropout_probabilities(
     return found
 
 
-def fit_probe(features: Tensor, labels: NDArray[np.int64], classes: int, strength: float, balanced: bool) -> nn.Linear:
+def fit_probe(
+    features: Tensor, labels: NDArray[np.int64], *, classes: int, strength: float, balanced: bool
+) -> nn.Linear:
     """Multinomial logistic regression on standardised features, as one linear layer on the raw ones.
 
     Args:
@@ -167,7 +187,7 @@ def fit_probe(features: Tensor, labels: NDArray[np.int64], classes: int, strengt
 
 
 def knn_probabilities(
-    features: Tensor, bank: Tensor, labels: NDArray[np.int64], classes: int, neighbours: int
+    features: Tensor, bank: Tensor, labels: NDArray[np.int64], *, classes: int, neighbours: int
 ) -> Tensor:
     """Votes of the nearest neighbours by cosine similarity, temperature .1 (Wu et al. 2018), as ``(N, classes)``.
 

@@ -31,8 +31,10 @@ from jigsawssl.experiments.runner import run_cells
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder with fresh weights in a file."""
     path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
-    small = jigsawssl.create_encoder("resnet18", 1, 32, 2, options={"channels": [16, 16, 32, 32]})
-    jigsawssl.save_encoder(path, small, {"archive": "none"})
+    small = jigsawssl.create_encoder(
+        "resnet18", in_channels=1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]}
+    )
+    jigsawssl.save_encoder(path, small, provenance={"archive": "none"})
     return path
 
 

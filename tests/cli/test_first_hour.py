@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,9 +195,9 @@ def test_fine_tuning_does_not_decode_what_pretraining_decoded(
     assert main([*readme("pretrain"), "cache=shared"]) == 0
     decoded: list[int] = []
 
-    def fit(pixels: np.ndarray, size: int, *arguments: object) -> np.ndarray:
+    def fit(pixels: np.ndarray, *, size: int, **settings: Any) -> np.ndarray:
         decoded.append(size)
-        return fit_image(pixels, size, *arguments)  # type: ignore[arg-type]
+        return fit_image(pixels, size=size, **settings)
 
     monkeypatch.setattr("jigsawssl.data.loading.fit_image", fit)
     (clinic / "scans" / "bright" / "000.png").touch()

@@ -114,7 +114,7 @@ def test_the_table_follows_from_the_predictions_on_every_archive(finished: Path,
         rows = [row for row in csv.DictReader(stream) if row["metric"] == "balanced_accuracy"]
     assert {(row["domain"], row["variant"]) for row in rows} == {(d, v) for d in ("in domain", "dim") for v in VARIANTS}
     known = open_archive("demo", split="test")
-    other = open_archive(str(domain), f"{domain}.csv")
+    other = open_archive(str(domain), manifest=f"{domain}.csv")
     truth = {"in domain": known.labels, "dim": np.array([known.classes.index(s.label) for s in other.samples])}
     for row in rows:
         scores = []
@@ -184,9 +184,20 @@ def plan(tmp_path: Path) -> StudyPlan:
     (folder / "search").mkdir(parents=True)
     source = Source("demo")
     choice = EncoderChoice("random:resnet18", 32, options={"channels": [16, 16, 32, 32]})
-    rows = draw_subset(open_labelled(source), 0.13, 0, False)
+    rows = draw_subset(open_labelled(source), fraction=0.13, seed=0, count_groups=False)
     recipe = Recipe(5e-4, max_epochs=4)
-    return StudyPlan(source, {"plain": choice}, {}, 1, recipe, {"lr": (1e-4, 1e-2)}, 5, 0.13, {0: rows}, folder)
+    return StudyPlan(
+        source=source,
+        variants={"plain": choice},
+        domains={},
+        channels=1,
+        recipe=recipe,
+        space={"lr": (1e-4, 1e-2)},
+        trials=5,
+        fraction=0.13,
+        subsets={0: rows},
+        out=folder,
+    )
 
 
 def test_what_is_not_promising_or_diverges_ends_early_and_counts(
@@ -212,7 +223,9 @@ def test_trouble_with_another_archive_costs_it_alone(
     shutil.copytree(finished, again)
     for file in again.glob("cells/plain-0.13-0*"):
         file.unlink()
-    monkeypatch.setattr(study_module, "open_domain", lambda *_: (_ for _ in ()).throw(OSError("the share is gone")))
+    monkeypatch.setattr(
+        study_module, "open_domain", lambda *_, **__: (_ for _ in ()).throw(OSError("the share is gone"))
+    )
     assert study(again, domain, "resume=true") == 1
     report = report_of(again)
     assert report["missing"] == 1 and list(report["failed"]) == ["plain-0.13-0 on dim"]

@@ -25,7 +25,7 @@ def paths(archive: Archive) -> list[str]:
 
 def fails(data: Path | str, manifest: Path | str | None = None, split: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        open_archive(str(data), None if manifest is None else str(manifest), split)
+        open_archive(str(data), manifest=None if manifest is None else str(manifest), split=split)
     message = str(caught.value)
     assert "\n" not in message and message.startswith("`") and message.endswith(".") and message.count(";") >= 2
     return message
@@ -60,15 +60,15 @@ def test_links_lead_nowhere_outside(tmp_path: Path) -> None:
 def test_folders_give_class_and_split(tmp_path: Path) -> None:
     for name in ("train/10/a.png", "train/2/b.png", "valid/site/2/c.png", "test/d.png", "other/e.png"):
         save(tmp_path / name)
-    archive = open_archive(str(tmp_path), "folders")
+    archive = open_archive(str(tmp_path), manifest="folders")
     assert archive.classes == ("2", "10")
     known = {s.path: (s.label, s.split) for s in archive.samples}
     assert known["train/10/a.png"] == ("10", "train") and known["valid/site/2/c.png"] == ("2", "val")
     assert known["test/d.png"] == (None, "test") and known["other/e.png"] == (None, "other")
-    train = open_archive(str(tmp_path), "folders", "train")
+    train = open_archive(str(tmp_path), manifest="folders", split="train")
     assert train.classes == archive.classes, "train and test must agree about classes"
     assert train.labels.tolist() == [1, 0]
-    assert paths(open_archive(str(tmp_path), "folders", "valid")) == ["valid/site/2/c.png"]
+    assert paths(open_archive(str(tmp_path), manifest="folders", split="valid")) == ["valid/site/2/c.png"]
     assert "test, train, val" in fails(tmp_path, "folders", "tests")
 
 
@@ -77,7 +77,7 @@ def test_csv_gives_label_split_and_group_in_its_own_order(tmp_path: Path) -> Non
         save(tmp_path / "images" / f"{name}.png")
     manifest = tmp_path / "m.csv"
     manifest.write_text("\ufeffpath,label,age,split,group\nc.png,x,3,train,p1\n./a.png,,4,valid,\nb.png,y\n")
-    archive = open_archive(str(tmp_path / "images"), str(manifest))
+    archive = open_archive(str(tmp_path / "images"), manifest=str(manifest))
     assert archive.samples == (
         Sample("c.png", "x", "train", "p1"),
         Sample("a.png", None, "val", None),
@@ -167,7 +167,7 @@ def test_missing_values_are_unknown_and_said_and_names_of_splits_have_many_forms
     manifest = tmp_path / "m.csv"
     lines = [",".join((f"{number}.png", *row)) for number, row in enumerate(cells)]
     manifest.write_text("\n".join(["path,label,split,group", *lines]) + "\n")
-    archive = open_archive(str(tmp_path / "images"), str(manifest))
+    archive = open_archive(str(tmp_path / "images"), manifest=str(manifest))
     assert [sample[1:] for sample in archive.samples] == [
         ("a", "train", "p1"),
         (None, "val", None),
@@ -178,7 +178,7 @@ def test_missing_values_are_unknown_and_said_and_names_of_splits_have_many_forms
     assert len(archive.remarks) == 5
     assert "2 cells of `group` say NULL, which is taken for unknown; where it is a group, rename it" in archive.remarks
     assert sum("`label`" in remark for remark in archive.remarks) == 2
-    assert paths(open_archive(str(tmp_path / "images"), str(manifest), "validation")) == ["1.png"]
+    assert paths(open_archive(str(tmp_path / "images"), manifest=str(manifest), split="validation")) == ["1.png"]
 
 
 def test_the_order_of_classes_is_given_or_stands_beside_the_manifest(tmp_path: Path) -> None:
@@ -186,13 +186,18 @@ def test_the_order_of_classes_is_given_or_stands_beside_the_manifest(tmp_path: P
         save(tmp_path / "images" / f"{number}.png")
     manifest, images = tmp_path / "m.csv", str(tmp_path / "images")
     manifest.write_text("path,label\n0.png,mild\n1.png,none\n2.png,severe\n3.png,none\n")
-    assert not open_archive(images, str(manifest)).order_given
-    given = open_archive(images, str(manifest), classes=["none", "mild", "severe"])
+    assert not open_archive(images, manifest=str(manifest)).order_given
+    given = open_archive(images, manifest=str(manifest), classes=["none", "mild", "severe"])
     assert given.order_given and given.labels.tolist() == [1, 0, 2, 0]
     (tmp_path / "m.csv.classes").write_text("severe\n none\n\nmild\n")
-    beside = open_archive(images, str(manifest))
+    beside = open_archive(images, manifest=str(manifest))
     assert beside.order_given and beside.classes == ("severe", "none", "mild")
-    assert open_archive(images, str(manifest), classes=["none", "mild", "severe"]).labels.tolist() == [1, 0, 2, 0]
+    assert open_archive(images, manifest=str(manifest), classes=["none", "mild", "severe"]).labels.tolist() == [
+        1,
+        0,
+        2,
+        0,
+    ]
     (tmp_path / "m.csv.classes").write_text("none\nmild\n")
     assert "severe is left out" in fails(images, manifest)
 

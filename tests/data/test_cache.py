@@ -73,7 +73,7 @@ def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def build(root: Path, folder: Path, options: CacheOptions = OPTIONS, workers: int = 2) -> Cache:
-    return build_cache(open_archive(str(root)), folder, options, workers, progress=False)
+    return build_cache(open_archive(str(root)), folder, options=options, workers=workers, progress=False)
 
 
 def contents(cache: Cache) -> tuple[bytes, list[dict[str, object]]]:
@@ -92,7 +92,7 @@ def test_pixels_and_table_are_what_the_readers_give(root: Path, tmp_path: Path) 
     paths = cache.paths()
     row_of = {sample.path: row for row, sample in enumerate(archive.samples)}
     for pixels, row in zip(cache.pixels, cache.readable(), strict=True):
-        assert np.array_equal(pixels, fit_image(archive.read(row_of[paths[row]]), 16, 1))
+        assert np.array_equal(pixels, fit_image(archive.read(row_of[paths[row]]), size=16, channels=1))
     assert {path: reason for path, _, reason in cache.unreadable()} == {
         "a/broken.png": "truncated",
         "a/empty.jpg": "empty file",
@@ -263,7 +263,7 @@ def test_parts_of_an_archive_keep_their_own_caches(root: Path, tmp_path: Path) -
     archive, folder = open_archive(str(root)), tmp_path / "cache"
 
     def part(rows: list[int], scope: str) -> Path:
-        return build_cache(archive.select(rows), folder, OPTIONS, 1, progress=False, scope=scope).path
+        return build_cache(archive.select(rows), folder, options=OPTIONS, workers=1, progress=False, scope=scope).path
 
     one, two = part([0, 1, 2], "train"), part([3, 4], "test")
     assert one.is_dir() and two.is_dir()
@@ -294,7 +294,7 @@ def test_arrays_in_memory_are_never_taken_for_others(tmp_path: Path) -> None:
     file = tmp_path / "a.npz"
     for value in (3, 4):
         np.savez(file, images=np.full((5, 16, 16), value, np.uint8))
-        cache = build_cache(open_archive(str(file)), tmp_path / "cache", OPTIONS, 1, progress=False)
+        cache = build_cache(open_archive(str(file)), tmp_path / "cache", options=OPTIONS, workers=1, progress=False)
         assert (cache.pixels == value).all()
 
 
@@ -321,7 +321,12 @@ def test_frames_of_one_file(tmp_path: Path) -> None:
         assert len(cache.pixels) == len(chosen_frames(7, frames))
         assert np.array_equal(
             cache.pixels[-1],
-            fit_image(open_archive(str(root)).open(0).frame(cache.table()["frame"][-1].as_py()), 16, 1, deep=True),
+            fit_image(
+                open_archive(str(root)).open(0).frame(cache.table()["frame"][-1].as_py()),
+                size=16,
+                channels=1,
+                deep=True,
+            ),
         )
 
 
@@ -353,7 +358,7 @@ def test_file_names_in_any_script_or_none(tmp_path: Path) -> None:
     cache = build(root, tmp_path / "cache")
     archive = open_archive(str(root))
     assert len(cache.pixels) == 3 and set(cache.paths()) == {sample.path for sample in archive.samples}
-    dataset = PixelDataset(archive, 16)
+    dataset = PixelDataset(archive, size=16)
     dataset.use(cache)
     assert len(dataset) == 3
     for name in ("caf\udce9", r"caf\udce9", "a\\\\b\\", "plain"):
@@ -368,10 +373,10 @@ def test_a_dataset_reads_the_same_from_cache_memory_and_files(tmp_path: Path, de
             values = np.random.default_rng(number).integers(0, 3000, (20, 24), dtype=np.uint16)
             Image.fromarray(values).save(root / f"deep{number}.png")
     archive = open_archive(str(root))
-    lazy, loaded, cached = (PixelDataset(archive, 16, workers=2) for _ in range(3))
+    lazy, loaded, cached = (PixelDataset(archive, size=16, workers=2) for _ in range(3))
     assert cached.deep == deep
     loaded.load(progress=False)
-    cached.use(build_cache(archive, tmp_path / "cache", cached.cache_options(), 2, progress=False))
+    cached.use(build_cache(archive, tmp_path / "cache", options=cached.cache_options(), workers=2, progress=False))
     assert np.array_equal(loaded.rows, cached.rows)
     assert {printable(path): reason for path, reason in loaded.unreadable.items()} == cached.unreadable
     indices = [5, 0, len(cached) - 1]
@@ -388,11 +393,11 @@ def test_a_dataset_reads_the_same_from_cache_memory_and_files(tmp_path: Path, de
 def test_a_cache_of_the_whole_serves_a_part(root: Path, tmp_path: Path) -> None:
     archive = open_archive(str(root))
     cache = build(root, tmp_path / "cache")
-    part = PixelDataset(archive.select([3, 30, 7]), 16)
+    part = PixelDataset(archive.select([3, 30, 7]), size=16)
     part.use(cache)
     assert sorted(part.rows.tolist()) == [0, 1, 2]
     for position, row in enumerate(part.rows):
-        assert np.array_equal(part[position].images, fit_image(part.archive.read(int(row)), 16, 1))
+        assert np.array_equal(part[position].images, fit_image(part.archive.read(int(row)), size=16, channels=1))
 
 
 def late_deep_archive(root: Path) -> Path:
@@ -405,7 +410,7 @@ def late_deep_archive(root: Path) -> Path:
         values = rng.integers(0, 3000, (16, 16), dtype=np.uint16)
         path = root / f"x{number}.png"
         Image.fromarray(values).save(path)
-        if not PixelDataset(open_archive(str(root)), 16).deep:
+        if not PixelDataset(open_archive(str(root)), size=16).deep:
             return root
         path.unlink()
     raise AssertionError("every name is sampled")
@@ -413,7 +418,7 @@ def late_deep_archive(root: Path) -> Path:
 
 def test_one_deep_image_makes_the_whole_cache_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = late_deep_archive(tmp_path / "archive")
-    dataset = PixelDataset(open_archive(str(root)), 16, workers=2)
+    dataset = PixelDataset(open_archive(str(root)), size=16, workers=2)
     shallow = dataset.cache_options()
     assert not shallow.deep
     cache = build(root, tmp_path / "cache", shallow)
@@ -428,13 +433,13 @@ def test_one_deep_image_makes_the_whole_cache_deep(tmp_path: Path, monkeypatch: 
     assert grown.options.deep and decoded == ["new.png"]
     assert contents(cache) == before, "an open cache does not mind being replaced"
     dataset.use(cache)
-    loaded = PixelDataset(open_archive(str(root)), 16, workers=2)
+    loaded = PixelDataset(open_archive(str(root)), size=16, workers=2)
     loaded.load(progress=False)
     assert dataset.deep and loaded.deep
     rows = [0, 99, 100]
     assert torch.equal(
         dataset.__getitems__(rows).images.view(torch.uint8),
-        PixelDataset(dataset.archive, 16).__getitems__(rows).images.view(torch.uint8),
+        PixelDataset(dataset.archive, size=16).__getitems__(rows).images.view(torch.uint8),
     ), "decoded on the fly, a batch with a deeper image is deep"
 
 
@@ -450,7 +455,7 @@ def test_a_growing_archive_keeps_what_is_sampled(tmp_path: Path) -> None:
                 return super().open(row, *rest, **options)
 
         part = archive.select(rows)
-        PixelDataset(Watched(**{field.name: getattr(part, field.name) for field in fields(part)}), 16)
+        PixelDataset(Watched(**{field.name: getattr(part, field.name) for field in fields(part)}), size=16)
         return opened
 
     before = sampled(range(300))

@@ -42,9 +42,9 @@ def test_images_and_groups_are_found_again(tmp_path: Path, cached: bool) -> None
     root = images(tmp_path / "one", "abcd", seed=0)
     manifest = tmp_path / "m.csv"
     manifest.write_text("path,label,group\na.png,x,patient-1\nb.png,x,patient-2\n")
-    archive = open_archive(str(root), str(manifest))
+    archive = open_archive(str(root), manifest=str(manifest))
     if cached:
-        build_cache(archive, tmp_path / "cache", CacheOptions(8, 1), 1, progress=False)
+        build_cache(archive, tmp_path / "cache", options=CacheOptions(8, 1), workers=1, progress=False)
     file = tmp_path / "seen.parquet"
     seen_of(archive, tmp_path / "cache").save(file)
     seen = SeenImages.load(file)
@@ -54,7 +54,7 @@ def test_images_and_groups_are_found_again(tmp_path: Path, cached: bool) -> None
     other = images(tmp_path / "two", "efgh", seed=1)
     (other / "renamed.png").write_bytes((root / "a.png").read_bytes())
     manifest.write_text("path,label,group\ne.png,x,patient-2\nf.png,x,\nrenamed.png,y,patient-9\n")
-    judged = open_archive(str(other), str(manifest))
+    judged = open_archive(str(other), manifest=str(manifest))
     found = overlap(seen, judged, [0, 1, 2])
     assert found.same_image.tolist() == [2] and found.same_group.tolist() == [0] and found.rows.tolist() == [0, 2]
     assert not overlap(seen, judged, [1]).rows.size
@@ -68,7 +68,7 @@ def test_patients_of_dicom_files_count_as_groups(tmp_path: Path) -> None:
             shift = number + 2 * (root == two)
             (root / f"{number}.dcm").write_bytes(dicom(np.roll(STORED, shift, axis=0), PatientID=patient))
     archive = open_archive(str(one))
-    build_cache(archive, tmp_path / "cache", CacheOptions(8, 1, deep=True), 1, progress=False)
+    build_cache(archive, tmp_path / "cache", options=CacheOptions(8, 1, deep=True), workers=1, progress=False)
     found = overlap(seen_of(archive, tmp_path / "cache"), open_archive(str(two)), [0, 1])
     assert found.same_group.tolist() == [0] and not found.same_image.size
 
@@ -81,7 +81,7 @@ def test_a_group_of_the_manifest_does_not_hide_the_patient(tmp_path: Path) -> No
     seen = seen_of(open_archive(str(one)))
     manifest = tmp_path / "m.csv"
     manifest.write_text("path,label,group\na.dcm,x,pseudonym-8\n")
-    found = overlap(seen, open_archive(str(two), str(manifest)), [0])
+    found = overlap(seen, open_archive(str(two), manifest=str(manifest)), [0])
     assert found.same_group.tolist() == [0]
 
 
@@ -90,7 +90,7 @@ def test_a_union_remembers_both_with_their_own_salts(tmp_path: Path) -> None:
     for number in range(2):
         manifest = tmp_path / f"{number}.csv"
         manifest.write_text(f"path,label,group\na.png,x,patient-{number}\n")
-        archive = open_archive(str(images(tmp_path / str(number), "ab", seed=number)), str(manifest))
+        archive = open_archive(str(images(tmp_path / str(number), "ab", seed=number)), manifest=str(manifest))
         seen.append((archive, seen_of(archive)))
     file = tmp_path / "seen.parquet"
     seen[0][1].union(seen[1][1]).save(file)
@@ -115,7 +115,7 @@ def test_a_group_is_seen_by_the_content_of_its_other_images(tmp_path: Path) -> N
     seen = seen_images(Identities(open_archive(str(root))), np.array([0, 2]))
     manifest = tmp_path / "m.csv"
     manifest.write_text("path,label,group\na.png,x,p1\nb.png,x,p1\nc.png,x,p2\nd.png,x,p3\ne.png,x,\n")
-    found = overlap(seen, open_archive(str(root), str(manifest)), [1, 2, 3, 4])
+    found = overlap(seen, open_archive(str(root), manifest=str(manifest)), [1, 2, 3, 4])
     assert found.same_image.tolist() == [2] and found.same_group.tolist() == [1]
 
 
@@ -126,7 +126,7 @@ def test_a_copied_file_does_not_tell_who_the_patients_are(tmp_path: Path) -> Non
     manifest = tmp_path / "m.csv"
     rows = [f"{name}.png,x,{number}" for name, number in zip("abcd", numbers, strict=True)]
     manifest.write_text("\n".join(["path,label,group", *rows]) + "\n")
-    archive = open_archive(str(root), str(manifest))
+    archive = open_archive(str(root), manifest=str(manifest))
     file = tmp_path / "seen.parquet"
     seen_of(archive).save(file)
     assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
@@ -148,7 +148,7 @@ def test_a_copied_file_does_not_tell_who_the_patients_are(tmp_path: Path) -> Non
     other = images(tmp_path / "two", "ef", seed=1)
     (other / "renamed.png").write_bytes((root / "a.png").read_bytes())
     manifest.write_text(f"path,label,group\ne.png,x,{numbers[1]}\nrenamed.png,y,new\n")
-    found = overlap(copied, open_archive(str(other), str(manifest)), [0, 1])
+    found = overlap(copied, open_archive(str(other), manifest=str(manifest)), [0, 1])
     assert found.same_image.tolist() == [1] and not found.same_group.size
 
 

@@ -166,7 +166,7 @@ def test_wrong_folders_names_and_options_are_user_errors(tmp_path: Path) -> None
             layout(tmp_path, name)
         assert expected in str(caught.value)
     with pytest.raises(UserError, match="without `manifest`"):
-        open_archive(str(tmp_path), "folders", layout="kermany")
+        open_archive(str(tmp_path), manifest="folders", layout="kermany")
 
 
 REAL = os.environ.get("JIGSAWSSL_REAL_DATA", "")
@@ -177,7 +177,9 @@ def test_on_real_images() -> None:
     folder = Path(REAL) / "kermany_cxr"
     archive = layout(folder, "kermany")
     assert len(archive) == 5856 and archive.classes == ("normal", "pneumonia")
-    written = {sample.path: sample for sample in open_archive(str(folder), str(folder / "manifest.csv")).samples}
+    written = {
+        sample.path: sample for sample in open_archive(str(folder), manifest=str(folder / "manifest.csv")).samples
+    }
     groups: dict[str | None, set[str | None]] = {}
     for sample in archive.samples:
         other = written[sample.path]

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 def dataset(folder: Path, **options: Any) -> PixelDataset:
     options = {"fit": "squash", "workers": 2, **options}
-    return PixelDataset(open_archive(str(folder), "folders"), 16, **options)
+    return PixelDataset(open_archive(str(folder), manifest="folders"), size=16, **options)
 
 
 def breaks(folder: Path, *names: str) -> None:
@@ -106,8 +106,8 @@ def test_channels_are_detected(tmp_path: Path) -> None:
     coloured[2, :10, :10, 0] ^= 255
     for name, images, expected in (("l", grey[..., 0], 1), ("rgb", noisy, 1), ("colour", coloured, 3)):
         np.savez(tmp_path / f"{name}.npz", images=images)
-        assert PixelDataset(open_archive(str(tmp_path / f"{name}.npz")), 8).channels == expected
-    assert PixelDataset(open_archive(str(tmp_path / "l.npz")), 8, channels=3)[0].images.shape == (3, 8, 8)
+        assert PixelDataset(open_archive(str(tmp_path / f"{name}.npz")), size=8).channels == expected
+    assert PixelDataset(open_archive(str(tmp_path / "l.npz")), size=8, channels=3)[0].images.shape == (3, 8, 8)
 
 
 def test_resize_is_antialiased_and_near_the_full_decode(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_resize_is_antialiased_and_near_the_full_decode(tmp_path: Path) -> None:
     wave = (127 + 120 * np.sin(np.arange(512) / 40)[:, None] * np.ones(512)).astype(np.uint8)
     Image.fromarray(board).save(tmp_path / "board.png")
     Image.fromarray(wave).save(tmp_path / "wave.jpg", quality=95)
-    pixels = PixelDataset(open_archive(str(tmp_path)), 32)
+    pixels = PixelDataset(open_archive(str(tmp_path)), size=32)
     assert (pixels[0].images.int() - 127).abs().max() <= 2
     exact = np.asarray(Image.fromarray(wave).resize((32, 32), Image.Resampling.BILINEAR))
     assert np.abs(pixels[1].images[0].numpy().astype(int) - exact).max() <= 3
@@ -141,13 +141,13 @@ def order(loader: DataLoader[Batch]) -> list[list[int]]:
 def test_training_order_follows_from_seed_and_epoch(folder: Path) -> None:
     pixels = dataset(folder)
     pixels.load(progress=False)
-    loader = training_loader(pixels, 4, drop_last=False, seed=5)
+    loader = training_loader(pixels, batch_size=4, drop_last=False, seed=5)
     first = order(loader)
-    assert first == order(training_loader(pixels, 4, drop_last=False, seed=5))
-    assert first != order(training_loader(pixels, 4, drop_last=False, seed=6))
+    assert first == order(training_loader(pixels, batch_size=4, drop_last=False, seed=5))
+    assert first != order(training_loader(pixels, batch_size=4, drop_last=False, seed=6))
     assert [len(batch) for batch in first] == [4, 4, 2] and sorted(chain(*first)) == list(range(10))
     assert list(chain(*first)) != list(range(10))
-    assert [len(batch) for batch in order(training_loader(pixels, 4, drop_last=True, seed=5))] == [4, 4]
+    assert [len(batch) for batch in order(training_loader(pixels, batch_size=4, drop_last=True, seed=5))] == [4, 4]
     loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
     assert order(loader) != first, "each epoch has its own order"
 
@@ -160,10 +160,10 @@ def test_evaluation_is_in_order(folder: Path) -> None:
 
 def test_a_small_train_set_is_one_batch(folder: Path) -> None:
     pixels = dataset(folder)
-    assert [len(batch) for batch in order(training_loader(pixels, 64, drop_last=True, seed=0))] == [10]
-    one = PixelDataset(pixels.archive.select([0]), 16)
+    assert [len(batch) for batch in order(training_loader(pixels, batch_size=64, drop_last=True, seed=0))] == [10]
+    one = PixelDataset(pixels.archive.select([0]), size=16)
     with pytest.raises(UserError, match="at least 2 training images; there are 1"):
-        training_loader(one, 64, drop_last=True, seed=0)
+        training_loader(one, batch_size=64, drop_last=True, seed=0)
 
 
 def test_a_subset_shows_the_same_images(folder: Path) -> None:
@@ -180,4 +180,4 @@ def test_wrong_numbers_are_user_errors(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^`channels` \(2\)"):
         dataset(folder, channels=2)
     with pytest.raises(UserError, match=r"^`size` \(0\)"):
-        PixelDataset(open_archive(str(folder)), 0)
+        PixelDataset(open_archive(str(folder)), size=0)

@@ -212,7 +212,7 @@ def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:
     for name in (b"ward/x/1.png", b"ward/y/2.png", b"__MACOSX/ward/._1.png", b"ward/z/"):
         written = written.replace(name, name.replace(b"/", b"\\"))
     (tmp_path / "backslashes.zip").write_bytes(written)
-    archive = open_archive(str(tmp_path), "folders")
+    archive = open_archive(str(tmp_path), manifest="folders")
     assert [(s.path, s.label) for s in archive.samples] == [
         (f"{name}.zip/ward/{label}/{number}.png", label)
         for name in ("backslashes", "slashes")

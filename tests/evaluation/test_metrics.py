@@ -223,7 +223,7 @@ def test_there_is_one_calibration_error(steps: int) -> None:
     judged = judge(Predictions(scores, labels, every, scores[:0], labels[:0], every), ["a", "b"])
     points = judged["calibration"]["before"]["reliability"]
     from_points = (points["cases"] * np.abs(points["accuracy"] - points["confidence"])).sum() / 40
-    resampled = resampled_metrics(scores, labels, ["a", "b"], np.ones((1, 40)))["calibration_error"][0]
+    resampled = resampled_metrics(scores, labels, ["a", "b"], weights=np.ones((1, 40)))["calibration_error"][0]
     wanted = by_hand(scores, labels)
     for found in (judged["metrics"]["calibration_error"], from_points, resampled):
         assert found == pytest.approx(wanted, abs=1e-9)

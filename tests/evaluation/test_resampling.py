@@ -30,7 +30,7 @@ def test_a_weight_is_a_repetition(size: int, ties: bool) -> None:
     names = [f"class {k}" for k in range(size)]
     weights = np.random.default_rng(1).integers(0, 4, size=(6, len(labels))).astype(float)
     weights[0] = 1
-    found = resampled_metrics(scores, labels, names, weights)
+    found = resampled_metrics(scores, labels, names, weights=weights)
     assert np.array_equal(found["auroc"], resampled_auroc(scores, labels, weights))
     for draw, times in enumerate(weights.astype(int)):
         repeated, target = np.repeat(scores, times, axis=0), np.repeat(labels, times)
@@ -48,7 +48,7 @@ def test_a_weight_is_a_repetition(size: int, ties: bool) -> None:
 
 def test_metrics_that_torchmetrics_rounds_agree_with_scikit_learn_exactly() -> None:
     scores, labels = example(4)
-    found = resampled_metrics(scores, labels, list("abcd"), np.ones((1, len(labels))))
+    found = resampled_metrics(scores, labels, list("abcd"), weights=np.ones((1, len(labels))))
     one_hot, predicted = np.eye(4)[labels], scores.argmax(1)
     assert found["auroc"][0] == pytest.approx(reference.roc_auc_score(one_hot, scores, average="macro"), abs=1e-12)
     precision = reference.average_precision_score(one_hot, scores, average="macro")
@@ -60,7 +60,7 @@ def test_metrics_that_torchmetrics_rounds_agree_with_scikit_learn_exactly() -> N
 def test_a_class_that_was_not_drawn_is_not_counted() -> None:
     scores, labels = example(3)
     weights = np.stack([np.ones(len(labels)), labels != 2, labels == 0]).astype(float)
-    found = resampled_metrics(scores, labels, ["a", "b", "c"], weights)
+    found = resampled_metrics(scores, labels, ["a", "b", "c"], weights=weights)
     assert np.isnan(found["recall of c"][1]) and np.isfinite(found["balanced_accuracy"][1])
     assert np.isnan(found["auroc"][2]) and found["accuracy"][2] == (scores[labels == 0].argmax(1) == 0).mean()
     for name, values in found.items():
@@ -94,8 +94,8 @@ def test_the_interval_agrees_with_scipy() -> None:
 def test_much_work_is_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, labels = example(3)
     weights = draw_weights(np.arange(len(labels)), 20, seed=0)
-    whole = resampled_metrics(scores, labels, ["a", "b", "c"], weights)
+    whole = resampled_metrics(scores, labels, ["a", "b", "c"], weights=weights)
     monkeypatch.setattr("jigsawssl.evaluation.resampling._VALUES", 7 * len(labels))
-    parts = resampled_metrics(scores, labels, ["a", "b", "c"], weights)
+    parts = resampled_metrics(scores, labels, ["a", "b", "c"], weights=weights)
     for name in whole:
         assert np.allclose(whole[name], parts[name], atol=1e-12, equal_nan=True), name

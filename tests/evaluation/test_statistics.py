@@ -42,7 +42,7 @@ def test_the_paired_test_is_wrong_in_one_of_twenty_where_nothing_differs(spread:
     rejected = 0
     for _ in range(1000):
         a, a_draws, b, b_draws = study(rng, 5, 0.0, spread)
-        rejected += compare(a, b, a_draws, b_draws, test_share=1.0).p < 0.05
+        rejected += compare(a, b, first_draws=a_draws, second_draws=b_draws, test_share=1.0).p < 0.05
     assert 30 <= rejected <= 70
 
 
@@ -66,23 +66,23 @@ def test_the_interval_covers_the_truth() -> None:
 
 def test_a_clear_difference_is_found_and_its_sign_follows_the_order() -> None:
     a, a_draws, b, b_draws = study(np.random.default_rng(2), 5, 1.5, 0.05)
-    found = compare(a, b, a_draws, b_draws, test_share=1.0)
+    found = compare(a, b, first_draws=a_draws, second_draws=b_draws, test_share=1.0)
     assert found.p < 0.01 and found.p_bootstrap < 0.01 and found.low > 0 and found.ahead == 5
-    back = compare(b, a, b_draws, a_draws, test_share=1.0)
+    back = compare(b, a, first_draws=b_draws, second_draws=a_draws, test_share=1.0)
     assert back.difference == pytest.approx(-found.difference) and back.p == pytest.approx(found.p)
     assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
 
 
 def test_nothing_differs_from_itself() -> None:
     a, a_draws, _, _ = study(np.random.default_rng(3), 3, 0.0, 0.1)
-    found = compare(a, a, a_draws, a_draws, test_share=1.0)
+    found = compare(a, a, first_draws=a_draws, second_draws=a_draws, test_share=1.0)
     assert (found.difference, found.p, found.p_bootstrap, found.effect) == (0.0, 1.0, 1.0, None)
 
 
 def test_one_seed_is_judged_by_the_patients_alone() -> None:
     rng = np.random.default_rng(4)
     draws = rng.normal(0, 0.01, (2, 1, 4000))
-    found = compare([0.82], [0.80], draws[0] + 0.82, draws[1] + 0.80, test_share=1.0)
+    found = compare([0.82], [0.80], first_draws=draws[0] + 0.82, second_draws=draws[1] + 0.80, test_share=1.0)
     assert found.p_nadeau_bengio is None
     assert found.p == pytest.approx(math.erfc(0.02 / math.sqrt(2e-4) / math.sqrt(2)), rel=0.1)
 
@@ -93,7 +93,7 @@ def test_without_patients_noise_it_is_the_paired_t_test(seeds: int) -> None:
 
     a, b = np.array([0.80, 0.84, 0.79, 0.88, 0.83])[:seeds], np.array([0.78, 0.80, 0.80, 0.82, 0.81])[:seeds]
     same = np.tile(a[:, None], (1, 50))
-    found = compare(a, b, same, np.tile(b[:, None], (1, 50)), test_share=0.0)
+    found = compare(a, b, first_draws=same, second_draws=np.tile(b[:, None], (1, 50)), test_share=0.0)
     expected = stats.ttest_rel(a, b).pvalue
     assert found.p == pytest.approx(expected) and found.p_nadeau_bengio == pytest.approx(expected)
     assert found.effect == pytest.approx((a - b).mean() / (a - b).std(ddof=1))
@@ -107,7 +107,9 @@ def test_the_error_is_that_of_seeds_and_patients_together(of_patients: float) ->
     a = np.array([0.80, 0.84, 0.79, 0.88, 0.83])
     shared = rng.normal(0, of_patients, 2000)
     shared *= of_patients / shared.std(ddof=1)
-    found = compare(a, np.full(5, 0.78), a[:, None] + shared, np.full((5, 2000), 0.78), test_share=1.0)
+    found = compare(
+        a, np.full(5, 0.78), first_draws=a[:, None] + shared, second_draws=np.full((5, 2000), 0.78), test_share=1.0
+    )
     error = a.std(ddof=1) / math.sqrt(5) * rng.standard_t(4, 2_000_000) + of_patients * rng.standard_normal(2_000_000)
     assert found.p == pytest.approx((abs(error) >= found.difference).mean(), rel=0.02)
     assert found.high - found.difference == pytest.approx(np.quantile(abs(error), 0.95), rel=0.01)
@@ -121,7 +123,10 @@ def test_small_p_values_are_as_rare_as_they_say() -> None:
     for _ in range(10_000):
         of_seeds, at = rng.normal(0, 1, 5), rng.normal(0, of_patients)
         draws = np.tile(rng.normal(0, of_patients, 100), (5, 1))
-        rejected += compare(of_seeds + at, np.zeros(5), draws, np.zeros((5, 100)), test_share=1.0).p < 0.002
+        rejected += (
+            compare(of_seeds + at, np.zeros(5), first_draws=draws, second_draws=np.zeros((5, 100)), test_share=1.0).p
+            < 0.002
+        )
     assert 5 <= rejected <= 30  # 20 are allowed; degrees of freedom by variance gave 54
 
 
@@ -131,13 +136,13 @@ def test_nadeau_and_bengio_by_hand() -> None:
     a, b = np.array([0.9, 0.8, 0.85]), np.array([0.8, 0.8, 0.8])
     draws = np.zeros((3, 10))
     t = (a - b).mean() / math.sqrt((1 / 3 + 0.25) * (a - b).var(ddof=1))
-    found = compare(a, b, draws, draws, test_share=0.25)
+    found = compare(a, b, first_draws=draws, second_draws=draws, test_share=0.25)
     assert found.p_nadeau_bengio == pytest.approx(2 * stats.t.sf(t, 2))
 
 
 def test_draws_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"draws must be \(2, R\)"):
-        compare([1, 2], [1, 2], np.zeros((3, 5)), np.zeros((3, 5)), test_share=1.0)
+        compare([1, 2], [1, 2], first_draws=np.zeros((3, 5)), second_draws=np.zeros((3, 5)), test_share=1.0)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -151,7 +156,7 @@ def test_holm_by_its_definition(values: list[float]) -> None:
 
 def test_labels_saved_are_read_off_the_curve() -> None:
     def times(curve: list[float], target: float, at: float = 10) -> tuple[float, str]:
-        found = label_saving([10, 100, 1000], [curve, curve], [target, target], at)
+        found = label_saving([10, 100, 1000], [curve, curve], target=[target, target], at=at)
         assert found is not None and found.times == found.low == found.high
         return found.times
 
@@ -164,16 +169,16 @@ def test_labels_saved_are_read_off_the_curve() -> None:
     assert times(curve, 0.55, at=1000) == (pytest.approx(0.01), "at most")
     # A dip is smoothed away and cannot make the answer ambiguous: .8 and .7 both become .75.
     assert times([0.6, 0.8, 0.7], 0.75) == (pytest.approx(10), "")
-    assert label_saving([10, 100], [[math.nan, 0.8]] * 2, [0.8, 0.8], at=10) is None
+    assert label_saving([10, 100], [[math.nan, 0.8]] * 2, target=[0.8, 0.8], at=10) is None
 
 
 def test_the_interval_of_labels_saved_comes_from_its_draws() -> None:
     rng = np.random.default_rng(0)
     curves = np.array([0.6, 0.8, 0.9]) + np.vstack([np.zeros(3), rng.normal(0, 0.01, (400, 3))])
     targets = np.concatenate([[0.85], rng.normal(0.85, 0.01, 400)])
-    found = label_saving([10, 100, 1000], curves, targets, at=10)
+    found = label_saving([10, 100, 1000], curves, target=targets, at=10)
     assert found is not None and found.low.value < found.times.value < found.high.value
-    unreachable = label_saving([10, 100, 1000], curves, targets + 0.05, at=10)
+    unreachable = label_saving([10, 100, 1000], curves, target=targets + 0.05, at=10)
     assert unreachable is not None and unreachable.high.side == "more than"  # some draws never reach it
 
 
@@ -189,7 +194,7 @@ def test_the_interval_of_labels_saved_covers_the_truth() -> None:
         of_patients = np.repeat(patients, [5, 5], axis=2).reshape(301, 10)
         values = quality + of_patients[0]
         samples = joint_samples(values, values[:, None] + of_patients[None, 1:], seed=int(rng.integers(2**31)))
-        found = label_saving(labels, samples[:, 5:], samples[:, 0], at=10)
+        found = label_saving(labels, samples[:, 5:], target=samples[:, 0], at=10)
         assert found is not None
         covered += found.low.value <= 10 <= found.high.value
     assert 0.92 <= covered / 600 <= 0.99

@@ -29,21 +29,28 @@ def images(tmp_path: Path) -> PixelDataset:
         file = tmp_path / "images" / CLASSES[number % 2] / f"Jane Doe {number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(file)
-    dataset = PixelDataset(open_archive(str(tmp_path / "images"), "folders"), 64, 1)
+    dataset = PixelDataset(open_archive(str(tmp_path / "images"), manifest="folders"), size=64, channels=1)
     dataset.load(progress=False)
     return dataset
 
 
 def classifier(backbone: str = "resnet18", **more: Any) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(create_encoder(backbone, 1, 64, **more), 2)
+    return Classifier(create_encoder(backbone, in_channels=1, size=64, **more), 2)
 
 
 PROBABILITIES = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.55, 0.45], [0.05, 0.95]])
 
 
 def draw(tmp_path: Path, images: PixelDataset, model: Classifier) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    found = save_gallery(tmp_path / "seen.jpg", model, images, PROBABILITIES, images.labels, CLASSES)
+    found = save_gallery(
+        tmp_path / "seen.jpg",
+        model=model,
+        dataset=images,
+        probabilities=PROBABILITIES,
+        labels=images.labels,
+        classes=CLASSES,
+    )
     with (tmp_path / "seen.csv").open(newline="") as stream:
         return found, list(csv.DictReader(stream))
 
@@ -85,7 +92,7 @@ def test_maps_are_those_of_the_predicted_class_whatever_the_network_alone_says(
     order = [sample.path for sample in images.archive.samples]
     pixels = images.__getitems__([order.index(row["path"]) for row in rows]).images
     classes = torch.tensor([CLASSES.index(row["prediction"]) for row in rows])
-    expected = over_images(gradcam(model, model.encoder.preprocess(pixels), classes, "layer3"), (64, 64))
+    expected = over_images(gradcam(model, model.encoder.preprocess(pixels), classes=classes, tap="layer3"), (64, 64))
     (kind,) = drawn[0]["right"][1]
     torch.testing.assert_close(torch.cat([part[1][kind] for part in drawn[0].values()]), expected)
 

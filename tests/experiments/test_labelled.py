@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, cohen_kappa_score, recall_s
 
 from jigsawssl.cli import main
 from jigsawssl.cli.supervised import check_unchanged
-from jigsawssl.experiments.labelled import Source, open_domain, open_labelled, remarks_on
+from jigsawssl.experiments.labelled import Domain, Source, open_domain, open_labelled, remarks_on
 from jigsawssl.types import UserError
 
 GRADES = ("none", "mild", "moderate", "severe")
@@ -49,7 +49,7 @@ def test_splits_of_other_names_are_refused_and_counted(tmp_path: Path) -> None:
     message = refused(manifest)
     assert "has others (fold 3: 1 image, holdout: 2 images), which would be used nowhere; call them train" in message
     with pytest.raises(UserError, match=r"has others \(fold 3: 1 image, holdout: 2 images\)"):
-        open_domain(str(tmp_path / "scans"), str(manifest), None, ["ill", "well"])
+        open_domain(Domain(str(tmp_path / "scans"), str(manifest), None), classes=["ill", "well"])
     assert "(fold 3: 1 image)" in refused(manifest, split="holdout"), "what is named is used"
 
 

@@ -28,7 +28,7 @@ def archive(root: Path, groups: dict[int, str] | None = None, copies: dict[int, 
         group = (groups or {}).get(number, f"of its own {number}")
         lines.append(f"{number}.png,{'ab'[number % 2]},{SPLITS[number // 10]},{group}")
     (root / "m.csv").write_text("\n".join(lines) + "\n")
-    return Source(str(root / "images"), str(root / "m.csv"), None, "train", "split")
+    return Source(str(root / "images"), manifest=str(root / "m.csv"), layout=None, split="train", validation="split")
 
 
 @pytest.mark.parametrize(("one", "other"), [(0, 10), (0, 20), (10, 20)])
@@ -64,13 +64,18 @@ def test_patients_of_dicom_files_in_two_splits_are_said(tmp_path: Path) -> None:
         (tmp_path / f"{number}.dcm").write_bytes(dicom(shifted, PatientID=f"P{number % 11:03}"))
         lines.append(f"{number}.dcm,{'ab'[number % 2]},{'train' if number < 6 else 'test'}")
     (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
-    labelled = open_labelled(Source(str(tmp_path), str(tmp_path / "m.csv"), None, "train", "budget"))
+    labelled = open_labelled(
+        Source(str(tmp_path), manifest=str(tmp_path / "m.csv"), layout=None, split="train", validation="budget")
+    )
     assert any(remark.startswith("1 patient of DICOM files in both train and test") for remark in remarks_on(labelled))
 
 
 def drawn(labelled: Labelled, fractions: list[float], seeds: int = 3) -> dict[tuple[float, int], np.ndarray]:
     keys = [(fraction, seed) for fraction in fractions for seed in range(seeds)]
-    return {key: draw_subset(labelled, *key, False) for key in keys}
+    return {
+        (fraction, seed): draw_subset(labelled, fraction=fraction, seed=seed, count_groups=False)
+        for fraction, seed in keys
+    }
 
 
 def test_draws_that_cannot_be_divided_are_refused_with_the_smallest_share_that_works(tmp_path: Path) -> None:

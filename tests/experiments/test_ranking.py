@@ -44,7 +44,13 @@ def study(wrong: dict[str, list[int]], against: dict[str, str] | None = None) ->
     cells = [cell(name, seed, number) for name, line in wrong.items() for seed, number in enumerate(line)]
     first = next(iter(wrong))
     searches = {name: {"score": 0.9} for name in wrong}
-    return analyse_study({IN_DOMAIN: cells}, against or dict.fromkeys(wrong, first), searches, ["well", "ill"], 1.0)
+    return analyse_study(
+        {IN_DOMAIN: cells},
+        against=against or dict.fromkeys(wrong, first),
+        searches=searches,
+        classes=["well", "ill"],
+        fraction=1.0,
+    )
 
 
 def test_ranks_and_friedman_are_those_of_scipy() -> None:
@@ -88,7 +94,9 @@ def test_one_repetition_is_said_to_be_little() -> None:
 
 def test_no_repetition_in_common_is_said() -> None:
     cells = [cell("a", 0, 10), cell("b", 1, 12)]
-    found = analyse_study({IN_DOMAIN: cells}, {"a": "a", "b": "a"}, {}, ["well", "ill"], 1.0)
+    found = analyse_study(
+        {IN_DOMAIN: cells}, against={"a": "a", "b": "a"}, searches={}, classes=["well", "ill"], fraction=1.0
+    )
     assert found["ranking"] == {} and any("No ranks" in note for note in found["notes"])
 
 
@@ -105,7 +113,9 @@ def test_explanations_are_means_over_repetitions() -> None:
 
 
 def test_nothing_finished_is_no_error() -> None:
-    found = analyse_study({IN_DOMAIN: []}, {"a": "a", "b": "a"}, {}, ["well", "ill"], 1.0)
+    found = analyse_study(
+        {IN_DOMAIN: []}, against={"a": "a", "b": "a"}, searches={}, classes=["well", "ill"], fraction=1.0
+    )
     assert found["table"] == found["comparisons"] == found["sentences"] == [] and found["best"] is None
 
 

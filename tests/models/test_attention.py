@@ -21,7 +21,7 @@ BACKBONES = ("resnet18", "densenet121", "efficientnet_b0", "convnext_atto")
 
 def build(backbone: str, attention: str, stages: tuple[int, ...] = (3, 4), size: int = 64) -> Encoder:
     torch.manual_seed(0)
-    return create_encoder(backbone, 1, size, attention=attention, attention_stages=stages).eval()
+    return create_encoder(backbone, in_channels=1, size=size, attention=attention, attention_stages=stages).eval()
 
 
 def wake(encoder: Encoder) -> None:
@@ -38,7 +38,9 @@ def wake(encoder: Encoder) -> None:
 def test_adding_attention_to_weights_changes_nothing_at_first(backbone: str, attention: str, tmp_path: Path) -> None:
     save_encoder(tmp_path / "plain.safetensors", build(backbone, "none"))
     plain = load_encoder(tmp_path / "plain.safetensors")
-    attended, trained = resolve_encoder(str(tmp_path / "plain.safetensors"), 1, None, attention, (3, 4))
+    attended, trained = resolve_encoder(
+        str(tmp_path / "plain.safetensors"), in_channels=1, size=None, attention=attention, attention_stages=(3, 4)
+    )
     images = torch.rand(2, 1, 64, 64)
     assert trained and len(attended.attention) == 2
     with torch.no_grad():
@@ -165,7 +167,7 @@ def test_another_image_size_keeps_the_weights_of_global_attention(tmp_path: Path
     encoder = build("resnet18", "ga")
     wake(encoder)
     save_encoder(tmp_path / "encoder.safetensors", encoder)
-    larger, _ = resolve_encoder(str(tmp_path / "encoder.safetensors"), 1, 96)
+    larger, _ = resolve_encoder(str(tmp_path / "encoder.safetensors"), in_channels=1, size=96)
     assert larger.eval()(torch.rand(1, 1, 96, 96)).shape == (1, encoder.features)
     assert encoder(torch.rand(1, 1, 96, 96)).shape == (1, encoder.features)
 
@@ -190,7 +192,7 @@ def test_mistakes_are_named(backbone: str, attention: str, stages: tuple[int, ..
 )
 def test_transformers_are_encoders_too(backbone: str, options: dict[str, int], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    encoder = create_encoder(backbone, 1, 64, options=options).eval()
+    encoder = create_encoder(backbone, in_channels=1, size=64, options=options).eval()
     images = torch.rand(2, 1, 64, 64)
     taps = encoder.taps(images)
     assert len(taps) == 3 and encoder.one_resolution == (backbone[:3] == "vit")
@@ -205,7 +207,12 @@ def test_transformers_are_encoders_too(backbone: str, options: dict[str, int], t
 def test_maps_do_not_depend_on_the_order_in_memory(kind: str) -> None:
     torch.manual_seed(0)
     model = create_encoder(
-        "resnet18", 1, 64, options={"channels": [16, 16, 64, 64]}, attention=kind, attention_stages=(3, 4)
+        "resnet18",
+        in_channels=1,
+        size=64,
+        options={"channels": [16, 16, 64, 64]},
+        attention=kind,
+        attention_stages=(3, 4),
     ).eval()
     features = {name: torch.rand(2, width, 8, 8) for name, width in (("stage3", 64), ("stage4", 64))}
     before = {name: model.attention[name].map(features[name]) for name in model.attention}  # type: ignore[operator]

@@ -30,7 +30,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 
 def small(backbone: str = "resnet18", in_channels: int = 3, size: int = 64, **more: Any) -> Encoder:
-    return create_encoder(backbone, in_channels, size, options=BACKBONES.get(backbone), **more)
+    return create_encoder(backbone, in_channels=in_channels, size=size, options=BACKBONES.get(backbone), **more)
 
 
 def reset_norms(encoder: Encoder) -> None:
@@ -261,7 +261,7 @@ def test_preprocessing_fits_as_the_archive_reader_does(height: int, width: int, 
     encoder = small(in_channels=1, mean=(0.0,), std=(1.0,), fit=fit)
     images = torch.randint(256, (2, 1, height, width), dtype=torch.uint8)
     levels = encoder.preprocess(images) * 255
-    expected = np.stack([fit_image(image.permute(1, 2, 0).numpy(), 64, 1, fit) for image in images])
+    expected = np.stack([fit_image(image.permute(1, 2, 0).numpy(), size=64, channels=1, fit=fit) for image in images])
     assert np.abs(levels.numpy() - expected).max() <= 2
     deep = encoder.preprocess((images.int() * 257).to(torch.uint16)) * 255
     torch.testing.assert_close(deep, levels, atol=1e-3, rtol=1e-4)
@@ -477,7 +477,9 @@ def test_a_stem_keeps_the_random_numbers_that_follow() -> None:
 
 def test_the_spec_rebuilds_the_encoder() -> None:
     first = small(in_channels=1, size=28, mean=(0.3,), std=(0.1,))
-    assert first.spec == EncoderSpec("resnet18", 1, 28, 1, (0.3,), (0.1,), BACKBONES["resnet18"])
+    assert first.spec == EncoderSpec(
+        "resnet18", in_channels=1, size=28, stem_stride=1, mean=(0.3,), std=(0.1,), options=BACKBONES["resnet18"]
+    )
     second = Encoder(first.spec)
     second.load_state_dict(first.state_dict(), strict=True)
     images = torch.randint(256, (2, 3, 40, 30), dtype=torch.uint8)
@@ -486,7 +488,7 @@ def test_the_spec_rebuilds_the_encoder() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_preprocess_gives_what_the_network_takes(dtype: torch.dtype) -> None:
-    encoder = create_encoder("resnet18", 1, size=32).eval().to(dtype)
+    encoder = create_encoder("resnet18", in_channels=1, size=32).eval().to(dtype)
     pixels = encoder.preprocess(torch.randint(256, (2, 1, 40, 30), dtype=torch.uint8))
     assert pixels.dtype == dtype
     assert encoder(pixels).dtype == dtype

@@ -206,7 +206,7 @@ def test_an_archive_of_nothing_but_trouble(tmp_path: Path) -> None:
     denied.write_bytes(ORIGINALS["grey.png"])
     denied.chmod(0)
     archive = open_archive(str(root))
-    cache = build_cache(archive, tmp_path / "cache", CacheOptions(16, 1), 2, progress=False)
+    cache = build_cache(archive, tmp_path / "cache", options=CacheOptions(16, 1), workers=2, progress=False)
     bad = {path: reason for path, _, reason in cache.unreadable()}
     if os.geteuid() == 0:  # for whom nothing is denied
         bad.setdefault("denied.png", "permission denied")

@@ -24,7 +24,7 @@ from jigsawssl.training.explain import (
 def small(backbone: str = "resnet18") -> Classifier:
     torch.manual_seed(0)
     options = {"resnet18": {"channels": [16, 16, 32, 32]}, "vit_tiny_patch16_224": {"patch_size": 8}}.get(backbone, {})
-    return Classifier(create_encoder(backbone, 1, 64, options=options), 3).eval()
+    return Classifier(create_encoder(backbone, in_channels=1, size=64, options=options), 3).eval()
 
 
 @pytest.mark.parametrize("tap", ["layer2", "layer4"])
@@ -42,7 +42,7 @@ def test_it_is_the_published_formula(tap: str) -> None:
     logits = model.head(torch.cat(features, dim=1))
     gradient = torch.autograd.grad(logits[range(4), classes].sum(), leaf)[0]
     expected = (gradient.mean(dim=(2, 3), keepdim=True) * leaf).sum(dim=1).relu().detach()
-    torch.testing.assert_close(gradcam(model, images, classes, tap), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradcam(model, images, classes=classes, tap=tap), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_every_kind_of_network_has_a_layer_for_each_tap(backbone: str) -> None:
         module, side = model.encoder.tap_module(tap), 64 // model.encoder.reductions[tap]
         shapes: list[torch.Size] = []
         handle = module.register_forward_hook(lambda _, given, output, found=shapes: found.append(output.shape))
-        maps = gradcam(model, images, torch.tensor([0, 1]), tap)
+        maps = gradcam(model, images, classes=torch.tensor([0, 1]), tap=tap)
         handle.remove()
         assert shapes[0][1:] == (model.encoder.channels[tap], side, side)
         assert maps.shape == (2, side, side) and bool((maps >= 0).all())
@@ -71,8 +71,10 @@ def test_every_kind_of_network_has_a_layer_for_each_tap(backbone: str) -> None:
 
 def test_a_hierarchical_classifier_is_explained_too() -> None:
     torch.manual_seed(0)
-    encoder = create_encoder("resnet18", 1, 64, options={"channels": [16, 16, 32, 32]})
-    found = explain(HierarchicalClassifier(encoder, 2).eval(), torch.rand(3, 1, 64, 64), torch.tensor([0, 1, 0]))
+    encoder = create_encoder("resnet18", in_channels=1, size=64, options={"channels": [16, 16, 32, 32]})
+    found = explain(
+        HierarchicalClassifier(encoder, 2).eval(), torch.rand(3, 1, 64, 64), classes=torch.tensor([0, 1, 0])
+    )
     assert found.maps.shape == (3, 64, 64) and found.tap == "layer3"
 
 
@@ -90,10 +92,12 @@ def test_the_tap_is_the_deepest_that_is_fine_enough(
 ) -> None:
     torch.manual_seed(0)
     options = {"resnet18": {"channels": [8, 8, 8, 8]}, "vit_tiny_patch16_224": {"patch_size": 8}}.get(backbone, {})
-    model = Classifier(create_encoder(backbone, 1, size, stride, options=options), 2).eval()
+    model = Classifier(
+        create_encoder(backbone, in_channels=1, size=size, stem_stride=stride, options=options), 2
+    ).eval()
     images = torch.rand(2, 1, size, size)
     assert choose_tap(model.encoder, images) == tap
-    found = explain(model, images, torch.tensor([0, 1]))
+    found = explain(model, images, classes=torch.tensor([0, 1]))
     assert (found.tap, found.grid, found.coarse) == (tap, (cells, cells), cells < 7)
     maps = found.maps
     assert maps.shape == (2, size, size) and float(maps.min()) >= 0 and float(maps.max()) == pytest.approx(1)
@@ -103,14 +107,14 @@ def test_the_tap_is_the_deepest_that_is_fine_enough(
 
 def test_where_no_tap_is_fine_enough_it_is_the_finest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jigsawssl.training.explain.FINE", 17)
-    found = explain(small(), torch.rand(2, 1, 64, 64), torch.tensor([0, 1]))
+    found = explain(small(), torch.rand(2, 1, 64, 64), classes=torch.tensor([0, 1]))
     assert (found.tap, found.grid, found.coarse) == ("layer2", (16, 16), True)
 
 
 def test_an_earlier_tap_sees_what_it_says_itself_and_what_the_deeper_ones_make_of_it() -> None:
     model = small()
     images, classes = torch.rand(2, 1, 64, 64), torch.tensor([0, 1])
-    whole = gradcam(model, images, classes, "layer3")
+    whole = gradcam(model, images, classes=classes, tap="layer3")
     taps = model.encoder.channels
     first, second = taps["layer2"], taps["layer2"] + taps["layer3"]
     with torch.no_grad():
@@ -118,14 +122,16 @@ def test_an_earlier_tap_sees_what_it_says_itself_and_what_the_deeper_ones_make_o
         direct.head.weight[:, second:] = 0  # type: ignore[index]
         through = copy.deepcopy(model)
         through.head.weight[:, first:second] = 0  # type: ignore[index]
-    assert float(gradcam(direct, images, classes, "layer4").max()) == 0  # nothing goes by way of the deepest
-    assert not torch.allclose(whole, gradcam(direct, images, classes, "layer3"))
-    assert not torch.allclose(whole, gradcam(through, images, classes, "layer3"))
+    assert (
+        float(gradcam(direct, images, classes=classes, tap="layer4").max()) == 0
+    )  # nothing goes by way of the deepest
+    assert not torch.allclose(whole, gradcam(direct, images, classes=classes, tap="layer3"))
+    assert not torch.allclose(whole, gradcam(through, images, classes=classes, tap="layer3"))
     # The direct way is CAM: the weights of the classifier themselves, spread over the cells.
     features = model.encoder.taps(images)["layer3"].features
     weights = model.head.weight[classes, first:second] / features[0, 0].numel()  # type: ignore[index]
     cam = (weights[:, :, None, None] * features).sum(dim=1).relu().detach()
-    torch.testing.assert_close(gradcam(direct, images, classes, "layer3"), cam, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gradcam(direct, images, classes=classes, tap="layer3"), cam, rtol=1e-3, atol=1e-6)
 
 
 def test_a_fine_map_is_smoothed_and_a_coarse_one_is_not() -> None:
@@ -143,7 +149,7 @@ def test_explaining_changes_nothing() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     images = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(1))
-    found = explain(model, images, torch.tensor([0, 1, 2, 0]))
+    found = explain(model, images, classes=torch.tensor([0, 1, 2, 0]))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), state) and not model.training
@@ -152,10 +158,10 @@ def test_explaining_changes_nothing() -> None:
 
 def test_the_sanity_check_sees_a_map_that_no_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     images, classes = torch.rand(3, 1, 64, 64), torch.tensor([0, 1, 2])
-    assert explain(small(), images, classes).sanity < 0.9
+    assert explain(small(), images, classes=classes).sanity < 0.9
     # A method that shows the image and not the network, such as an edge detector.
     monkeypatch.setattr("jigsawssl.training.explain.gradcam", lambda model, pixels, classes, tap: pixels[:, 0])
-    assert explain(small(), images, classes).sanity == pytest.approx(1.0)
+    assert explain(small(), images, classes=classes).sanity == pytest.approx(1.0)
 
 
 def test_the_border_is_counted_by_its_share() -> None:
@@ -180,8 +186,8 @@ def test_deleting_what_matters_costs_more_than_deleting_the_rest() -> None:
     right = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(1))  # no two pixels alike
     right[:, :16, :16] += 1.0
     classes = torch.tensor([1, 1])
-    good = deletion_and_insertion(Bright(), images, right, classes)  # type: ignore[arg-type]
-    bad = deletion_and_insertion(Bright(), images, 1 - right, classes)  # type: ignore[arg-type]
+    good = deletion_and_insertion(Bright(), images, right, classes=classes)  # type: ignore[arg-type]
+    bad = deletion_and_insertion(Bright(), images, 1 - right, classes=classes)  # type: ignore[arg-type]
     assert good[0] < bad[0] and good[1] > bad[1]
     # Both go from one image to the other, so together they are the same for a map and its reverse.
     assert good[0] == pytest.approx(bad[1], abs=1e-5) and good[1] == pytest.approx(bad[0], abs=1e-5)
@@ -192,7 +198,9 @@ def test_attention_maps_are_those_of_the_deepest_attention_that_has_a_place() ->
     for attention, has in (("none", False), ("se", False), ("cbam", True), ("ga", True), ("la", True), ("ela", True)):
         torch.manual_seed(0)
         options = {"channels": [16, 16, 32, 32]}
-        encoder = create_encoder("resnet18", 1, 64, options=options, attention=attention, attention_stages=(3, 4))
+        encoder = create_encoder(
+            "resnet18", in_channels=1, size=64, options=options, attention=attention, attention_stages=(3, 4)
+        )
         model = Classifier(encoder, 2).eval()
         maps = attention_maps(model, images)
         assert (maps is not None) == has
@@ -246,14 +254,14 @@ def test_maps_are_compared_with_maps_that_know_nothing() -> None:
     assert found == compare_maps(small(), images)
     with torch.no_grad():
         predicted = small()(images).argmax(dim=1)
-    shown = explain(small(), images, predicted)  # what is judged is what would be shown
+    shown = explain(small(), images, classes=predicted)  # what is judged is what would be shown
     assert found["Grad-CAM"]["border_share"] == pytest.approx(shown.border)
     assert found["Grad-CAM"]["deletion"] == pytest.approx(
-        deletion_and_insertion(small(), images, shown.maps, predicted)[0]
+        deletion_and_insertion(small(), images, shown.maps, classes=predicted)[0]
     )
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_transformer_in_part_has_no_map_of_its_own(count: int) -> None:
-    model = Classifier(create_encoder("mobilevit_xxs", 1, 64), 2).eval()
+    model = Classifier(create_encoder("mobilevit_xxs", in_channels=1, size=64), 2).eval()
     assert attention_maps(model, torch.rand(count, 1, 64, 64)) is None

@@ -25,7 +25,7 @@ NOTHING = np.empty(0, dtype=np.int64)
 
 def tiny_encoder() -> Encoder:
     torch.manual_seed(0)
-    return create_encoder("resnet18", 1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]})
+    return create_encoder("resnet18", in_channels=1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]})
 
 
 def bright_and_dark(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
@@ -35,7 +35,7 @@ def bright_and_dark(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
     images = (rng.normal(80 + 80 * labels[:, None, None], 20, (40, 32, 32))).clip(0, 255).astype(np.uint8)
     path = tmp_path_factory.mktemp("npz") / "two.npz"
     np.savez(path, images=images, labels=labels)
-    dataset = PixelDataset(open_archive(str(path)), 32)
+    dataset = PixelDataset(open_archive(str(path)), size=32)
     dataset.load(progress=False)
     return dataset
 
@@ -57,14 +57,14 @@ def test_the_probe_is_logistic_regression_on_standardised_features() -> None:
         reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000))
         expected = reference.fit(features, labels).predict_proba(features)
         tensor = torch.from_numpy(features).float()
-        probe = fit_probe(tensor, labels, classes, strength=0.1, balanced=True)
+        probe = fit_probe(tensor, labels, classes=classes, strength=0.1, balanced=True)
         np.testing.assert_allclose(probe(tensor).softmax(dim=1).detach(), expected, atol=2e-3)
 
 
 def test_the_probe_survives_absent_classes_and_constant_features() -> None:
     features = torch.cat([torch.randn(10, 3), torch.ones(10, 1)], dim=1)
     labels = np.array([0, 2] * 5)
-    probability = fit_probe(features, labels, 4, 1.0, True)(features).softmax(dim=1)
+    probability = fit_probe(features, labels, classes=4, strength=1.0, balanced=True)(features).softmax(dim=1)
     assert torch.isfinite(probability).all() and probability[:, [1, 3]].max() < 0.01
 
 
@@ -95,7 +95,12 @@ def test_validation_rows_do_not_train(two_classes: PixelDataset) -> None:
     def trained(labels: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         recipe = Recipe(lr=1e-3, max_epochs=2)
         done = train_classifier(
-            Classifier(tiny_encoder(), 2), two_classes, labels, 2, (rows(24), rows(40)[24:]), recipe
+            Classifier(tiny_encoder(), 2),
+            two_classes,
+            labels=labels,
+            classes=2,
+            fold=(rows(24), rows(40)[24:]),
+            recipe=recipe,
         )
         return done.model.state_dict()
 
@@ -108,9 +113,17 @@ def test_validation_rows_do_not_train(two_classes: PixelDataset) -> None:
 def test_training_separates_what_is_easy(two_classes: PixelDataset) -> None:
     recipe = Recipe(lr=1e-3, max_epochs=8, batch_size=16)
     fold = (rows(30), rows(40)[30:])
-    trained = train_classifier(Classifier(tiny_encoder(), 2), two_classes, two_classes.labels, 2, fold, recipe, -1.0)
+    trained = train_classifier(
+        Classifier(tiny_encoder(), 2),
+        two_classes,
+        labels=two_classes.labels,
+        classes=2,
+        fold=fold,
+        recipe=recipe,
+        keep_best=-1.0,
+    )
     assert trained.losses[-1][1] < trained.losses[0][1]
-    probabilities = predict(trained.model, two_classes.subset(fold[1]), 16, CPU)
+    probabilities = predict(trained.model, two_classes.subset(fold[1]), batch_size=16, device=CPU)
     assert (probabilities.argmax(dim=1).numpy() == two_classes.labels[fold[1]]).mean() >= 0.9
 
 
@@ -119,11 +132,21 @@ def test_training_separates_what_is_easy(two_classes: PixelDataset) -> None:
 def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_classes: PixelDataset) -> None:
     labels = two_classes.labels
     every = rows(40)
-    folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, 3, seed=0)
+    folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, folds=3, seed=0)
     encoder = tiny_encoder()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     recipe = Recipe(lr=1e-3, max_epochs=8, batch_size=16)
-    result = adapt(encoder, mode, two_classes, labels, 2, folds, every, [recipe], CPU)
+    result = adapt(
+        encoder,
+        mode=mode,
+        dataset=two_classes,
+        labels=labels,
+        classes=2,
+        folds=folds,
+        refit_rows=every,
+        recipes=[recipe],
+        device=CPU,
+    )
     assert (result.probabilities(two_classes).argmax(dim=1).numpy() == labels).mean() >= 0.9
     assert result.validation["scores"] and result.chosen["method"]
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
@@ -136,15 +159,45 @@ def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset) -> Non
     folds = [(every[:30], every[30:])]
     good = Recipe(lr=1e-3, max_epochs=2, batch_size=10, precision="32")
     bad = good._replace(lr=1e30)
-    result = adapt(tiny_encoder(), mode, two_classes, labels, 2, folds, every, [bad, good], CPU)
+    result = adapt(
+        tiny_encoder(),
+        mode=mode,
+        dataset=two_classes,
+        labels=labels,
+        classes=2,
+        folds=folds,
+        refit_rows=every,
+        recipes=[bad, good],
+        device=CPU,
+    )
     assert result.validation["diverged"] == ["lr=1e+30"]
     assert result.chosen.get("lr", good.lr) == good.lr
     assert torch.isfinite(result.probabilities(two_classes)).all()
     if mode == "full":
         with pytest.raises(DivergedError, match="lower the learning rate"):
-            adapt(tiny_encoder(), mode, two_classes, labels, 2, folds, every, [bad], CPU)
+            adapt(
+                tiny_encoder(),
+                mode=mode,
+                dataset=two_classes,
+                labels=labels,
+                classes=2,
+                folds=folds,
+                refit_rows=every,
+                recipes=[bad],
+                device=CPU,
+            )
     else:  # the probe is left
-        alone = adapt(tiny_encoder(), mode, two_classes, labels, 2, folds, every, [bad], CPU)
+        alone = adapt(
+            tiny_encoder(),
+            mode=mode,
+            dataset=two_classes,
+            labels=labels,
+            classes=2,
+            folds=folds,
+            refit_rows=every,
+            recipes=[bad],
+            device=CPU,
+        )
         assert alone.chosen["method"] == "linear"
 
 
@@ -153,11 +206,21 @@ def test_the_average_wins_unless_another_is_clearly_ahead(
     held_out: bool, two_classes: PixelDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels, every = two_classes.labels, rows(40)
-    folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, 3, seed=0)
+    folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, folds=3, seed=0)
     recipe = Recipe(lr=1e-3, max_epochs=2, batch_size=10)
     for ahead, wins in ((0.02, True), (0.04, False)):
         monkeypatch.setattr("jigsawssl.training.adapt.paired_auroc_difference", lambda *_, a=ahead: (a, 0.03))
-        result = adapt(tiny_encoder(), "auto", two_classes, labels, 2, folds, every, [recipe], CPU)
+        result = adapt(
+            tiny_encoder(),
+            mode="auto",
+            dataset=two_classes,
+            labels=labels,
+            classes=2,
+            folds=folds,
+            refit_rows=every,
+            recipes=[recipe],
+            device=CPU,
+        )
         assert (result.chosen["method"] == "average of probe and full") == wins
         judged = {re.split(" strength| lr", name)[0] for name in result.validation["scores"]}
         assert judged == {"linear", "average of probe and full", "full from the probe"}
@@ -183,19 +246,27 @@ def test_the_average_lies_between_the_probe_and_the_trained_network(two_classes:
 @pytest.mark.parametrize("count", [11, 13])
 def test_folds_of_different_sizes_share_a_schedule(count: int, two_classes: PixelDataset) -> None:
     labels = two_classes.labels[:count]
-    folds = cross_validation_folds(labels, None, 5, seed=0)
+    folds = cross_validation_folds(labels, None, folds=5, seed=0)
     recipe = Recipe(lr=1e-4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jigsawssl.training.finetune.LEAST_STEPS", 6)
         patch.setattr("jigsawssl.training.finetune.LEAST_EPOCHS", 1)
         result = adapt(
-            tiny_encoder(), "auto", two_classes.subset(rows(count)), labels, 2, folds, rows(count), [recipe], CPU
+            tiny_encoder(),
+            mode="auto",
+            dataset=two_classes.subset(rows(count)),
+            labels=labels,
+            classes=2,
+            folds=folds,
+            refit_rows=rows(count),
+            recipes=[recipe],
+            device=CPU,
         )
     assert result.chosen["method"]
 
 
 def test_features_come_in_the_order_of_the_dataset(two_classes: PixelDataset) -> None:
     encoder = tiny_encoder().eval()
-    whole = extract_features(encoder, two_classes, 16, CPU)
-    part = extract_features(encoder, two_classes.subset(np.array([5, 3])), 16, CPU)
+    whole = extract_features(encoder, two_classes, batch_size=16, device=CPU)
+    part = extract_features(encoder, two_classes.subset(np.array([5, 3])), batch_size=16, device=CPU)
     torch.testing.assert_close(part, whole[[5, 3]], rtol=1e-4, atol=1e-5)

@@ -17,13 +17,15 @@ from jigsawssl.types import UserError, Views
 
 def build(grids: tuple[int, ...] = (4, 2, 1), share: float = 1.0, schedule: str = "joint") -> JigsawPretraining:
     torch.manual_seed(0)
-    encoder = create_encoder("resnet18", 1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]})
-    block: HierarchicalBlock | PlainProjector = PlainProjector(encoder.channels, 16)
+    encoder = create_encoder("resnet18", in_channels=1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]})
+    block: HierarchicalBlock | PlainProjector = PlainProjector(encoder.channels, projection=16)
     weights = [1.0]
     if grids:
         block, weights = HierarchicalBlock(encoder.channels, width=16, projection=16), [1.0, 1.0, 1.0, 2.0]
     loss = HierarchicalLoss(dict(zip(block.branches, weights, strict=True)))
-    return JigsawPretraining(encoder, block, JigsawViews(32, grids, share=share), loss, schedule)
+    return JigsawPretraining(
+        encoder, block=block, views=JigsawViews(size=32, grids=grids, share=share), loss=loss, schedule=schedule
+    )
 
 
 def draw(module: JigsawPretraining, count: int = 12) -> Views:
