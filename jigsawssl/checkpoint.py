@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from . import defaults
 from .functional import to_channels_last
 from .header import FORMAT, HEADER, read_header
 from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, create_encoder
@@ -290,8 +291,8 @@ def resolve_encoder(
     in_channels: int,
     size: int | None = None,
     attention: str | None = None,
-    attention_stages: Sequence[int] = (4,),
-    options: Mapping[str, Any] | None = None,
+    attention_stages: Sequence[int] = defaults.ATTENTION_STAGES,
+    backbone_options: Mapping[str, Any] | None = None,
 ) -> tuple[Encoder, bool]:
     """The encoder that a user names, and whether its weights were trained.
 
@@ -303,7 +304,7 @@ def resolve_encoder(
         attention: what to add, see :class:`jigsawssl.models.EncoderSpec`; it begins as the identity. Default: what a
             file of ours has.
         attention_stages: where.
-        options: of the timm model, for ``random:BACKBONE`` alone.
+        backbone_options: of the timm model, for ``random:BACKBONE`` alone.
 
     Returns:
         ``(encoder, trained)``; fresh weights come from torch's global generator.
@@ -318,7 +319,7 @@ def resolve_encoder(
     """
     kind, _, rest = reference.partition(":")
     attended = (attention, attention_stages)
-    if options and (kind != "random" or Path(rest).is_file()):
+    if backbone_options and (kind != "random" or Path(rest).is_file()):
         raise UserError(f"`backbone_options` go with random:BACKBONE, not with `encoder` ({reference}); leave them out")
     if kind == "random" and rest:
         if Path(rest).is_file():
@@ -326,11 +327,15 @@ def resolve_encoder(
         if "/" in rest or rest.endswith(".safetensors"):
             raise UserError(f"`encoder` ({reference}) must name a file or a timm model; nothing is at {rest}")
         return _adjusted(
-            create_encoder(rest, in_channels=in_channels, size=size or 224, options=options), None, *attended
+            create_encoder(
+                rest, in_channels=in_channels, size=size or defaults.SIZE, backbone_options=backbone_options
+            ),
+            None,
+            *attended,
         ), False
     if kind == "timm" and rest:
         backbone, _, file = rest.partition(":")
-        encoder = _timm_encoder(backbone, Path(file) if file else None, in_channels, size or 224)
+        encoder = _timm_encoder(backbone, Path(file) if file else None, in_channels, size or defaults.SIZE)
         return _adjusted(encoder, None, *attended), True
     return _adjusted(load_encoder(reference), size, *attended), True
 

@@ -8,6 +8,7 @@ import torch
 from lightly.loss import BarlowTwinsLoss
 from torch import Tensor, nn
 
+from . import defaults
 from .types import LossTerms
 
 __all__ = ["HierarchicalLoss"]
@@ -28,7 +29,7 @@ class HierarchicalLoss(nn.Module):
         True
     """
 
-    def __init__(self, weights: Mapping[str, float], *, off_diagonal: float = 5e-3) -> None:
+    def __init__(self, weights: Mapping[str, float], *, off_diagonal: float = defaults.OFF_DIAGONAL) -> None:
         super().__init__()
         self.weights = dict(weights)
         self.barlow_twins = BarlowTwinsLoss(lambda_param=off_diagonal, gather_distributed=True)

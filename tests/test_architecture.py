@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jigsawssl"
 LAYERS = [  # lowest first; a part is a module or a folder directly under the package
-    ["types"],
+    ["types", "defaults"],
     ["functional", "config", "stain", "process", "progress", "words", "readers"],
     ["data", "augment", "models", "losses", "evaluation", "header"],
     ["checkpoint", "report"],

@@ -35,7 +35,9 @@ CLASSES = ("benign", "malignant", "normal")
 def trained(in_channels: int = 1, seed: int = 1) -> Encoder:
     """An encoder whose buffers have moved too, as after training."""
     torch.manual_seed(seed)
-    encoder = create_encoder("resnet18", in_channels=in_channels, size=64, mean=(0.3,), std=(0.2,), options=OPTIONS)
+    encoder = create_encoder(
+        "resnet18", in_channels=in_channels, size=64, mean=(0.3,), std=(0.2,), backbone_options=OPTIONS
+    )
     encoder.train()(torch.randn(4, in_channels, 64, 64))
     return encoder.eval()
 
@@ -475,7 +477,7 @@ def test_an_encoder_is_no_classifier(file: Path) -> None:
 
 
 def test_another_image_size_keeps_the_weights(tmp_path: Path) -> None:
-    encoder = create_encoder("resnet18", in_channels=1, size=64, options={"channels": [16, 16, 32, 32]})
+    encoder = create_encoder("resnet18", in_channels=1, size=64, backbone_options={"channels": [16, 16, 32, 32]})
     save_encoder(tmp_path / "e.safetensors", encoder)
     larger, _ = resolve_encoder(str(tmp_path / "e.safetensors"), in_channels=1, size=96)
     assert larger.spec.size == 96 and not larger.training

@@ -9,6 +9,7 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
+from .. import defaults
 from ..functional import nearest_sizes, permute_tiles, sample_permutations
 from ..types import Views
 from .fused import FusedChain
@@ -77,7 +78,7 @@ class JigsawViews(nn.Module):
     Args:
         size: side of the square views in pixels.
         grids: tiles along each side, one jigsaw version per entry, finest first; 1 is X' itself, ``()`` makes
-            plain pairs. The default is the published setting for ISIC 2018.
+            plain pairs.
         preset: ``strong`` or ``paper`` (see :func:`augmentation_chain`).
         share: share of the batch, from its start, that is shuffled; less than 1 makes the jigsaw steps cheaper.
         mean: per channel or one for all, of images in [0, 1]; the default is about that of natural images.
@@ -103,10 +104,10 @@ class JigsawViews(nn.Module):
     def __init__(
         self,
         *,
-        size: int = 224,
-        grids: Sequence[int] = (16, 8, 4),
-        preset: str = "strong",
-        share: float = 1.0,
+        size: int = defaults.SIZE,
+        grids: Sequence[int] = defaults.GRIDS,
+        preset: str = defaults.VIEWS,
+        share: float = defaults.SHARE,
         mean: float | Sequence[float] = 0.45,
         std: float | Sequence[float] = 0.225,
     ) -> None:

@@ -49,7 +49,7 @@ from ..training.monitors import (
     epochs,
     saved_epochs,
 )
-from ..training.optim import DEFAULT_RATES, autocast_dtype, autocast_precision, training_device
+from ..training.optim import autocast_dtype, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import UserError
 from ..words import counted
@@ -90,7 +90,7 @@ def fresh_encoder(config: PretrainConfig, channels: int, *, mean: tuple[float, .
         stem_stride=config.stem_stride,
         mean=mean,
         std=std,
-        options=config.backbone_options,
+        backbone_options=config.backbone_options,
         fit=config.reading.fit,
         window=config.reading.window,
         attention=config.attention or "none",
@@ -225,7 +225,6 @@ def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
     else:
         block = PlainProjector(encoder.channels, projection=config.block.projection)
         weights = dict.fromkeys(block.branches, 1.0)
-    lr = config.optimizer.lr if config.optimizer.lr is not None else DEFAULT_RATES[config.optimizer.name]
     return JigsawPretraining(
         encoder,
         block=block,
@@ -233,8 +232,8 @@ def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
         loss=HierarchicalLoss(weights, off_diagonal=config.loss.off_diagonal),
         schedule=config.schedule,
         optimizer=config.optimizer.name,
-        lr=lr,
-        encoder_lr=lr * config.optimizer.encoder_scale,
+        lr=config.optimizer.lr,
+        encoder_scale=config.optimizer.encoder_scale,
         weight_decay=config.optimizer.weight_decay,
         warmup=config.optimizer.warmup,
         seed=config.seed,

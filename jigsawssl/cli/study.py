@@ -128,7 +128,7 @@ def _choice(common: EncoderChoice, values: Mapping[str, Any]) -> EncoderChoice:
         reference=values["encoder"],
         attention=values.get("attention", common.attention),
         attention_stages=tuple(values.get("attention_stages", common.attention_stages)),
-        options=dict(values.get("backbone_options", common.options or {})),
+        backbone_options=dict(values.get("backbone_options", common.backbone_options or {})),
     )
 
 

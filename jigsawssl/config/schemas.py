@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import defaults
+
 __all__ = [
     "BenchConfig",
     "CurveConfig",
@@ -43,9 +45,9 @@ class FinetuneBatchConfig:
 
 @dataclass
 class ReadingConfig:
-    fit: str = _key("pad", "how images become squares: pad (whole, on black), crop (central square) or squash")
+    fit: str = _key(defaults.FIT, "how images become squares: pad (whole, on black), crop (central square) or squash")
     window: str = _key(
-        "file",
+        defaults.WINDOW,
         "more than 8 bits: file (the DICOM's window, else percentiles), percentiles, or for CT lung, mediastinum, "
         "abdomen, brain, bone",
     )
@@ -55,13 +57,15 @@ class ReadingConfig:
 
 @dataclass
 class ViewsConfig:
-    size: int = _key(224, "side of the square views in pixels")
+    size: int = _key(defaults.SIZE, "side of the square views in pixels")
     grids: list[int] = _key(
-        [16, 8, 1],
+        list(defaults.GRIDS),
         "tiles along each side for each tap, finest first; 1 leaves in order; [] is plain Barlow Twins",
     )
-    share: float = _key(0.5, "share of each batch that is shuffled; 1, as published, doubles the cost of the jigsaw")
-    preset: str = _key("strong", "strong (crop, flip, jitter, blur) or paper (as published)")
+    share: float = _key(
+        defaults.SHARE, "share of each batch that is shuffled; 1, as published, doubles the cost of the jigsaw"
+    )
+    preset: str = _key(defaults.VIEWS, "strong (crop, flip, jitter, blur) or paper (as published)")
 
 
 @dataclass
@@ -73,24 +77,28 @@ class FinetuneViewsConfig:
 
 @dataclass
 class BlockConfig:
-    variant: str = _key("light", "light (1x1 convolution, average pooling, projector) or paper (two convolutions, max)")
-    width: int = _key(256, "channels inside a branch")
-    projection: int = _key(512, "width of the projections")
+    variant: str = _key(
+        defaults.BRANCH, "light (1x1 convolution, average pooling, projector) or paper (two convolutions, max)"
+    )
+    width: int = _key(defaults.WIDTH, "channels inside a branch")
+    projection: int = _key(defaults.PROJECTION, "width of the projections")
 
 
 @dataclass
 class LossConfig:
-    weights: list[float] = _key([1.0, 1.0, 1.0, 2.0], "weights of the three taps and of their concatenation")
-    off_diagonal: float = _key(5e-3, "lambda of Barlow Twins' redundancy term")
+    weights: list[float] = _key(list(defaults.TAP_WEIGHTS), "weights of the three taps and of their concatenation")
+    off_diagonal: float = _key(defaults.OFF_DIAGONAL, "lambda of Barlow Twins' redundancy term")
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = _key("adamw", "adamw, sgd or lars")
+    name: str = _key(defaults.OPTIMIZER, "adamw, sgd or lars")
     lr: float | None = _key(None, "learning rate at the top of the schedule; null: adamw 2e-3, sgd 2e-3, lars 0.2")
     weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
-    encoder_scale: float = _key(1.0, "the encoder's learning rate as a multiple of lr (0.1 as published)")
-    warmup: float = _key(0.1, "share of the run in which the rate rises")
+    encoder_scale: float = _key(
+        defaults.ENCODER_SCALE, "the encoder's learning rate as a multiple of lr (0.1 as published)"
+    )
+    warmup: float = _key(defaults.WARMUP, "share of the run in which the rate rises")
 
 
 @dataclass
@@ -135,14 +143,16 @@ class PretrainConfig:
     resume: bool = _key(False, "go on from checkpoints/last.ckpt in out")
     overwrite: bool = _key(False, "replace an earlier run in out")
     precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 (on a GPU) or 32")
-    schedule: str = _key("joint", "joint (one update a batch) or progressive (four, as published)")
+    schedule: str = _key(defaults.SCHEDULE, "joint (one update a batch) or progressive (four, as published)")
     backbone: str = _key("resnet18", "name of a timm model with stages")
     backbone_options: dict[str, Any] = _key({}, "numbers for the timm model, such as {channels: [32, 64, 128, 256]}")
     stem_stride: int | None = _key(None, "1, 2 or 4, if the network can; null: 1 up to 32 px, 2 up to 64 px, else 4")
     attention: str | None = _key(
         None, "se, eca, cbam, ga (global), la (local) or ela (embedded local); null: none, or what encoder has"
     )
-    attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
+    attention_stages: list[int] = _key(
+        list(defaults.ATTENTION_STAGES), "stages that get it, 1 (shallow) to 4 (deep) in most networks"
+    )
     train: str = _key("all", "what of the encoder learns: all, from:stage3 (deeper ones too) or to:stage2 (shallower)")
     encoder: str | None = _key(
         None, "start from weights: an encoder.safetensors, the folder of its run, or timm:BACKBONE; null: fresh"
@@ -181,7 +191,9 @@ class SupervisedConfig:
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
     backbone_options: dict[str, Any] = _key({}, "numbers for the timm model of random:BACKBONE")
     attention: str | None = _key(None, "attention to add, as in pretrain; it begins as the identity; null: what it has")
-    attention_stages: list[int] = _key([4], "stages that get it, 1 (shallow) to 4 (deep) in most networks")
+    attention_stages: list[int] = _key(
+        list(defaults.ATTENTION_STAGES), "stages that get it, 1 (shallow) to 4 (deep) in most networks"
+    )
     stain: str | None = _key(
         None,
         "stained tissue: none, macenko or reinhard (to the labelled images' own colours); null: what it has",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jigsawssl import defaults
 from jigsawssl.data.containers import MAX_BYTES, is_container, read_member
 from jigsawssl.data.conventions import SPLITS, folder_samples, is_missing, ordered_classes, split_name
 from jigsawssl.data.layouts import medmnist_file, samples_of_layout
@@ -137,7 +138,9 @@ class Archive:
         except (OSError, RuntimeError) as error:
             raise Unreadable(f"cannot be read ({type(error).__name__})") from None
 
-    def open(self, row: int, window: str = "file", at_least: int | None = None, data: bytes | None = None) -> Picture:
+    def open(
+        self, row: int, window: str = defaults.WINDOW, at_least: int | None = None, data: bytes | None = None
+    ) -> Picture:
         """Open one image; arguments are those of :func:`jigsawssl.readers.read`, ``data`` spares the reading.
 
         Raises:
@@ -159,7 +162,7 @@ class Archive:
         data = self.read_bytes(row) if data is None else data
         return open_picture(data, window=window, name=self.samples[row].path, at_least=at_least)
 
-    def read(self, row: int, window: str = "file") -> NDArray[np.uint8 | np.uint16]:
+    def read(self, row: int, window: str = defaults.WINDOW) -> NDArray[np.uint8 | np.uint16]:
         """Decode one image at its own size, the middle one of several frames; see :func:`jigsawssl.readers.read`.
 
         Raises:

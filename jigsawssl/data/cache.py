@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .. import defaults
 from ..types import UserError
 from .table import LEFT_OUT, TABLE_SCHEMA, original, salted
 
@@ -46,8 +47,8 @@ class CacheOptions:
     size: int
     channels: int
     deep: bool = False
-    fit: str = "pad"
-    window: str = "file"
+    fit: str = defaults.FIT
+    window: str = defaults.WINDOW
     frames: str = "all"
     examined: bool = False
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from jigsawssl import defaults
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import Cache, CacheOptions
 from jigsawssl.data.known import KnownImages, Squares
@@ -70,8 +71,8 @@ class PixelDataset(Dataset[Batch]):
         *,
         size: int,
         channels: int | None = None,
-        fit: str = "pad",
-        window: str = "file",
+        fit: str = defaults.FIT,
+        window: str = defaults.WINDOW,
         workers: int = 1,
         most_unreadable: float = math.inf,
         memory_bytes: int = 4 * 2**30,

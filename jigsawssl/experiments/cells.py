@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
+from .. import defaults
 from ..checkpoint import resolve_encoder
 from ..data.loading import PixelDataset
 from ..evaluation.judgement import Predictions
@@ -62,8 +63,8 @@ class EncoderChoice(NamedTuple):
     reference: str
     size: int | None = None
     attention: str | None = None
-    attention_stages: tuple[int, ...] = (4,)
-    options: Mapping[str, Any] | None = None
+    attention_stages: tuple[int, ...] = defaults.ATTENTION_STAGES
+    backbone_options: Mapping[str, Any] | None = None
     stain: str | None = None
     stain_target: tuple[float, ...] = ()
 
@@ -75,7 +76,7 @@ class EncoderChoice(NamedTuple):
             size=self.size,
             attention=self.attention,
             attention_stages=self.attention_stages,
-            options=self.options,
+            backbone_options=self.backbone_options,
         )
         if self.stain is not None:
             encoder.spec = replace(encoder.spec, stain=self.stain, stain_target=self.stain_target)

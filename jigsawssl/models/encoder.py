@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from .. import defaults
 from ..functional import average_positions, to_unit_range
 from ..readers import Unreadable, from_pillow, read_file
 from ..stain import normalize_stain
@@ -61,15 +62,15 @@ class EncoderSpec:
 
     backbone: str
     in_channels: int = 3
-    size: int = 224
+    size: int = defaults.SIZE
     stem_stride: int = 4
     mean: tuple[float, ...] = (0.45,)
     std: tuple[float, ...] = (0.225,)
     options: dict[str, Any] = field(default_factory=dict)
-    fit: str = "pad"
-    window: str = "file"
+    fit: str = defaults.FIT
+    window: str = defaults.WINDOW
     attention: str = "none"
-    attention_stages: tuple[int, ...] = (4,)
+    attention_stages: tuple[int, ...] = defaults.ATTENTION_STAGES
     stain: str = "none"
     stain_target: tuple[float, ...] = ()
 
@@ -477,15 +478,15 @@ def create_encoder(
     backbone: str,
     *,
     in_channels: int = 3,
-    size: int = 224,
+    size: int = defaults.SIZE,
     stem_stride: int | None = None,
     mean: tuple[float, ...] = (0.45,),
     std: tuple[float, ...] = (0.225,),
-    options: Mapping[str, Any] | None = None,
-    fit: str = "pad",
-    window: str = "file",
+    backbone_options: Mapping[str, Any] | None = None,
+    fit: str = defaults.FIT,
+    window: str = defaults.WINDOW,
     attention: str = "none",
-    attention_stages: tuple[int, ...] = (4,),
+    attention_stages: tuple[int, ...] = defaults.ATTENTION_STAGES,
 ) -> Encoder:
     """Build an encoder with fresh weights.
 
@@ -496,7 +497,7 @@ def create_encoder(
         stem_stride: 1, 2 or 4; default by ``size`` (:func:`automatic_stem_stride`).
         mean: per channel or one for all, of images in [0, 1].
         std: like ``mean``.
-        options: numbers or lists of numbers for the timm model.
+        backbone_options: numbers or lists of numbers for the timm model.
         fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
         window: how files of more than 8 bits were mapped, for who reads such files later.
         attention: ``none``, ``se``, ``eca``, ``cbam``, ``ga`` (global), ``la`` (local) or ``ela`` (embedded local).
@@ -509,7 +510,8 @@ def create_encoder(
         UserError: for an unknown or unsuitable backbone, or an image too small for it.
 
     Example:
-        >>> encoder = create_encoder("resnet18", in_channels=1, size=64, options={"channels": [16, 32, 64, 128]})
+        >>> narrow = {"channels": [16, 32, 64, 128]}
+        >>> encoder = create_encoder("resnet18", in_channels=1, size=64, backbone_options=narrow)
         >>> encoder.features, list(encoder.reductions.values())
         (224, [4, 8, 16])
     """
@@ -522,7 +524,7 @@ def create_encoder(
             stem_stride=stride,
             mean=tuple(mean),
             std=tuple(std),
-            options=dict(options or {}),
+            options=dict(backbone_options or {}),
             fit=fit,
             window=window,
             attention=attention,

@@ -9,6 +9,7 @@ import torch
 from lightly.models.modules.heads import BarlowTwinsProjectionHead
 from torch import Tensor, nn
 
+from .. import defaults
 from ..functional import average_positions
 from ..types import Taps
 
@@ -80,7 +81,12 @@ class HierarchicalBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: Mapping[str, int], *, width: int = 512, projection: int = 512, variant: Variant = "light"
+        self,
+        channels: Mapping[str, int],
+        *,
+        width: int = defaults.WIDTH,
+        projection: int = defaults.PROJECTION,
+        variant: Variant = defaults.BRANCH,
     ) -> None:
         super().__init__()
         if variant not in ("light", "paper"):
@@ -125,7 +131,7 @@ class PlainProjector(nn.Module):
         ('layer4',)
     """
 
-    def __init__(self, channels: Mapping[str, int], *, projection: int = 512) -> None:
+    def __init__(self, channels: Mapping[str, int], *, projection: int = defaults.PROJECTION) -> None:
         super().__init__()
         self.deepest = list(channels)[-1]
         self.project = BarlowTwinsProjectionHead(channels[self.deepest], projection, projection)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .. import defaults
 from .dicom import WINDOWS, DicomFile
 from .pixels import ORIENTATION, ImageInfo, Notes, Unreadable, check_size, deep_to_display, over_black, upright
 from .png import PngChunks, png_size
@@ -71,7 +72,7 @@ class _Opened(NamedTuple):
 def read(
     data: bytes,
     frame: int = 0,
-    window: str = "file",
+    window: str = defaults.WINDOW,
     name: str = "",
     at_least: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -109,7 +110,12 @@ def read(
 
 
 def open_picture(
-    data: bytes, *, window: str = "file", name: str = "", at_least: int | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    *,
+    window: str = defaults.WINDOW,
+    name: str = "",
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Picture:
     """Open an image file for reading its frames; arguments and errors are those of :func:`read`.
 
@@ -132,7 +138,7 @@ def open_picture(
     return Picture(info, checked, hashlib.sha256(content).hexdigest(), notes)
 
 
-def read_file(path: str | os.PathLike[str], window: str = "file") -> NDArray[Any]:
+def read_file(path: str | os.PathLike[str], window: str = defaults.WINDOW) -> NDArray[Any]:
     """Decode an image file at its own size, the middle one of several frames; see :func:`read`.
 
     Args:

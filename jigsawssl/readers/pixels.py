@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
+from .. import defaults
+
 __all__ = [
     "NOTE_CONSTANT_CHANNEL",
     "NOTE_FLAT_TABLE",
@@ -167,7 +169,9 @@ def to_display(values: NDArray[Any], limits: tuple[float, float], dtype: DTypeLi
     return shown
 
 
-def fit_image(pixels: NDArray[Any], *, size: int, channels: int, fit: str = "pad", deep: bool = False) -> NDArray[Any]:
+def fit_image(
+    pixels: NDArray[Any], *, size: int, channels: int, fit: str = defaults.FIT, deep: bool = False
+) -> NDArray[Any]:
     """Resize display pixels to a square, bilinear and antialiased.
 
     Args:

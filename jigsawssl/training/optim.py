@@ -13,10 +13,10 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 
+from .. import defaults
 from ..types import UserError
 
 __all__ = [
-    "DEFAULT_RATES",
     "DEFAULT_WEIGHT_DECAY",
     "autocast_dtype",
     "autocast_precision",
@@ -26,7 +26,6 @@ __all__ = [
     "training_device",
 ]
 
-DEFAULT_RATES = {"adamw": 2e-3, "sgd": 2e-3, "lars": 0.2}
 """Learning rates where none is given: AdamW from our trials, SGD from FG-SSL (section 4), LARS from Barlow Twins."""
 
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1.5e-6}
@@ -72,16 +71,16 @@ def create_optimizer(
         >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
         [('encoder/decay', 0.05), ('encoder/no_decay', 0.0)]
     """
-    if name not in DEFAULT_RATES:
-        raise ValueError(f"`optimizer.name` ({name}) must be one of {', '.join(DEFAULT_RATES)}")
+    if name not in defaults.RATES:
+        raise ValueError(f"`optimizer.name` ({name}) must be one of {', '.join(defaults.RATES)}")
     groups = _parameter_groups(parts, DEFAULT_WEIGHT_DECAY[name] if weight_decay is None else weight_decay)
     # One kernel for all parameters: on a CPU five times as fast as a loop over them.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for g in groups for p in g["params"])
     if name == "adamw":
         return torch.optim.AdamW(groups, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=DEFAULT_RATES[name], momentum=0.9, fused=fused)
-    return LARS(groups, lr=DEFAULT_RATES[name], momentum=0.9)
+        return torch.optim.SGD(groups, lr=defaults.RATES[name], momentum=0.9, fused=fused)
+    return LARS(groups, lr=defaults.RATES[name], momentum=0.9)
 
 
 class _Schedule(CosineWarmupScheduler):

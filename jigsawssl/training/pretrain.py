@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from .. import defaults
 from ..augment import JigsawViews
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector
@@ -35,8 +36,8 @@ class JigsawPretraining(pl.LightningModule):
         schedule: ``joint`` sums the branches into one update with shared forwards; ``progressive`` makes one update
             per branch, shallow to deep, as published.
         optimizer: ``adamw``, ``sgd`` or ``lars``.
-        lr: rate of the block at the top of the schedule.
-        encoder_lr: rate of the encoder.
+        lr: rate of the block at the top of the schedule; ``None`` for the optimizer's default.
+        encoder_scale: rate of the encoder as a multiple of ``lr``.
         weight_decay: ``None`` for the optimizer's default.
         warmup: share of the run in which the rate rises.
         seed: views and order of epoch *e* depend on it and *e* alone, so a resumed run repeats an unbroken one.
@@ -49,12 +50,12 @@ class JigsawPretraining(pl.LightningModule):
         block: HierarchicalBlock | PlainProjector,
         views: JigsawViews,
         loss: HierarchicalLoss,
-        schedule: str = "joint",
-        optimizer: str = "adamw",
-        lr: float = 2e-3,
-        encoder_lr: float = 2e-3,
+        schedule: str = defaults.SCHEDULE,
+        optimizer: str = defaults.OPTIMIZER,
+        lr: float | None = None,
+        encoder_scale: float = defaults.ENCODER_SCALE,
         weight_decay: float | None = None,
-        warmup: float = 0.1,
+        warmup: float = defaults.WARMUP,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -65,7 +66,8 @@ class JigsawPretraining(pl.LightningModule):
         self.joint = schedule == "joint"
         self.automatic_optimization = self.joint
         self.optimizer_name = optimizer
-        self.rates = (encoder_lr, lr)
+        lr = defaults.RATES[optimizer] if lr is None else lr
+        self.rates = (lr * encoder_scale, lr)
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.seed = seed

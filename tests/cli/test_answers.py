@@ -426,7 +426,7 @@ def test_help_may_be_cut_short() -> None:
 
 def encoder_file(path: Path) -> Path:
     options = {"channels": [8, 8, 8, 8]}
-    jigsawssl.save_encoder(path, jigsawssl.create_encoder("resnet18", in_channels=1, size=32, options=options))
+    jigsawssl.save_encoder(path, jigsawssl.create_encoder("resnet18", in_channels=1, size=32, backbone_options=options))
     return path
 
 

@@ -32,7 +32,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder with fresh weights in a file."""
     path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
     small = jigsawssl.create_encoder(
-        "resnet18", in_channels=1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]}
+        "resnet18", in_channels=1, size=32, stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
     )
     jigsawssl.save_encoder(path, small, provenance={"archive": "none"})
     return path

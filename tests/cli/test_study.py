@@ -183,7 +183,7 @@ def plan(tmp_path: Path) -> StudyPlan:
     folder = tmp_path / "a?b {c} 100%20"
     (folder / "search").mkdir(parents=True)
     source = Source("demo")
-    choice = EncoderChoice("random:resnet18", 32, options={"channels": [16, 16, 32, 32]})
+    choice = EncoderChoice("random:resnet18", 32, backbone_options={"channels": [16, 16, 32, 32]})
     rows = draw_subset(open_labelled(source), fraction=0.13, seed=0, count_groups=False)
     recipe = Recipe(5e-4, max_epochs=4)
     return StudyPlan(

@@ -60,7 +60,7 @@ def test_the_table_names_what_the_picture_shows(
 ) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(gallery, "save_explanations", lambda parts, path, note: drawn.append((parts, note)))
-    found, rows = draw(tmp_path, images, classifier(options={"channels": [8, 8, 16, 16]}))
+    found, rows = draw(tmp_path, images, classifier(backbone_options={"channels": [8, 8, 16, 16]}))
     assert found["file"] == "seen.jpg" and (found["tap"], found["grid"], found["coarse"]) == ("layer3", [8, 8], False)
     parts, note = drawn[0]
     captions = [caption for _, _, captions in parts.values() for caption in captions]
@@ -87,7 +87,7 @@ def test_maps_are_those_of_the_predicted_class_whatever_the_network_alone_says(
 ) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(gallery, "save_explanations", lambda parts, path, note: drawn.append(parts))
-    model = classifier(options={"channels": [8, 8, 16, 16]})
+    model = classifier(backbone_options={"channels": [8, 8, 16, 16]})
     _, rows = draw(tmp_path, images, model)
     order = [sample.path for sample in images.archive.samples]
     pixels = images.__getitems__([order.index(row["path"]) for row in rows]).images
@@ -100,7 +100,7 @@ def test_maps_are_those_of_the_predicted_class_whatever_the_network_alone_says(
 def test_an_empty_map_is_explained(tmp_path: Path, images: PixelDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     monkeypatch.setattr(gallery, "save_explanations", lambda parts, path, note: notes.append(note))
-    model = classifier(options={"channels": [8, 8, 16, 16]})
+    model = classifier(backbone_options={"channels": [8, 8, 16, 16]})
     for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         torch.nn.init.zeros_(norm.weight)
         torch.nn.init.ones_(norm.bias)
@@ -120,7 +120,7 @@ def test_coarse_maps_are_called_cells(tmp_path: Path, images: PixelDataset, monk
 
 def test_a_file_that_has_gone_is_shown_without_its_hash(tmp_path: Path, images: PixelDataset) -> None:
     (tmp_path / "images" / images.archive.samples[0].path).unlink()
-    _, rows = draw(tmp_path, images, classifier(options={"channels": [8, 8, 16, 16]}))
+    _, rows = draw(tmp_path, images, classifier(backbone_options={"channels": [8, 8, 16, 16]}))
     assert [row["path"] for row in rows if not row["content_hash"]] == [images.archive.samples[0].path]
     with Image.open(tmp_path / "seen.jpg") as picture:
         assert picture.format == "JPEG" and picture.width > 500

@@ -192,7 +192,7 @@ def test_mistakes_are_named(backbone: str, attention: str, stages: tuple[int, ..
 )
 def test_transformers_are_encoders_too(backbone: str, options: dict[str, int], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    encoder = create_encoder(backbone, in_channels=1, size=64, options=options).eval()
+    encoder = create_encoder(backbone, in_channels=1, size=64, backbone_options=options).eval()
     images = torch.rand(2, 1, 64, 64)
     taps = encoder.taps(images)
     assert len(taps) == 3 and encoder.one_resolution == (backbone[:3] == "vit")
@@ -210,7 +210,7 @@ def test_maps_do_not_depend_on_the_order_in_memory(kind: str) -> None:
         "resnet18",
         in_channels=1,
         size=64,
-        options={"channels": [16, 16, 64, 64]},
+        backbone_options={"channels": [16, 16, 64, 64]},
         attention=kind,
         attention_stages=(3, 4),
     ).eval()

@@ -30,7 +30,9 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 
 def small(backbone: str = "resnet18", in_channels: int = 3, size: int = 64, **more: Any) -> Encoder:
-    return create_encoder(backbone, in_channels=in_channels, size=size, options=BACKBONES.get(backbone), **more)
+    return create_encoder(
+        backbone, in_channels=in_channels, size=size, backbone_options=BACKBONES.get(backbone), **more
+    )
 
 
 def reset_norms(encoder: Encoder) -> None:
@@ -179,7 +181,7 @@ def test_every_parameter_learns_from_the_deepest_tap(backbone: str) -> None:
 
 
 def test_every_parameter_of_a_pre_activation_network_learns() -> None:
-    encoder = create_encoder("resnetv2_18", size=64, options={"channels": [8, 16, 32, 64], "stem_chs": 8})
+    encoder = create_encoder("resnetv2_18", size=64, backbone_options={"channels": [8, 16, 32, 64], "stem_chs": 8})
     deepest = encoder.tap_names[-1]
     encoder.taps(torch.randn(2, 3, 64, 64), (deepest,))[deepest].features.square().sum().backward()
     assert [name for name, value in encoder.named_parameters() if value.grad is None] == []
@@ -410,23 +412,35 @@ def test_a_folder_given_as_a_network_is_answered_with_how_to_give_the_run_in_it(
         ({"backbone": "resnet19"}, r"`backbone` \(resnet19\) must be the name of a timm model; near names: \w+"),
         ({"backbone": "zzz"}, r"`backbone` \(zzz\) must be the name of a timm model; try resnet18"),
         (
-            {"backbone": "vit_tiny_patch16_224", "options": {"depth": 2}},
+            {"backbone": "vit_tiny_patch16_224", "backbone_options": {"depth": 2}},
             r"`backbone` \(vit_tiny_patch16_224\) must have at least 3 stages",
         ),
         ({"in_channels": 2}, r"`in_channels` \(2\) must be 1 \(grey\) or 3 \(colour\)"),
         ({"stem_stride": 3}, r"`stem_stride` \(3\) must be 1, 2 or 4"),
-        ({"options": {"pretrained": True}}, r"`backbone_options` \(pretrained=True\) must be numbers"),
-        ({"options": {"pretrained_cfg": 1}}, r"`backbone_options` \(pretrained_cfg=1\) must be numbers"),
-        ({"options": {"checkpoint_path": "w.pth"}}, r"`backbone_options` \(checkpoint_path='w.pth'\) must be numbers"),
-        ({"options": {"channels": ["8"]}}, r"`backbone_options` \(channels=\['8'\]\) must be numbers"),
-        ({"options": {"block_args": {"a": 1}}}, r"`backbone_options` \(block_args=\{'a': 1\}\) must be numbers"),
-        ({"options": {"no_such": 1}}, r"`backbone` \(resnet18\) cannot be built with `backbone_options` .*no_such"),
-        ({"options": {"channels": 3}}, r"`backbone` \(resnet18\) cannot be built with `backbone_options` .*3"),
+        ({"backbone_options": {"pretrained": True}}, r"`backbone_options` \(pretrained=True\) must be numbers"),
+        ({"backbone_options": {"pretrained_cfg": 1}}, r"`backbone_options` \(pretrained_cfg=1\) must be numbers"),
+        (
+            {"backbone_options": {"checkpoint_path": "w.pth"}},
+            r"`backbone_options` \(checkpoint_path='w.pth'\) must be numbers",
+        ),
+        ({"backbone_options": {"channels": ["8"]}}, r"`backbone_options` \(channels=\['8'\]\) must be numbers"),
+        (
+            {"backbone_options": {"block_args": {"a": 1}}},
+            r"`backbone_options` \(block_args=\{'a': 1\}\) must be numbers",
+        ),
+        (
+            {"backbone_options": {"no_such": 1}},
+            r"`backbone` \(resnet18\) cannot be built with `backbone_options` .*no_such",
+        ),
+        ({"backbone_options": {"channels": 3}}, r"`backbone` \(resnet18\) cannot be built with `backbone_options` .*3"),
         ({"size": 8}, r"`views.size` \(8\) must leave the deepest tap two pixels .* stride is 8; use at least 16"),
         ({"size": 32, "stem_stride": 4}, r"`views.size` \(32\) must leave .* stride is 32; use at least 64"),
         ({"size": 0}, r"`backbone` \(resnet18\) cannot take images of `views.size` \(0\) with `stem_stride` 1; "),
         ({"backbone": "resnet18.no_such_tag"}, r"`backbone` \(resnet18.no_such_tag\) cannot be built; .*no_such_tag"),
-        ({"options": {"output_stride": 7}}, r"`backbone` \(resnet18\) cannot be built with `backbone_options` .*7"),
+        (
+            {"backbone_options": {"output_stride": 7}},
+            r"`backbone` \(resnet18\) cannot be built with `backbone_options` .*7",
+        ),
     ],
 )
 def test_mistakes_of_the_user_are_one_line_with_the_key_the_value_and_a_hint(

@@ -142,7 +142,9 @@ def learned(encoder: Encoder, head: HierarchicalBlock | PlainProjector, branch: 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_the_loss_of_a_branch_teaches_its_stage_and_those_below_and_nothing_else(variant: Variant, branch: str) -> None:
-    encoder = create_encoder("resnet18", size=64, options={"channels": [8, 16, 32, 64], "zero_init_last": False})
+    encoder = create_encoder(
+        "resnet18", size=64, backbone_options={"channels": [8, 16, 32, 64], "zero_init_last": False}
+    )
     head = HierarchicalBlock(encoder.channels, width=8, projection=8, variant=variant)
     stages = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
     reached = len(stages) if branch == ALL_TAPS else stages.index(branch) + 1
@@ -155,7 +157,9 @@ def test_the_loss_of_a_branch_teaches_its_stage_and_those_below_and_nothing_else
 
 
 def test_the_plain_projector_reads_and_teaches_through_the_deepest_tap() -> None:
-    encoder = create_encoder("resnet18", size=64, options={"channels": [8, 16, 32, 64], "zero_init_last": False})
+    encoder = create_encoder(
+        "resnet18", size=64, backbone_options={"channels": [8, 16, 32, 64], "zero_init_last": False}
+    )
     head = PlainProjector(encoder.channels, projection=8)
     assert head.branches == head.required_taps(head.branches) == ("layer4",)
     assert all(learned(encoder, head, "layer4", torch.randn(2, 6, 3, 64, 64)).values())

@@ -18,7 +18,7 @@ BACKBONES = ("resnet18", "densenet121", "efficientnet_b0", "convnext_atto", "com
 def build(backbone: str, attention: str = "none") -> Encoder:
     torch.manual_seed(0)
     options = {"patch_size": 8} if backbone.startswith("vit") else {}
-    return create_encoder(backbone, in_channels=1, size=64, options=options, attention=attention)
+    return create_encoder(backbone, in_channels=1, size=64, backbone_options=options, attention=attention)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

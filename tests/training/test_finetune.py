@@ -25,7 +25,9 @@ NOTHING = np.empty(0, dtype=np.int64)
 
 def tiny_encoder() -> Encoder:
     torch.manual_seed(0)
-    return create_encoder("resnet18", in_channels=1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]})
+    return create_encoder(
+        "resnet18", in_channels=1, size=32, stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
+    )
 
 
 def bright_and_dark(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:

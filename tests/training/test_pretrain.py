@@ -17,7 +17,9 @@ from jigsawssl.types import UserError, Views
 
 def build(grids: tuple[int, ...] = (4, 2, 1), share: float = 1.0, schedule: str = "joint") -> JigsawPretraining:
     torch.manual_seed(0)
-    encoder = create_encoder("resnet18", in_channels=1, size=32, stem_stride=2, options={"channels": [16, 16, 32, 32]})
+    encoder = create_encoder(
+        "resnet18", in_channels=1, size=32, stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
+    )
     block: HierarchicalBlock | PlainProjector = PlainProjector(encoder.channels, projection=16)
     weights = [1.0]
     if grids:

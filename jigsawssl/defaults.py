@@ -1,0 +1,28 @@
+"""Settings of pretraining that Python and the command line share, each once.
+
+The published ones are those of ``configs/pretrain/paper.yaml``.
+"""
+
+from typing import Final
+
+SIZE = 224
+GRIDS = (16, 8, 1)
+SHARE = 0.5
+VIEWS = "strong"
+
+BRANCH: Final = "light"
+WIDTH = 256
+PROJECTION = 512
+
+TAP_WEIGHTS = (1.0, 1.0, 1.0, 2.0)
+OFF_DIAGONAL = 5e-3
+
+SCHEDULE = "joint"
+OPTIMIZER = "adamw"
+RATES = {"adamw": 2e-3, "sgd": 2e-3, "lars": 0.2}
+ENCODER_SCALE = 1.0
+WARMUP = 0.1
+
+FIT = "pad"
+WINDOW = "file"
+ATTENTION_STAGES = (4,)

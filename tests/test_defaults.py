@@ -1,0 +1,62 @@
+"""What Python does without further words is what the command line does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jigsawssl.augment import JigsawViews
+from jigsawssl.checkpoint import resolve_encoder
+from jigsawssl.config import FinetuneConfig, PretrainConfig
+from jigsawssl.data.cache import CacheOptions
+from jigsawssl.data.loading import PixelDataset
+from jigsawssl.losses import HierarchicalLoss
+from jigsawssl.models import EncoderSpec, HierarchicalBlock, PlainProjector, create_encoder
+from jigsawssl.readers import fit_image, open_picture
+from jigsawssl.training.pretrain import JigsawPretraining
+
+# Parameter → key, where they are called differently.
+KEYS: dict[Callable[..., Any], dict[str, str]] = {
+    JigsawViews: {name: f"views.{name}" for name in ("size", "grids", "preset", "share")},
+    HierarchicalBlock: {name: f"block.{name}" for name in ("variant", "width", "projection")},
+    PlainProjector: {"projection": "block.projection"},
+    HierarchicalLoss: {"off_diagonal": "loss.off_diagonal"},
+    JigsawPretraining: {
+        "schedule": "schedule",
+        "optimizer": "optimizer.name",
+        "lr": "optimizer.lr",
+        "encoder_scale": "optimizer.encoder_scale",
+        "weight_decay": "optimizer.weight_decay",
+        "warmup": "optimizer.warmup",
+        "seed": "seed",
+    },
+    create_encoder: {
+        "size": "views.size",
+        "stem_stride": "stem_stride",
+        "fit": "reading.fit",
+        "window": "reading.window",
+        "attention_stages": "attention_stages",
+    },
+    EncoderSpec: {"size": "views.size", "fit": "reading.fit", "window": "reading.window"},
+    PixelDataset: {"fit": "reading.fit", "window": "reading.window"},
+    CacheOptions: {"fit": "reading.fit", "window": "reading.window", "frames": "reading.frames"},
+    fit_image: {"fit": "reading.fit"},
+    open_picture: {"window": "reading.window"},
+    resolve_encoder: {"attention": "attention", "attention_stages": "attention_stages"},
+}
+
+
+@pytest.mark.parametrize("made", KEYS, ids=lambda made: made.__name__)
+def test_every_shared_default_is_one(made: Callable[..., Any]) -> None:
+    parameters = inspect.signature(made).parameters
+    for name, key in KEYS[made].items():
+        config: Any = FinetuneConfig() if made is resolve_encoder else PretrainConfig()
+        for part in key.split("."):
+            config = getattr(config, part)
+        default = parameters[name].default
+        assert (tuple(default) if isinstance(config, list) else default) == (
+            tuple(config) if isinstance(config, list) else config
+        ), name
