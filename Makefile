@@ -21,7 +21,7 @@ lint: $(VENV)/.installed-test  ## check the style, the format and the types, cha
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy jigsawssl
 
-format: $(VENV)/.installed-test  ## mend the style and the format in place
+format: $(VENV)/.installed-test  ## fix the style and the format in place
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

@@ -107,7 +107,7 @@ class Interrupts:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next step, which otherwise gets, and clears, every page anew."""
+    """Have glibc keep what is freed for the next step, which otherwise gets, and clears, new pages each time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_MMAP_MAX, 0)

@@ -12,7 +12,7 @@ FITS = ("pad", "crop", "squash")
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line with what, constraint, value and remedy (exit code 2)."""
+    """A mistake that the user can fix: one line with what, constraint, value and remedy (exit code 2)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))

@@ -182,7 +182,7 @@ def run(config: BenchConfig) -> None:
     """Measure and print.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: for a mistake that the user can fix.
     """
     device = training_device(config.trainer.accelerator)
     unlabeled = unlabeled_archive(config)

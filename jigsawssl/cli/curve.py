@@ -50,7 +50,7 @@ def run(config: CurveConfig) -> int:
         0, or 1 where cells failed.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: for a mistake that the user can fix.
     """
     opened = open_cells(config)
     path, device, labelled, source, channels = opened
@@ -125,7 +125,7 @@ def _task(
     subgroups: Mapping[str, NDArray[np.str_]],
     device: torch.device,
 ) -> dict[str, Any]:
-    """What the report needs to know of archive and encoders, so that it can be made anew without them."""
+    """What the report needs to know of archive and encoders, so that it can be rebuilt without them."""
     archive = labelled.archive
     return {
         "config": without_folders(config),

@@ -35,7 +35,7 @@ def run(config: DoctorConfig) -> int:
     """Print and write the diagnosis; returns 0 where nothing grave was found, else 1.
 
     Raises:
-        UserError: for what the user can mend, and where no image can be read.
+        UserError: for a mistake that the user can fix, and where no image can be read.
     """
     out = None if config.out is None else Path(config.out)
     archive = open_archive(config.data, manifest=config.manifest, layout=config.layout)

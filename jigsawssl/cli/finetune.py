@@ -51,7 +51,7 @@ def run(config: FinetuneConfig) -> None:
     """Fine-tune and test once.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: for a mistake that the user can fix.
     """
     began = now()
     path = check_run_folder(

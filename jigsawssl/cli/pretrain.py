@@ -173,7 +173,7 @@ def _require_same_images(seen: SeenImages, before: SeenImages, path: Path) -> No
     if new and (path / "seen.parquet").is_file():
         raise UserError(
             f"`data` must hold the images that the run began with; {counted(new, 'image')} of {len(seen.contents)} are "
-            "others; give that archive, or begin anew with encoder=… to go on from these weights"
+            "others; give that archive, or start a new run with encoder=… to go on from these weights"
         )
 
 
@@ -277,7 +277,7 @@ def run(config: PretrainConfig) -> Path:
     """Pretrain; returns the path of the encoder.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: for a mistake that the user can fix.
     """
     began, path = now(), Path(config.out)
     # With several devices this runs once in each process; the first one alone looks after the folder.

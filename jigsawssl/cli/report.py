@@ -1,4 +1,4 @@
-"""Make ``report.html`` of a run anew."""
+"""Rebuild the ``report.html`` of a run."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def run(config: StudyConfig) -> int:
         0, or 1 where a part failed.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: for a mistake that the user can fix.
     """
     opened = open_cells(config)
     path, device, labelled, source, channels = opened

@@ -84,7 +84,7 @@ def open_cells(config: CurveConfig | StudyConfig) -> Opened:
     """Look at the folder and the archive of a curve or study.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: for a mistake that the user can fix.
     """
     free = RESUME_MAY_CHANGE[command_of(type(config))]
     path = check_run_folder(

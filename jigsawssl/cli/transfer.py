@@ -25,7 +25,7 @@ def run(config: TransferConfig) -> None:
     """Run the stages that are not finished, then report on all.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: for a mistake that the user can fix.
     """
     names = [f"{number}-{stage['name']}" for number, stage in enumerate(config.stages, start=1)]
     free = RESUME_MAY_CHANGE["transfer"]

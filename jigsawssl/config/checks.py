@@ -130,7 +130,9 @@ def check(config: DictConfig, schema: type) -> None:
         if config.views.preset not in ("strong", "paper"):
             raise UserError(f"`views.preset` ({config.views.preset}) must be one of strong, paper")
         if len(config.loss.weights) != 4 or min(config.loss.weights) < 0 or max(config.loss.weights) <= 0:
-            raise UserError(f"`loss.weights` ({config.loss.weights}) must be four numbers, none below 0 and one above")
+            raise UserError(
+                f"`loss.weights` ({config.loss.weights}) must be four numbers of at least 0, one of them above 0"
+            )
         if not 0 < config.views.share <= 1:
             raise UserError(f"`views.share` ({config.views.share}) must lie in (0, 1]; 1 shuffles the whole batch")
         if not 0 <= config.max_bad_fraction <= 1:

@@ -177,7 +177,10 @@ class SupervisedConfig:
     manifest: str | None = _key(None, "CSV with path,label[,split,group], or folders; npz and demo bring their own")
     out: str = _key("", "folder of this run (required)")
     config: str | None = _key(None, "YAML file of keys, or the name of a shipped one; the command line wins over it")
-    mode: str = _key("auto", "auto (probe, full from it, or between), full, linear, knn or progressive")
+    mode: str = _key(
+        "auto",
+        "auto (a linear probe, full fine-tuning from it, or an average of both), full, linear, knn or progressive",
+    )
     budget: str = _key("images", "what a fraction counts: images, or groups where a group is copies of one specimen")
     validation: str = _key(
         "budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)"

@@ -110,7 +110,7 @@ class Cache:
             ) from None
 
     def table(self, *columns: str) -> pa.Table:
-        """These columns of :data:`jigsawssl.data.table.TABLE_SCHEMA`, or all; read anew at each call, as they are
+        """These columns of :data:`jigsawssl.data.table.TABLE_SCHEMA`, or all; read again at each call, as they are
         large in large archives and needed for a moment only."""
         return self._table.read(columns=list(columns) or None, use_threads=False)
 

@@ -400,7 +400,7 @@ def _decoded(
             entries.append({**common, "frame": frame, "status": str(error)})
             continue
         if pixels.dtype == np.uint16 and not options.deep and not options.examined:
-            raise _Deeper  # and all is written anew, as a smaller type would cut it
+            raise _Deeper  # and everything is written again, as a smaller type would cut it
         square = fit_image(pixels, size=options.size, channels=options.channels, fit=options.fit, deep=options.deep)
         stored = square.tobytes()
         top = np.float32(np.iinfo(pixels.dtype).max)

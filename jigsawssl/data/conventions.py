@@ -201,7 +201,7 @@ def ordered_classes(names: Iterable[str], classes: Sequence[str] = (), positive:
             taken = any(name in ("True", "False") or are_numbered([name]) for name in foreign)
             raise UserError(
                 f"`classes` ({', '.join(classes)}) must name each class of the archive once ({', '.join(found)}); "
-                f"{wrong}; {'put each name in quotes' if taken else 'mend the list'}."
+                f"{wrong}; {'put each name in quotes' if taken else 'fix the list'}."
             )
     if positive is not None:
         if len(found) != 2 or positive not in found:

@@ -82,7 +82,7 @@ class Identities:
         patient = self._hashed[row][0]
         if patient is None or salt in (None, self.salt):
             return patient
-        self._open(row)  # a hash cannot be hashed anew with another salt
+        self._open(row)  # a hash cannot be hashed again with another salt
         return salted(self._clear[row], salt)
 
     def patient_is_held_out(self, row: int) -> bool | None:

@@ -16,7 +16,7 @@ import numpy as np
 __all__ = ["MAY_PASS", "KnownFiles", "count_images", "journal_entries", "recover"]
 
 MAY_PASS = ("needs ", "permission denied", "cannot be read", "vanished")
-"""How reasons begin that lie outside of the file, and may be gone the next time."""
+"""Beginnings of reasons that have nothing to do with the file itself, and may be gone the next time."""
 
 
 class KnownFiles:

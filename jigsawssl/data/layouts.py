@@ -59,7 +59,7 @@ def _options(layout: str, allowed: dict[str, tuple[str, ...]]) -> dict[str, str]
         key, _, value = part.partition("=")
         if key not in allowed or (allowed[key] and value not in allowed[key]):
             known = "; ".join(f"{name}={'|'.join(values) or '…'}" for name, values in allowed.items()) or "none"
-            raise UserError(f"`layout` ({layout}) must have options that it knows ({known}); {part} is not; mend it.")
+            raise UserError(f"`layout` ({layout}) must have options that it knows ({known}); {part} is not; fix it.")
         options[key] = value
     return options
 

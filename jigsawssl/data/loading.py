@@ -259,7 +259,7 @@ class PixelDataset(Dataset[Batch]):
         total = len(self.archive) + self.archive.faults
         return UserError(
             f"`max_bad_fraction` must cover the unreadable images, which are {found} of {total} so far; quarantine.csv "
-            "in `out` lists them: mend or remove them, or raise it"
+            "in `out` lists them: fix or remove them, or raise it"
         )
 
     def _nothing_readable(self) -> UserError:

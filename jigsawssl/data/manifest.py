@@ -192,7 +192,7 @@ def _check_values(rows: Rows, header: Sequence[str], what: str, labels: bool) ->
     ]
     names = Counter(label for label, _ in pairs)
     groups = {group for _, group in pairs if group}
-    # Ten: fewer labels tell nothing. Twice: patients outnumber classes. 20: more classes than that are rare.
+    # Ten: fewer labels say nothing. Twice: patients outnumber classes. 20: more classes than that are rare.
     if len(names) >= max(10, 2 * len(groups)) and 2 <= len(groups) <= 20 and _look_swapped(pairs):
         raise UserError(
             f"{what} must have classes in `label` and patients (lesions, slides) in `group`; `label` has {len(names)} "

@@ -122,7 +122,7 @@ def compare(
     of a t-distributed part with J - 1 degrees of freedom and a normal one (a generalised p-value, Tsui and Weerahandi
     1989). Degrees of freedom that match the variance of that sum (Hillis 2007) are too sure of small p, which a
     correction for many pairs asks for. Beside it stand a bootstrap over both, which is too sure where few seeds differ
-    much, and Nadeau and Bengio's corrected resampled t (2003, section 3), which takes patients to be drawn anew with
+    much, and Nadeau and Bengio's corrected resampled t (2003, section 3), which takes patients to be drawn again with
     each training set and is never sure here (``benchmarks/simulations.py``).
 
     Args:

@@ -82,7 +82,7 @@ class _Worker:
 
     def _bank(self, cell: Cell) -> tuple[FeatureBank, bool]:
         choice = self.plan.encoders[cell.encoder]
-        # What is fresh is drawn anew for each seed, trained weights are the same for all.
+        # What is fresh is drawn again for each seed, trained weights are the same for all.
         key = (cell.encoder, cell.seed if choice.fresh else -1)
         if key not in self._banks:
             torch.manual_seed(cell.seed)

@@ -35,7 +35,7 @@ def save_gallery(
     labels: NDArray[np.int64],
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    """Draw Grad-CAM, and attention where the encoder has it, for some right and wrong predictions, drawn by lot.
+    """Draw Grad-CAM, and attention where the encoder has it, for some right and wrong predictions, drawn at random.
 
     The picture goes into a report, and a file's name may be a patient's: an image carries the first digits of its
     content hash, and a CSV beside the picture says which file that is.

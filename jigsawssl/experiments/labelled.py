@@ -256,7 +256,7 @@ def _given(archive: Archive, source: Source, identities: Identities) -> Labelled
         shared = _shared_groups(archive, parts[one], parts[other])
         if shared:
             raise UserError(
-                f"`group` must not be divided between {one} and {other}; {shared} are; mend the manifest's split "
+                f"`group` must not be divided between {one} and {other}; {shared} are; fix the manifest's split "
                 "column, or leave it out to have a split made"
             )
     identities.look_up(np.concatenate([pool, judging, test]), progress=True)
@@ -267,7 +267,7 @@ def _given(archive: Archive, source: Source, identities: Identities) -> Labelled
         if len(before) and not len(rows):
             raise UserError(
                 f"`split` ({name}) must have images of its own; all {len(before)} have the content of images to judge "
-                "by; mend the manifest's split column"
+                "by; fix the manifest's split column"
             )
     copies = len(pool) - len(learned) + len(judging) - len(kept)
     return Labelled(
@@ -555,7 +555,7 @@ def check_overlap(
         trained: whether it has weights that were trained.
         labelled: the archive that it is judged by.
         allowed: whether somebody said that an overlap is wanted.
-        source: of the archive, for the command that mends it.
+        source: of the archive, for the command that fixes it.
 
     Returns:
         JSON values for the report.
@@ -591,7 +591,7 @@ def check_overlap(
 
 
 def _refusal(encoder: str, labelled: Labelled, overlap: Overlap, source: Source | None) -> str:
-    """Which of them pretraining saw, how many, and what mends it."""
+    """Which of them pretraining saw, how many, and the remedy."""
     samples, rows = labelled.archive.samples, overlap.rows.tolist()
     groups = sorted({samples[row].group or samples[row].path for row in rows})
     names = groups if labelled.archive.groups is not None else [samples[row].path for row in rows]

@@ -308,7 +308,7 @@ def _spread(value: dict[str, Any] | None) -> str | None:
 
 
 def rebuild(folder: Path) -> Path:
-    """Make ``report.html`` anew from the files of a run.
+    """Rebuild ``report.html`` from the files of a run.
 
     Raises:
         UserError: where none of ours is there, or what is there is damaged.

@@ -45,7 +45,7 @@ WARMUP = 2
 """Epochs that every trial may have."""
 
 EXPLAINED = 32
-"""Test images, drawn by lot, that explanations are compared on."""
+"""Test images, drawn at random, that explanations are compared on."""
 
 
 class StudyPlan(NamedTuple):

@@ -64,5 +64,5 @@ def read_subset(file: Path, labelled: Labelled) -> Rows:
     unknown = [path for path in paths if path not in row_of]
     if unknown or not paths:
         what = f"{len(unknown)} of {len(paths)} are not, the first is {unknown[0]}" if unknown else "it names none"
-        raise UserError(f"subset ({file}) must name labelled images of the training split; {what}; draw it anew")
+        raise UserError(f"subset ({file}) must name labelled images of the training split; {what}; draw it again")
     return np.array(sorted({row_of[path] for path in paths}), dtype=np.int64)

@@ -499,7 +499,7 @@ def create_encoder(
         std: like ``mean``.
         backbone_options: numbers or lists of numbers for the timm model.
         fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
-        window: how files of more than 8 bits were mapped, for who reads such files later.
+        window: how files of more than 8 bits were mapped, for reading such files later.
         attention: ``none``, ``se``, ``eca``, ``cbam``, ``ga`` (global), ``la`` (local) or ``ela`` (embedded local).
         attention_stages: where, see :class:`EncoderSpec`.
 

@@ -1,4 +1,4 @@
-"""``report.html``: one file that opens from disk, asks for nothing, and is made anew from ``report.json`` alone."""
+"""``report.html``: one file that opens from disk, asks for nothing, and can be rebuilt from ``report.json`` alone."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
     environment.filters["zip_with"] = lambda first, second: list(zip(first, second, strict=True))
     environment.filters |= {"anchored": _anchored, "metric": name_of, "words": _words}
     environment.filters |= {"number": _number, "signed": signed, "percent": _percent}
-    # As it is read back from disk, so that a page made anew is the same.
+    # As it is read back from disk, so that a rebuilt page is the same.
     plain = json.loads(json.dumps(report))
     page = environment.get_template("page.html.j2").render(
         title=_TITLES[plain["command"]],

@@ -187,7 +187,7 @@ def adapt(
     """Adapt an encoder to labelled images.
 
     Several folds mean cross-validation: candidates are judged on the validation rows of all folds and the chosen one
-    is fitted anew on ``refit_rows``. One fold means a held-out part: probes are fitted anew on ``refit_rows``,
+    is fitted again on ``refit_rows``. One fold means a held-out part: probes are fitted again on ``refit_rows``,
     networks keep the weights that did best.
 
     Args:

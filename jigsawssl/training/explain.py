@@ -253,22 +253,22 @@ def _received(weights: Tensor, count: int, prefix: int) -> Tensor | None:
 
 
 def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[str, float | None]]:
-    """Grad-CAM and attention judged alike, as they would be shown, beside maps by lot, which tell nothing.
+    """Grad-CAM and attention judged alike, as they would be shown, beside a random baseline.
 
     Args:
         model: in eval mode.
         images: float ``(N, C, H, W)``, as ``model.encoder.preprocess`` returns them.
-        seed: of the maps by lot.
+        seed: of the random maps.
 
     Returns:
-        For ``Grad-CAM``, ``attention`` where the encoder has it, and ``by lot``: ``border_share``, ``deletion``,
+        For ``Grad-CAM``, ``attention`` where the encoder has it, and ``random``: ``border_share``, ``deletion``,
         ``insertion`` and, but for Grad-CAM, ``agreement`` with it (rank correlation).
 
     Example:
         >>> from jigsawssl.models import create_encoder
         >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64, attention="ga"), classes=2).eval()
         >>> list(compare_maps(model, torch.rand(2, 1, 64, 64)))
-        ['Grad-CAM', 'attention', 'by lot']
+        ['Grad-CAM', 'attention', 'random']
     """
     with torch.no_grad():
         predicted = model(images).argmax(dim=1)
@@ -277,7 +277,7 @@ def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[
     attended = attention_maps(model, images)
     if attended is not None:
         kinds["attention"] = over_images(attended, size)
-    kinds["by lot"] = torch.rand(kinds["Grad-CAM"].shape, generator=torch.Generator().manual_seed(seed))
+    kinds["random"] = torch.rand(kinds["Grad-CAM"].shape, generator=torch.Generator().manual_seed(seed))
     found: dict[str, dict[str, float | None]] = {}
     for name, maps in kinds.items():
         deletion, insertion = deletion_and_insertion(model, images, maps, classes=predicted)

@@ -165,7 +165,7 @@ class RunProgress(Callback):
                 images = ", with the decoded images kept" if self.images_kept else ""
                 return (
                     f" in epoch 1 of {last}; nothing of it is saved yet, as checkpoints are written at the end of an "
-                    f"epoch; resume=true begins anew{images}"
+                    f"epoch; resume=true starts over{images}"
                 )
             if saved == last:
                 return f" while the results were written; all {last} epochs are saved; go on with resume=true"

@@ -132,7 +132,7 @@ class JigsawPretraining(pl.LightningModule):
         return LossTerms(partial.total(), in_order, {name: compared[name] for name in branches})
 
     def joint_losses(self, views: Views) -> LossTerms:
-        """What a joint update goes by: :meth:`frugal_losses` where it spares something and is exact."""
+        """The loss of a joint update: :meth:`frugal_losses` where it saves memory and is exact."""
         # Half precision needs its loss scaled before anything is differentiated.
         half = torch.is_autocast_enabled(self.device.type) and (
             torch.get_autocast_dtype(self.device.type) == torch.float16

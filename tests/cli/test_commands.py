@@ -137,9 +137,9 @@ def test_a_resumed_run_ends_like_an_unbroken_one(pretrained: Path, tmp_path: Pat
     assert not (broken / "encoder.safetensors").exists()
     assert main([*common, "resume=true"]) == 0
     whole = jigsawssl.load_encoder(pretrained / "encoder.safetensors").state_dict()
-    mended = jigsawssl.load_encoder(broken / "encoder.safetensors").state_dict()
+    fixed = jigsawssl.load_encoder(broken / "encoder.safetensors").state_dict()
     for name, value in whole.items():
-        torch.testing.assert_close(mended[name], value, msg=name)
+        torch.testing.assert_close(fixed[name], value, msg=name)
     with (broken / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
@@ -153,7 +153,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(pretrained: Path, tmp_path: Pat
     ("epoch", "told", "begins"),
     [
         (0, "in epoch 1 of 2; nothing of it is saved yet, as checkpoints are written at the end of an epoch; "
-            "resume=true begins anew", "nothing was saved to resume from; beginning at epoch 1 of 2"),
+            "resume=true starts over", "nothing was saved to resume from; beginning at epoch 1 of 2"),
         (1, "in epoch 2 of 2; epoch 1 is saved; go on with resume=true", "resumed at epoch 2 of 2"),
     ],
 )  # fmt: skip

@@ -93,7 +93,7 @@ def test_every_variant_has_a_search_of_the_same_size_that_begins_with_the_defaul
         assert found["epochs"] == sum(trial["epochs"] for trial in found["trials"])
         for trial in found["trials"]:
             assert 1e-4 <= trial["settings"]["lr"] <= 3e-2 and 0 <= trial["settings"]["dropout"] <= 0.3
-    # What is drawn by lot is the same for all.
+    # What is drawn at random is the same for all.
     second = [found["trials"][1]["settings"] for found in searches.values()]
     assert second[0] == second[1] == second[2]
 
@@ -144,8 +144,8 @@ def test_variants_are_compared_with_what_they_name(finished: Path) -> None:
 def test_explanations_are_compared(finished: Path) -> None:
     rows = {(row["variant"], row["map"]): row for row in report_of(finished)["explanations"]}
     kinds = {name: {kind for variant, kind in rows if variant == name} for name in VARIANTS}
-    assert kinds["plain"] == kinds["channel"] == {"Grad-CAM", "by lot"}  # a channel has no place
-    assert kinds["global"] == {"Grad-CAM", "attention", "by lot"}
+    assert kinds["plain"] == kinds["channel"] == {"Grad-CAM", "random"}  # a channel has no place
+    assert kinds["global"] == {"Grad-CAM", "attention", "random"}
     assert all(0 <= row["deletion"] <= 1 and 0 <= row["insertion"] <= 1 for row in rows.values())
 
 

@@ -107,7 +107,7 @@ def test_mistakes_are_named_before_anything_is_trained(
 
 
 def stained(file: Path, number: int) -> None:
-    """A patch of two dyes on white, its amounts by lot."""
+    """A patch of two dyes on white, its amounts at random."""
     file.parent.mkdir(parents=True, exist_ok=True)
     amounts = np.random.default_rng(number).gamma(1.0, 0.5, (40, 40, 2))
     density = amounts @ np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])

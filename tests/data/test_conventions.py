@@ -128,7 +128,7 @@ def test_of_two_classes_the_finding_is_looked_for(names: list[str], expected: tu
     [
         (["a", "b"], None, "c is left out"),
         (["a", "b", "c", "d"], None, "d is not one"),
-        (["a", "b", "c", "c"], None, "one is named twice; mend the list"),
+        (["a", "b", "c", "c"], None, "one is named twice; fix the list"),
         (["a", "b", "False"], None, "c is left out; put each name in quotes"),
         ([], "a", "must be one of two classes; the archive has 3: a, b, c"),
     ],

@@ -115,7 +115,7 @@ def test_grades_have_the_order_that_is_given(tmp_path: Path, capsys: pytest.Capt
     assert finetune(tmp_path, "run", "ordered=true") == 2
     assert "tell: mild, moderate, none, severe; give them from the least to the worst" in capsys.readouterr().err
     assert finetune(tmp_path, "run", "ordered=true", "classes=[none,mild,severe]") == 2
-    assert "moderate is left out; mend the list" in capsys.readouterr().err
+    assert "moderate is left out; fix the list" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     (tmp_path / "labels.csv.classes").write_text("\n".join(GRADES))
     assert finetune(tmp_path, "run", "ordered=true") == 0
