@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R BT.601), as Pillow's mode "L" has them."""
+
 FITS = ("pad", "crop", "squash")
 """How an image becomes a square: whole and centred on black, its central square, or stretched."""
 
@@ -92,12 +95,3 @@ class Step(NamedTuple):
 
     terms: LossTerms
     sample: Views | None
-
-
-class Prediction(NamedTuple):
-    """``probabilities`` float32 ``(N, K)`` with rows that sum to 1, ``labels`` int64 ``(N,)``, ``rows`` int64 ``(N,)``
-    of the archive."""
-
-    probabilities: Tensor
-    labels: Tensor
-    rows: Tensor

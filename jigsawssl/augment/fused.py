@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
 from ..functional import to_unit_range
+from ..types import LUMA
 
 __all__ = ["FusedChain"]
 
 _CHUNK = 1 << 20  # values that are worked on at a time on a CPU: larger intermediate results leave its caches
 _BESIDE = 8  # images, of which a multiple is worked on at a time: alone, large ones are blurred half as fast
 _LARGE = 128  # pixels
-_LUMA = (0.299, 0.587, 0.114)
 _PLANES = 8  # for intermediate results of the colours
 _TURN = 0.9  # sextants of a turn of the hue that one pass manages
 _SLOPE = _TURN / (1 - _TURN)
@@ -223,7 +223,7 @@ def _blur(pixels: Tensor, kernel: int, sigma: Tensor) -> Tensor:
 
 def _luma(pixels: Tensor, plane: Tensor | None = None) -> Tensor:
     red, green, blue = pixels.split(1, dim=1)
-    return torch.mul(red, _LUMA[0], out=plane).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    return torch.mul(red, LUMA[0], out=plane).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def _jitter(data: dict[str, Tensor], chosen: Tensor, device: torch.device) -> Step:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 
 from ..checkpoint import save_classifier
 from ..config import FinetuneConfig, to_yaml, without_folder, without_folders
 from ..data import Archive
 from ..data.loading import PixelDataset
+from ..data.splits import Rows
 from ..data.table import printable
-from ..evaluation.judgement import judge
+from ..evaluation.judgement import Predictions, judge
 from ..experiments.cells import predictions_of, save_predictions
 from ..experiments.gallery import save_gallery
 from ..experiments.labelled import check_overlap, read_images, remarks_on, take_budget, write_split
@@ -27,7 +27,6 @@ from ..report.run import check_run_folder, clear_run_folder, environment, now
 from ..training.adapt import Adaptation, adapt
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
-from ..types import Prediction
 from .look import RESUME_MAY_CHANGE
 from .supervised import (
     check_draws,
@@ -113,10 +112,8 @@ def run(config: FinetuneConfig) -> None:
     test, rows = read_images(labelled, labelled.test, spec=encoder.spec, what="test")
     if known.used:
         print(f"{len(known.used)} images were taken from the cache of the pretraining")
-    probabilities = adaptation.probabilities(test)
-    prediction = Prediction(probabilities, torch.from_numpy(archive.labels[rows]), torch.from_numpy(rows))
+    predictions = predictions_of(adaptation, probabilities=adaptation.probabilities(test), labelled=labelled, rows=rows)
     seconds = time.perf_counter() - start
-    predictions = predictions_of(adaptation, probabilities=probabilities, labelled=labelled, rows=rows)
     passes = None
     if config.dropout and isinstance(adaptation.model, Classifier):
         passes = dropout_probabilities(
@@ -169,7 +166,7 @@ def run(config: FinetuneConfig) -> None:
         "judgement": {key: value for key, value in judgement.items() if key != "metrics"},
     }
     save_predictions(path / "predictions.npz", predictions)
-    _write(path, archive=archive, prediction=prediction, adaptation=adaptation, metrics=metrics)
+    _write(path, archive=archive, rows=rows, predictions=predictions, adaptation=adaptation, metrics=metrics)
     lines = write_report(path, report)
     _summary(path, metrics, adaptation, lines)
 
@@ -178,14 +175,13 @@ def _write(
     path: Path,
     *,
     archive: Archive,
-    prediction: Prediction,
+    rows: Rows,
+    predictions: Predictions,
     adaptation: Adaptation,
     metrics: dict[str, Any],
 ) -> None:
     from ..report.figures import save_confusion_matrix, save_finetune_curves
 
-    rows = prediction.rows.tolist()
-    table = prediction.probabilities.tolist()
     write_csv(
         path / "predictions.csv",
         ["path", "label", "prediction", *(f"probability_{name}" for name in archive.classes)],
@@ -196,13 +192,13 @@ def _write(
                 archive.classes[int(np.argmax(line))],
                 *(f"{value:.6f}" for value in line),
             ]
-            for row, line in zip(rows, table, strict=True)
+            for row, line in zip(rows.tolist(), predictions.probabilities.tolist(), strict=True)
         ),
     )
     curves = [(epoch, name, value) for name, points in adaptation.history.items() for epoch, value in points]
     write_csv(path / "metrics.csv", ["epoch", "name", "value"], sorted(curves, key=lambda row: (row[0], row[1])))
     save_finetune_curves(
-        adaptation.history, prediction.probabilities, prediction.labels, archive.classes, path / "curves.png"
+        adaptation.history, predictions.probabilities, predictions.labels, archive.classes, path / "curves.png"
     )
     save_confusion_matrix(metrics["confusion_matrix"], archive.classes, path / "confusion.png")
 

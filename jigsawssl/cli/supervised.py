@@ -19,7 +19,8 @@ from ..data.census import split_counts
 from ..data.conventions import are_numbered, split_name
 from ..data.loading import PixelDataset, stain_target
 from ..data.manifest import manifest_columns
-from ..experiments.cells import EncoderChoice, Rows, adaptation_mode
+from ..data.splits import Rows
+from ..experiments.cells import EncoderChoice, adaptation_mode
 from ..experiments.labelled import (
     Labelled,
     Source,

@@ -32,10 +32,10 @@ _MOST_KINDS = 20
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 
-Rows = list[tuple[int, dict[str, str]]]
+Lines = list[tuple[int, dict[str, str]]]
 
 
-def csv_rows(manifest: Path, *, key: str = "manifest", labels: bool = False, most: int | None = None) -> Rows:
+def csv_rows(manifest: Path, *, key: str = "manifest", labels: bool = False, most: int | None = None) -> Lines:
     """Line numbers and cells by column, stripped; a short row has empty cells.
 
     Args:
@@ -114,7 +114,7 @@ def _separated_by(separator: str, text: str, what: str) -> str:
     return f"{what} must separate its columns with commas; they are separated with {name}; {how}."
 
 
-def _check_columns(header: Sequence[str], rows: Rows, what: str, labels: bool) -> None:
+def _check_columns(header: Sequence[str], rows: Lines, what: str, labels: bool) -> None:
     """Columns under other names: never taken silently, as a guess may be wrong."""
     renamed: dict[str, str] = {}
     lower = {name.lower(): name for name in reversed(header)}
@@ -181,7 +181,7 @@ def _looks_like_data(cells: Sequence[str]) -> bool:
     return not {cell.lower() for cell in cells} & known and any(cell.lower().endswith(_ENDINGS) for cell in cells)
 
 
-def _check_values(rows: Rows, header: Sequence[str], what: str, labels: bool) -> None:
+def _check_values(rows: Lines, header: Sequence[str], what: str, labels: bool) -> None:
     """Labels that are identifiers. Few rows, and labels that several groups share, are always taken."""
     if "label" not in header:
         return

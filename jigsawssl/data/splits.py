@@ -8,6 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 from jigsawssl.types import UserError
 
 Rows = NDArray[np.int64]
+"""Numbers of rows of an archive."""
+
+Fold = tuple[Rows, Rows]
+"""Positions to train on, and to validate on."""
 
 
 def label_fraction(
@@ -66,7 +70,7 @@ def label_fraction(
     return np.asarray(rows[np.unique(np.concatenate(chosen))], dtype=np.int64)
 
 
-def holdout_split(labels: ArrayLike, groups: ArrayLike | None, *, share: float, seed: int) -> tuple[Rows, Rows]:
+def holdout_split(labels: ArrayLike, groups: ArrayLike | None, *, share: float, seed: int) -> Fold:
     """Hold out about ``share`` of the labelled rows, stratified by class, no group divided.
 
     It is the first of ``round(1 / share)`` folds of :func:`cross_validation_folds`, whose rules hold here too: every
@@ -93,9 +97,7 @@ def holdout_split(labels: ArrayLike, groups: ArrayLike | None, *, share: float, 
     return cross_validation_folds(labels, groups, folds=round(1 / share), seed=seed)[0]
 
 
-def cross_validation_folds(
-    labels: ArrayLike, groups: ArrayLike | None, *, folds: int, seed: int
-) -> list[tuple[Rows, Rows]]:
+def cross_validation_folds(labels: ArrayLike, groups: ArrayLike | None, *, folds: int, seed: int) -> list[Fold]:
     """Divide the labelled rows into folds, stratified by class, no group divided, no val part empty.
 
     Every class is in the train part of every fold: a group that alone holds a class always stays in train and is

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_curve
 
-__all__ = ["OperatingPoint", "at_threshold", "net_benefit", "threshold_for_sensitivity"]
+from .resampling import Numbers
 
-Numbers = NDArray[np.float64]
+__all__ = ["OperatingPoint", "at_threshold", "net_benefit", "threshold_for_sensitivity"]
 
 
 def threshold_for_sensitivity(scores: ArrayLike, positive: ArrayLike, sensitivity: float) -> float | None:

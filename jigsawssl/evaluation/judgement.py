@@ -13,7 +13,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from ..words import listed
 from .decisions import at_threshold, net_benefit, threshold_for_sensitivity
 from .metrics import classification_metrics, log_loss
-from .resampling import draw_weights, resampled_metrics
+from .resampling import Numbers, draw_weights, resampled_metrics
 from .statistics import percentile_interval
 from .uncertainty import apply_temperature, conformal_sets, ensemble, fit_temperature, reliability, risk_coverage
 
@@ -32,8 +32,6 @@ NO_SHARES = ("brier", "kappa", "quadratic_kappa")
 
 POINTS = 200
 """Points of a curve that a report keeps at most."""
-
-Numbers = NDArray[np.float64]
 
 
 class Predictions(NamedTuple):

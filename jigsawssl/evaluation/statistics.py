@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 from sklearn.isotonic import IsotonicRegression
+
+from .resampling import Numbers
 
 __all__ = [
     "Bound",
@@ -23,7 +25,6 @@ __all__ = [
     "percentile_interval",
 ]
 
-Numbers = NDArray[np.float64]
 
 # Gauss-Legendre quadrature over probabilities, dense where variances are large: tails of any t to six digits.
 _POINTS, _SHARES = np.polynomial.legendre.leggauss(64)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
-from .resampling import BINS, confidence_bin
+from .resampling import BINS, Numbers, confidence_bin
 
 __all__ = [
     "ConformalSets",
@@ -23,7 +23,6 @@ __all__ = [
     "risk_coverage",
 ]
 
-Numbers = NDArray[np.float64]
 
 _TINY = float(np.finfo(np.float32).eps)
 

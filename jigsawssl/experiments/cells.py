@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .. import defaults
 from ..checkpoint import resolve_encoder
 from ..data.loading import PixelDataset
+from ..data.splits import Rows
 from ..evaluation.judgement import Predictions
 from ..models import Encoder, EncoderSpec
 from ..report import write_bytes, write_json
@@ -40,8 +41,6 @@ __all__ = [
     "save_cell",
     "save_predictions",
 ]
-
-Rows = NDArray[np.int64]
 
 
 class Cell(NamedTuple):

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import torch
 
+from ..data.splits import Rows
 from ..process import prepare_process
 from ..training.finetune import Recipe
 from ..training.probe import FeatureBank
-from .cells import Cell, EncoderChoice, Rows, Workplace, adaptation_mode, save_cell
+from .cells import Cell, EncoderChoice, Workplace, adaptation_mode, save_cell
 from .gallery import save_gallery
 from .labelled import Source
 from .runner import Outcome, run_cells

@@ -21,10 +21,10 @@ from ..data.holdout import TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
 from ..data.known import KnownImages
 from ..data.loading import PixelDataset
+from ..data.splits import Fold, Rows
 from ..data.table import printable
 from ..models import EncoderSpec
 from ..report import write_csv
-from ..training.finetune import Fold
 from ..types import UserError
 from ..words import counted
 
@@ -50,8 +50,6 @@ SMALL_BUDGET = 200
 FOLDS = 5
 LEAST_TEST = 10
 """Images of a test split that pretraining saw a part of: fewer than this are not worth testing on."""
-
-Rows = NDArray[np.int64]
 
 
 class Source(NamedTuple):

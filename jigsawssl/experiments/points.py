@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..evaluation.judgement import DRAWS, NO_SHARES, Predictions, judge, units_of
 from ..evaluation.metrics import classification_metrics
-from ..evaluation.resampling import draw_weights, resampled_metrics
+from ..evaluation.resampling import Numbers, draw_weights, resampled_metrics
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
 from ..words import counted, signed
 
@@ -49,8 +49,6 @@ METRICS = (
 
 COMPARED = ("auroc", "balanced_accuracy")
 """Metrics that encoders are compared by."""
-
-Numbers = NDArray[np.float64]
 
 
 class Done(NamedTuple):

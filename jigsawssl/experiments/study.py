@@ -16,6 +16,7 @@ import torch
 from optuna.trial import TrialState
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..data.splits import Rows
 from ..models import Encoder
 from ..process import prepare_process
 from ..report import write_json
@@ -26,7 +27,6 @@ from ..types import DivergedError
 from .cells import (
     Cell,
     EncoderChoice,
-    Rows,
     Tested,
     Workplace,
     load_cell,

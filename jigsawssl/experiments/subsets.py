@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data import label_fraction
+from ..data.splits import Rows
 from ..data.table import printable
 from ..report import write_csv
 from ..types import UserError
 from .labelled import Labelled
 
 __all__ = ["draw_subset", "read_subset", "subset_name", "write_subsets"]
-
-Rows = NDArray[np.int64]
 
 
 def subset_name(fraction: float, seed: int) -> str:

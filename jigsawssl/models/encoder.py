@@ -22,7 +22,7 @@ from .. import defaults
 from ..functional import average_positions, to_unit_range
 from ..readers import Unreadable, from_pillow, read_file
 from ..stain import normalize_stain
-from ..types import FITS, Tap, Taps, UserError
+from ..types import FITS, LUMA, Tap, Taps, UserError
 from . import compact as compact  # registers its network with timm
 from .attention import ATTENTIONS, StageAttention
 from .stem import PUBLISHED_STRIDE, Stem, plan_stem
@@ -417,8 +417,7 @@ class Encoder(nn.Module):
             )
         pixels = to_unit_range(self.normalize_stain(images))
         if images.shape[1] == 3 and self.spec.in_channels == 1:
-            # Luma of ITU-R BT.601, as Pillow's mode "L".
-            weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
+            weights = torch.tensor(LUMA, device=pixels.device).view(1, 3, 1, 1)
             pixels = (pixels * weights).sum(dim=1, keepdim=True)
         pixels = self._fitted(pixels)
         # In full precision, and only then in that of the network.

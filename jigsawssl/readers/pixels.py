@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
 from .. import defaults
+from ..types import LUMA
 
 __all__ = [
     "NOTE_CONSTANT_CHANNEL",
@@ -217,7 +218,7 @@ def _converted(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
         return np.repeat(pixels, 3, axis=2)
     grey = np.empty((*pixels.shape[:2], 1), dtype=pixels.dtype)
     for part in _parts(pixels):
-        grey[part, :, 0] = np.floor(pixels[part].astype(np.float64) @ np.array([0.299, 0.587, 0.114]) + 0.5)
+        grey[part, :, 0] = np.floor(pixels[part].astype(np.float64) @ np.array(LUMA) + 0.5)
     return grey
 
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.loading import PixelDataset
+from ..data.splits import Fold
 from ..evaluation import paired_auroc_difference
 from ..models import Classifier, Encoder, HierarchicalClassifier
 from ..progress import Progress
 from ..types import DivergedError
-from .finetune import Fold, Model, OnCheck, Recipe, Trained, planned_epochs, selection_score, train_classifier
+from .finetune import Model, OnCheck, Recipe, Trained, planned_epochs, selection_score, train_classifier
 from .probe import NEIGHBOURS, STRENGTHS, FeatureBank, fit_probe, knn_probabilities, predict
 
 __all__ = ["Adaptation", "adapt", "judge_recipe"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..augment import FusedChain, augmentation_chain
 from ..data.loading import PixelDataset, evaluation_loader, training_loader
+from ..data.splits import Fold
 from ..evaluation import log_loss, macro_auroc
 from ..functional import permute_tiles, sample_permutations, to_channels_last
 from ..models import Classifier, HierarchicalClassifier
@@ -50,7 +51,6 @@ STEP_WEIGHTS = (1.0, 1.0, 1.0, 2.0)
 """Weights of the progressive steps (FG-SSL, section 3.3)."""
 
 Model = Classifier | HierarchicalClassifier
-Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 OnCheck = Callable[[int, float], None]
 """Told of the epochs done and the validation score; may raise."""
 OnEpoch = Callable[[], Any]
