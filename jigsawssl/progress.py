@@ -13,7 +13,7 @@ LINE_SECONDS = 60.0
 """Between two lines where there is no terminal; what takes less leaves none."""
 
 
-class Progress(tqdm):  # type: ignore[type-arg]
+class Progress(tqdm):
     """tqdm, called in the same way; where standard error is no terminal, whole lines in place of a bar.
 
     Example:

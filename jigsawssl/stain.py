@@ -120,4 +120,5 @@ def _reinhard(images: Tensor, target: tuple[float, ...]) -> Tensor:
     lab = (lab - lab.mean(dim=2, keepdim=True)) / lab.std(dim=2, keepdim=True).clamp_min(1e-6) * spread + mean
     lms = 10 ** (torch.linalg.inv(torch.tensor(_LAB, device=images.device)) @ lab)
     pixels = torch.linalg.inv(torch.tensor(_LMS, device=images.device)) @ lms
-    return (pixels * 255).clamp_(0, 255).round_().to(torch.uint8).view_as(images)
+    eight_bit: Tensor = (pixels * 255).clamp_(0, 255).round_().to(torch.uint8)
+    return eight_bit.view_as(images)

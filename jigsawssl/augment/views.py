@@ -28,13 +28,15 @@ class ViewParameters(NamedTuple):
 
 
 def _crop(size: int, smallest: float) -> nn.Module:
-    return K.RandomResizedCrop((size, size), scale=(smallest, 1.0), cropping_mode="resample")
+    crop: nn.Module = K.RandomResizedCrop((size, size), scale=(smallest, 1.0), cropping_mode="resample")
+    return crop
 
 
 def _blur(size: int, p: float) -> nn.Module:
     # SimCLR, appendix A: a kernel of a tenth of the image side.
     kernel = max(3, size // 10 // 2 * 2 + 1)
-    return K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=p)
+    blur: nn.Module = K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=p)
+    return blur
 
 
 def augmentation_chain(name: str, size: int, channels: int) -> list[Any]:

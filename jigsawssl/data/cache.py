@@ -115,7 +115,7 @@ class Cache:
         return self._table.read(columns=list(columns) or None, use_threads=False)
 
     def _parts(self, *columns: str) -> Iterator[pa.RecordBatch]:
-        return self._table.iter_batches(_ROWS, columns=list(columns), use_threads=False)
+        yield from self._table.iter_batches(_ROWS, columns=list(columns), use_threads=False)
 
     def paths(self) -> list[str]:
         """Paths of the rows of the table as the archive has them."""

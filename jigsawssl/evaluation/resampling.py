@@ -240,4 +240,5 @@ def calibration_error(probabilities: ArrayLike, labels: ArrayLike) -> float:
 def _calibration_error(confidence: Numbers, right: NDArray[np.bool_], weights: Numbers) -> Numbers:
     inside = confidence_bin(confidence)
     gaps = weights @ (np.eye(BINS)[inside] * (right - confidence)[:, None])
-    return np.abs(gaps).sum(1) / weights.sum(1)
+    error: Numbers = np.abs(gaps).sum(1) / weights.sum(1)
+    return error

@@ -168,6 +168,7 @@ def ensemble(probabilities: ArrayLike) -> tuple[Numbers, Numbers]:
     mean = models.mean(axis=0)
 
     def entropy(p: Numbers) -> Numbers:
-        return -(p * np.log(np.clip(p, 1e-300, 1.0))).sum(axis=-1)
+        found: Numbers = -(p * np.log(np.clip(p, 1e-300, 1.0))).sum(axis=-1)
+        return found
 
     return mean, np.maximum(entropy(mean) - entropy(models).mean(axis=0), 0.0)

@@ -120,7 +120,8 @@ class LocalAttention(nn.Module):
         given = weights.sum(dim=2).transpose(1, 2)
         whole = F.fold(given, (height + 2 * halo, width + 2 * halo), window, stride=block)
         received = whole[:, 0, halo : halo + height, halo : halo + width]
-        return received.reshape(batch, heads, height, width).mean(dim=1) / (height * width)
+        looked_at: Tensor = received.reshape(batch, heads, height, width).mean(dim=1) / (height * width)
+        return looked_at
 
 
 class StageAttention(nn.Module):
@@ -156,7 +157,8 @@ class StageAttention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Attend."""
         change = self.attention(features)
-        return features + self.scale * (change - features if self.gate else change)
+        changed: Tensor = features + self.scale * (change - features if self.gate else change)
+        return changed
 
     def hook(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         """What a stage gives on, where it is called after that stage's forward."""

@@ -97,7 +97,8 @@ class HierarchicalBlock(nn.Module):
         def head(inputs: int) -> nn.Module:
             if variant == "paper":
                 return _paper_head(inputs, projection)
-            return BarlowTwinsProjectionHead(inputs, projection, projection)
+            projector: nn.Module = BarlowTwinsProjectionHead(inputs, projection, projection)
+            return projector
 
         self.pool = nn.ModuleDict({name: branch(count, width) for name, count in channels.items()})
         self.project = nn.ModuleDict({name: head(pooled) for name in channels})

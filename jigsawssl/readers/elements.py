@@ -33,13 +33,13 @@ def looks_like_dicom(head: bytes) -> bool:
     if head[128:132] == b"DICM":
         return True
     for order in ("little", "big"):
-        first = _element(head, 0, order)  # type: ignore[arg-type]
+        first = _element(head, 0, order)
         if first is None or first[0] >> 16 not in _FIRST_GROUPS:
             continue
         tag, end = first
         if end >= len(head):
             return tag & 0xFFFF <= 0x0020  # too long an element to see another one
-        second = _element(head, end, order)  # type: ignore[arg-type]
+        second = _element(head, end, order)
         if second is not None and tag < second[0] < 0x00300000:
             return True
     return False

@@ -191,7 +191,7 @@ def expand_segments(
     count, _, bits = descriptor
     if isinstance(data, bytes):
         kind = "u1" if bits <= 8 else "<u2" if little_endian else ">u2"
-        codes = np.frombuffer(data[: len(data) // 2 * 2], dtype=kind).tolist()
+        codes: list[int] = np.frombuffer(data[: len(data) // 2 * 2], dtype=kind).tolist()
     else:
         codes = [int(value) & 0xFFFF for value in np.atleast_1d(np.asarray(data, dtype=np.int64)).tolist()]
         if bits <= 8:

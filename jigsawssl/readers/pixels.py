@@ -305,7 +305,8 @@ def deep_to_display(
     shown = to_display(colours, robust_range(colours[visible]))
     if multiplied:
         return shown
-    return np.floor(shown * share.clip(0, 1) + 0.5).astype(np.uint16)
+    dimmed: NDArray[np.uint16] = np.floor(shown * share.clip(0, 1) + 0.5).astype(np.uint16)
+    return dimmed
 
 
 def over_black(colours: NDArray[np.uint8], opacity: NDArray[np.uint8]) -> NDArray[np.uint8]:

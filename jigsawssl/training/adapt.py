@@ -305,7 +305,8 @@ def _finish(
     @torch.no_grad()
     def probabilities(dataset: PixelDataset) -> Tensor:
         if winner.chosen["method"] == "linear" and isinstance(model, Classifier):
-            return model.head.cpu()(task.features(dataset)).softmax(dim=1)
+            logits: Tensor = model.head.cpu()(task.features(dataset))
+            return logits.softmax(dim=1)
         return predict(model, dataset, batch_size=task.batch_size, device=task.device, autocast=task.autocast)
 
     validation: dict[str, Any] = {"scores": winner.scores, **({"comparison": comparison} if comparison else {})}

@@ -21,7 +21,7 @@ class _Known(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, outer: Tensor) -> Any:
         return None, None, *(None if known is None else known * outer for known in ctx.gradients)
 
 

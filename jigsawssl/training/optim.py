@@ -80,7 +80,8 @@ def create_optimizer(
         return torch.optim.AdamW(groups, fused=fused)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=defaults.RATES[name], momentum=0.9, fused=fused)
-    return LARS(groups, lr=defaults.RATES[name], momentum=0.9)
+    optimizer: Optimizer = LARS(groups, lr=defaults.RATES[name], momentum=0.9)
+    return optimizer
 
 
 class _Schedule(CosineWarmupScheduler):

@@ -97,13 +97,17 @@ class JigsawPretraining(pl.LightningModule):
 
     def _project(self, images: Tensor, branches: Sequence[str]) -> dict[str, Tensor]:
         images = images.contiguous(memory_format=torch.channels_last)
-        return self.block(self.encoder.taps(images, self.block.required_taps(branches)), branches)
+        projections: dict[str, Tensor] = self.block(
+            self.encoder.taps(images, self.block.required_taps(branches)), branches
+        )
+        return projections
 
     def losses(self, views: Views, branches: Sequence[str] | None = None) -> LossTerms:
         """Loss of the named branches (default: those with a weight) on one batch of views."""
         if branches is None:
             branches = [name for name in self.block.branches if self.loss.weights[name] > 0]
-        return self.loss(self.pairs(views, branches))
+        terms: LossTerms = self.loss(self.pairs(views, branches))
+        return terms
 
     def frugal_losses(self, views: Views) -> LossTerms:
         """The same as :meth:`losses` on all branches with a weight, up to rounding, with less memory.
@@ -141,7 +145,8 @@ class JigsawPretraining(pl.LightningModule):
 
     def build_views(self, batch: Batch) -> Views:
         """The views of a batch, of stained tissue in the colours of the reference."""
-        return self.views(self.encoder.normalize_stain(batch.images))
+        views: Views = self.views(self.encoder.normalize_stain(batch.images))
+        return views
 
     def step(self, batch: Batch, update: Callable[[Tensor], None], *, sampled: int = 0) -> Step:
         """Train on one batch: build the views on the device, then one update (joint) or one per branch (progressive).
@@ -203,6 +208,6 @@ class JigsawPretraining(pl.LightningModule):
         """Optimizer with named groups, stepped by batches through warm-up and cosine."""
         encoder_lr, lr = self.rates
         parts = {"encoder": (self.encoder, encoder_lr), "block": (self.block, lr)}
-        optimizer = create_optimizer(self.optimizer_name, parts, self.weight_decay)  # type: ignore[arg-type]
+        optimizer = create_optimizer(self.optimizer_name, parts, self.weight_decay)
         scheduler = create_scheduler(optimizer, int(self.trainer.estimated_stepping_batches), self.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
