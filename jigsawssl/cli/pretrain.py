@@ -344,7 +344,7 @@ def run(config: PretrainConfig) -> Path:
             "and its stages have one resolution; choose a convolutional backbone, or views.grids=[]"
         )
     if encoder.remark and started is None and first_process:
-        print(f"warning: {encoder.remark}")
+        print(f"note: {encoder.remark}")
     module = to_channels_last(build_module(config, encoder))
     shard = _images_of_a_device(config, dataset)
     if config.batch.size > shard and first_process:

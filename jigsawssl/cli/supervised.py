@@ -267,7 +267,7 @@ def choice_of(config: SupervisedConfig, reference: str, labelled: Labelled) -> E
 
 
 def check_encoder(config: SupervisedConfig, reference: str, *, trained: bool, encoder: Encoder) -> str:
-    """The mode in which an encoder is adapted; warns of fresh weights in a network that keeps its stem.
+    """The mode in which an encoder is adapted; says where a network with fresh weights keeps its stem.
 
     Raises:
         UserError: where its files would be overwritten, its size does not go with the grids, or it lacks a stage that
@@ -289,7 +289,7 @@ def check_encoder(config: SupervisedConfig, reference: str, *, trained: bool, en
                 f"nearest sizes: {nearest_sizes(encoder.spec.size, grid)}"
             )
     if encoder.remark and not trained:
-        print(f"warning: {encoder.remark}")
+        print(f"note: {encoder.remark}")
     return mode
 
 

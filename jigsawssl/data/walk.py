@@ -121,7 +121,7 @@ def find_images(root: Path) -> Found:
             below = relative(folder)
             prefix = "" if below == "." else f"{below}/"
             for entry in entries:
-                if not entry.is_dir():
+                if not _holds(entry.is_dir):
                     _sort_file(root, prefix + entry.name, entry=entry, inside=inside, found=found)
                 elif _is_hidden(entry.name):
                     found.count("hidden")
@@ -145,15 +145,23 @@ def _sort_file(root: Path, relative: str, *, entry: os.DirEntry[str], inside: st
     # An entry knows what it is without asking the system once more for each of a million files.
     if _counted_by_name(relative, entry.name, found):
         return
-    if entry.is_symlink() and not (is_inside(entry.path, inside) and entry.is_file()):
+    if entry.is_symlink() and not (is_inside(entry.path, inside) and _holds(entry.is_file)):
         leads = os.path.exists(entry.path)
         found.refused.append((relative, "a link that leads outside" if leads else "a link that leads nowhere"))
     elif is_container(relative):
         look_into(root, relative, found)
-    elif not entry.is_file():  # neither a pipe, which would wait for ever, nor a device
+    elif not _holds(entry.is_file):  # neither a pipe, which would wait for ever, nor a device
         found.refused.append((relative, "not a file"))
     else:
         _sort(relative, lambda: _head(entry.path), found)
+
+
+def _holds(ask: Callable[[], bool]) -> bool:
+    """What an entry of a folder says, no where the system cannot tell, as of a link that leads to itself."""
+    try:
+        return ask()
+    except OSError:
+        return False
 
 
 def _head(path: str) -> bytes:
