@@ -98,12 +98,8 @@ def run(config: FinetuneConfig) -> None:
     start = time.perf_counter()
     adaptation = adapt(
         encoder,
+        budget.labelled_set,
         mode=mode,
-        dataset=budget.dataset,
-        labels=budget.labels,
-        classes=len(archive.classes),
-        folds=budget.folds,
-        refit_rows=budget.refit_rows,
         recipes=recipes,
         device=device,
         autocast=autocast,

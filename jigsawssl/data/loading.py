@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from jigsawssl import defaults
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import Cache, CacheOptions
 from jigsawssl.data.known import KnownImages, Squares
+from jigsawssl.data.splits import Fold, Rows
 from jigsawssl.data.table import LEFT_OUT, is_fault
 from jigsawssl.progress import Progress
 from jigsawssl.readers import NotAnImage, Unreadable, fit_image, shrink_square
@@ -327,6 +328,35 @@ class _EpochShuffle(Sampler[int]):
 
     def __len__(self) -> int:
         return self.count
+
+
+class LabelledSet(NamedTuple):
+    """Labelled images, and which of them train, choose settings and fit at last.
+
+    Attributes:
+        dataset: decoded images.
+        labels: int64 ``(len(dataset),)`` in ``range(classes)``.
+        classes: K.
+        folds: positions in ``dataset`` to train on and to validate on. One fold is a held-out part, several are
+            cross-validation.
+        refit_rows: positions that the final fit may use.
+    """
+
+    dataset: PixelDataset
+    labels: NDArray[np.int64]
+    classes: int
+    folds: list[Fold]
+    refit_rows: Rows
+
+    @property
+    def judged(self) -> NDArray[np.int64]:
+        """Labels of the validation rows, fold after fold."""
+        return np.concatenate([self.labels[val] for _, val in self.folds])
+
+    @property
+    def held_out(self) -> bool:
+        """Whether candidates are judged on a part that is never trained on."""
+        return len(self.folds) == 1
 
 
 def training_loader(dataset: PixelDataset, *, batch_size: int, drop_last: bool, seed: int) -> DataLoader[Batch]:

@@ -147,12 +147,8 @@ class Workplace:
         budget = self.budget(encoder.spec, chosen, fraction, seed)
         adaptation = adapt(
             encoder,
+            budget.labelled_set,
             mode=mode,
-            dataset=budget.dataset,
-            labels=budget.labels,
-            classes=len(labelled.archive.classes),
-            folds=budget.folds,
-            refit_rows=budget.refit_rows,
             recipes=[recipe._replace(seed=seed) for recipe in recipes],
             device=self.device,
             autocast=self.autocast,

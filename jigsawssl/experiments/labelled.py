@@ -20,7 +20,7 @@ from ..data.guard import KEY_FILE, Overlap, SeenImages
 from ..data.holdout import TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
 from ..data.known import KnownImages
-from ..data.loading import PixelDataset
+from ..data.loading import LabelledSet, PixelDataset
 from ..data.splits import Fold, Rows
 from ..data.table import printable
 from ..models import EncoderSpec
@@ -452,12 +452,9 @@ def read_images(
 
 
 class Budget(NamedTuple):
-    """The labels that may be used: ``folds`` and ``refit_rows`` are positions in ``dataset`` and ``labels``."""
+    """The labels that may be used, and JSON values that say what they are."""
 
-    dataset: PixelDataset
-    labels: NDArray[np.int64]
-    folds: list[Fold]
-    refit_rows: Rows
+    labelled_set: LabelledSet
     facts: dict[str, Any]
 
 
@@ -503,7 +500,7 @@ def take_budget(
         "validation": how,
         "unreadable": {printable(path): reason for path, reason in dataset.unreadable.items() if path in paths},
     }
-    return Budget(part, labels, folds, refit, facts)
+    return Budget(LabelledSet(part, labels, len(archive.classes), folds, refit), facts)
 
 
 def can_validate(labelled: Labelled, chosen: Rows, seed: int) -> bool:

@@ -161,7 +161,7 @@ class _Searcher:
         torch.manual_seed(0)
         encoder, _ = plan.variants[variant].resolve(plan.channels)
         budget = place.budget(encoder.spec, plan.subsets[0], plan.fraction, 0)
-        last = planned_epochs(min(len(train) for train, _ in budget.folds), plan.recipe)
+        last = planned_epochs(min(len(train) for train, _ in budget.labelled_set.folds), plan.recipe)
         done = 0
 
         def check(epoch: int, score: float) -> None:
@@ -172,14 +172,10 @@ class _Searcher:
                 raise optuna.TrialPruned
 
         recipe = plan.recipe._replace(seed=0, **found)
-        classes = len(place.labelled.archive.classes)
         try:
             score = judge_recipe(
                 encoder,
-                dataset=budget.dataset,
-                labels=budget.labels,
-                classes=classes,
-                folds=budget.folds,
+                budget.labelled_set,
                 recipe=recipe,
                 on_check=check,
             )
@@ -192,7 +188,7 @@ class _Searcher:
             study.tell(trial, state=TrialState.FAIL)
             raise
         else:
-            trial.set_user_attr("epochs", done * len(budget.folds))  # the later folds are not checked
+            trial.set_user_attr("epochs", done * len(budget.labelled_set.folds))  # the later folds are not checked
             study.tell(trial, score)
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.loading import PixelDataset
+from ..data.loading import LabelledSet, PixelDataset
 from ..data.splits import Fold
 from ..evaluation import paired_auroc_difference
 from ..models import Classifier, Encoder, HierarchicalClassifier
@@ -49,13 +49,9 @@ class Adaptation(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """Labelled images and how candidates are judged on them."""
+    """Labelled images, and what it takes to train on them and to judge candidates."""
 
-    dataset: PixelDataset
-    labels: NDArray[np.int64]
-    classes: int
-    folds: list[Fold]
-    refit_rows: NDArray[np.int64]
+    known: LabelledSet
     features: FeatureBank
     batch_size: int
     device: torch.device
@@ -68,9 +64,9 @@ class _Task(NamedTuple):
         end = self.bar.n + recipe.max_epochs
         trained = train_classifier(
             model,
-            self.dataset,
-            labels=self.labels,
-            classes=self.classes,
+            self.known.dataset,
+            labels=self.known.labels,
+            classes=self.known.classes,
             fold=fold,
             recipe=recipe,
             on_epoch=self.bar.update,
@@ -78,11 +74,6 @@ class _Task(NamedTuple):
         )
         self.bar.update(end - self.bar.n)
         return trained
-
-    @property
-    def judged(self) -> NDArray[np.int64]:
-        """Labels of the validation rows, fold after fold."""
-        return np.concatenate([self.labels[val] for _, val in self.folds])
 
 
 def _best(scores: dict[Any, float]) -> Any:
@@ -94,31 +85,35 @@ def _judge(
 ) -> dict[Any, float]:
     """Score each candidate by its predictions on the validation rows of all folds; ``fit(train, val, candidate)``."""
     return {
-        candidate: selection_score(torch.cat([fit(train, val, candidate) for train, val in task.folds]), task.judged)
+        candidate: selection_score(
+            torch.cat([fit(train, val, candidate) for train, val in task.known.folds]), task.known.judged
+        )
         for candidate in candidates
     }
 
 
 def _knn(task: _Task) -> Adaptation:
-    features = task.features(task.dataset)
+    features = task.features(task.known.dataset)
 
     def vote(bank: NDArray[np.int64], rows: NDArray[np.int64], neighbours: int) -> Tensor:
         return knn_probabilities(
-            features[rows], features[bank], task.labels[bank], classes=task.classes, neighbours=neighbours
+            features[rows], features[bank], task.known.labels[bank], classes=task.known.classes, neighbours=neighbours
         )
 
-    counts = [count for count in NEIGHBOURS if count <= min(len(train) for train, _ in task.folds)]
+    counts = [count for count in NEIGHBOURS if count <= min(len(train) for train, _ in task.known.folds)]
     scores = _judge(task, counts, vote)
     neighbours = _best(scores)
-    bank = task.refit_rows
+    bank = task.known.refit_rows
 
     def probabilities(dataset: PixelDataset) -> Tensor:
         found = task.features(dataset)
-        return knn_probabilities(found, features[bank], task.labels[bank], classes=task.classes, neighbours=neighbours)
+        return knn_probabilities(
+            found, features[bank], task.known.labels[bank], classes=task.known.classes, neighbours=neighbours
+        )
 
     validation = {"scores": {f"neighbours={count}": score for count, score in scores.items()}}
     chosen = {"method": "knn", "neighbours": neighbours}
-    judged = torch.cat([vote(train, val, neighbours) for train, val in task.folds])
+    judged = torch.cat([vote(train, val, neighbours) for train, val in task.known.folds])
     return Adaptation(
         probabilities=probabilities,
         model=None,
@@ -126,7 +121,7 @@ def _knn(task: _Task) -> Adaptation:
         validation=validation,
         history={},
         judged=judged,
-        judged_labels=task.judged,
+        judged_labels=task.known.judged,
     )
 
 
@@ -141,23 +136,27 @@ class _Probe(NamedTuple):
     def fit(self, task: _Task, rows: NDArray[np.int64], balanced: bool) -> torch.nn.Linear:
         """Probe on some rows."""
         return fit_probe(
-            self.features[rows], task.labels[rows], classes=task.classes, strength=self.strength, balanced=balanced
+            self.features[rows],
+            task.known.labels[rows],
+            classes=task.known.classes,
+            strength=self.strength,
+            balanced=balanced,
         )
 
 
 def _choose_probe(task: _Task, balanced: bool) -> _Probe:
-    features = task.features(task.dataset)
+    features = task.features(task.known.dataset)
 
     @torch.no_grad()
     def fitted(train: NDArray[np.int64], val: NDArray[np.int64], strength: float) -> Tensor:
         head = fit_probe(
-            features[train], task.labels[train], classes=task.classes, strength=strength, balanced=balanced
+            features[train], task.known.labels[train], classes=task.known.classes, strength=strength, balanced=balanced
         )
         return head(features[val]).softmax(dim=1)  # type: ignore[no-any-return]
 
     scores = _judge(task, STRENGTHS, fitted)
     strength = _best(scores)
-    judged = torch.cat([fitted(train, val, strength) for train, val in task.folds])
+    judged = torch.cat([fitted(train, val, strength) for train, val in task.known.folds])
     return _Probe(features, strength, scores, judged)
 
 
@@ -172,13 +171,9 @@ def _with_head(
 
 def adapt(
     encoder: Encoder,
+    known: LabelledSet,
     *,
     mode: str,
-    dataset: PixelDataset,
-    labels: NDArray[np.int64],
-    classes: int,
-    folds: list[Fold],
-    refit_rows: NDArray[np.int64],
     recipes: Sequence[Recipe],
     device: torch.device,
     autocast: torch.dtype | None = None,
@@ -188,19 +183,15 @@ def adapt(
     """Adapt an encoder to labelled images.
 
     Several folds mean cross-validation: candidates are judged on the validation rows of all folds and the chosen one
-    is fitted again on ``refit_rows``. One fold means a held-out part: probes are fitted again on ``refit_rows``,
+    is fitted again on the rows to refit on. One fold means a held-out part: probes are fitted again on these rows,
     networks keep the weights that did best.
 
     Args:
         encoder: the starting point; not changed.
+        known: the labelled images.
         mode: ``linear``, ``knn``, ``full``, ``progressive``, or ``auto``: a linear probe, full fine-tuning that starts
             from it, or the average of both networks' weights, which is taken unless validation sees another ahead by
             more than one standard error.
-        dataset: labelled images, decoded.
-        labels: int64 ``(len(dataset),)`` in ``range(classes)``.
-        classes: K.
-        folds: training and validation rows of ``dataset``.
-        refit_rows: rows that the final fit may use.
         recipes: settings of supervised training among which validation chooses; probes take the first one's.
         device: where features are computed.
         autocast: reduced precision for inference, or ``None``.
@@ -211,17 +202,13 @@ def adapt(
         :class:`Adaptation`.
     """
     bank = FeatureBank(encoder, device=device, autocast=autocast) if features is None else features
-    planned = [_planned(folds, recipe) for recipe in recipes]
-    total = len(folds) * sum(planned) + (max(planned) if len(folds) > 1 else 0)
+    planned = [_planned(known.folds, recipe) for recipe in recipes]
+    total = len(known.folds) * sum(planned) + (0 if known.held_out else max(planned))
     hidden = not progress or mode in ("knn", "linear")
     # Smoothing 0: that one training stopped early says little of the next.
     with Progress(desc="Fine-tuning", total=total, smoothing=0, disable=hidden) as bar:
         task = _Task(
-            dataset=dataset,
-            labels=labels,
-            classes=classes,
-            folds=folds,
-            refit_rows=refit_rows,
+            known=known,
             features=bank,
             batch_size=256,
             device=device,
@@ -259,7 +246,7 @@ def _adapted(encoder: Encoder, mode: str, task: _Task, recipes: Sequence[Recipe]
         return _finish(task, linear, lost)
     average = max((pair[0] for pair in pairs), key=lambda candidate: candidate.score)
     rival = max((linear, *(pair[1] for pair in pairs)), key=lambda candidate: candidate.score)
-    ahead, error = paired_auroc_difference(rival.judged, average.judged, task.judged)
+    ahead, error = paired_auroc_difference(rival.judged, average.judged, task.known.judged)
     winner = rival if ahead > error else average
     scores = _merged([linear, *(candidate for pair in pairs for candidate in pair)])
     comparison = {"other": rival.chosen["method"], "ahead_of_average_by": ahead, "standard_error": error}
@@ -319,7 +306,7 @@ def _finish(
         validation=validation,
         history=winner.history,
         judged=winner.judged,
-        judged_labels=task.judged,
+        judged_labels=task.known.judged,
     )
 
 
@@ -329,8 +316,8 @@ def _linear(encoder: Encoder, task: _Task, probe: _Probe, recipe: Recipe) -> _Ca
         score=probe.scores[probe.strength],
         fit=lambda: _with_head(
             encoder,
-            classes=task.classes,
-            head=probe.fit(task, task.refit_rows, recipe.balanced),
+            classes=task.known.classes,
+            head=probe.fit(task, task.known.refit_rows, recipe.balanced),
             dropout=recipe.dropout,
         ),
         chosen={"method": "linear", "strength": probe.strength},
@@ -345,20 +332,20 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
     The average of both ends is often better than either, most of all where the test images differ from the training
     images (WiSE-FT: Wortsman et al., Robust fine-tuning of zero-shot models, 2022).
     """
-    held_out = len(task.folds) == 1
-    recipe = recipe._replace(max_epochs=_planned(task.folds, recipe))
+    held_out = task.known.held_out
+    recipe = recipe._replace(max_epochs=_planned(task.known.folds, recipe))
 
     def ends(train: NDArray[np.int64], val: NDArray[np.int64]) -> tuple[Classifier, Trained]:
         start = _with_head(
-            encoder, classes=task.classes, head=probe.fit(task, train, recipe.balanced), dropout=recipe.dropout
+            encoder, classes=task.known.classes, head=probe.fit(task, train, recipe.balanced), dropout=recipe.dropout
         )
         torch.manual_seed(recipe.seed)
         keep_best = -1.0 if held_out else None
         trained = task.train(copy.deepcopy(start), (train, val), recipe, keep_best=keep_best)
         return start, trained
 
-    folds = [ends(train, val) for train, val in task.folds]
-    validation = [task.dataset.subset(val) for _, val in task.folds]
+    folds = [ends(train, val) for train, val in task.known.folds]
+    validation = [task.known.dataset.subset(val) for _, val in task.known.folds]
 
     def candidate(method: str, share: float) -> _Candidate:
         judged = torch.cat(
@@ -373,15 +360,18 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
                 for (start, trained), val in zip(folds, validation, strict=True)
             ]
         )
-        score = selection_score(judged, task.judged)
+        score = selection_score(judged, task.known.judged)
 
         def fit() -> Model:
-            last = folds[0] if held_out else ends(task.refit_rows, np.empty(0, dtype=np.int64))
+            last = folds[0] if held_out else ends(task.known.refit_rows, np.empty(0, dtype=np.int64))
             return _between(last[0], last[1].model, share)
 
         chosen = {"method": method, "strength": probe.strength, "lr": recipe.lr, "epochs": recipe.max_epochs}
         epochs = folds[0][1].checked
-        curve = [(epoch, selection_score(found, task.labels[task.folds[0][1]])) for epoch, found in epochs.items()]
+        curve = [
+            (epoch, selection_score(found, task.known.labels[task.known.folds[0][1]]))
+            for epoch, found in epochs.items()
+        ]
         history = {"train_loss": folds[0][1].losses, "val_auroc": curve}
         return _Candidate(
             judged=judged,
@@ -405,35 +395,19 @@ def _between(start: Classifier, end: Model, share: float) -> Classifier:
     return result.eval()
 
 
-def judge_recipe(
-    encoder: Encoder,
-    *,
-    dataset: PixelDataset,
-    labels: NDArray[np.int64],
-    classes: int,
-    folds: list[Fold],
-    recipe: Recipe,
-    on_check: OnCheck,
-) -> float:
+def judge_recipe(encoder: Encoder, known: LabelledSet, *, recipe: Recipe, on_check: OnCheck) -> float:
     """Validation score of full fine-tuning with one recipe, without the final fit; as :func:`adapt` scores it.
 
     Args:
         encoder: the starting point; not changed.
-        dataset: labelled images, decoded.
-        labels: int64 ``(len(dataset),)`` in ``range(classes)``.
-        classes: K.
-        folds: training and validation rows of ``dataset``.
+        known: the labelled images; what it would be fitted on at last is not asked for.
         recipe: settings.
         on_check: told of every check of the first fold; what it raises ends the training.
     """
     device = torch.device("cpu")  # features are not asked for
     bank, bar = FeatureBank(encoder, device=device), Progress(disable=True)
     task = _Task(
-        dataset=dataset,
-        labels=labels,
-        classes=classes,
-        folds=folds,
-        refit_rows=folds[0][0],
+        known=known,
         features=bank,
         batch_size=256,
         device=device,
@@ -451,25 +425,25 @@ def _train_network(
     def start() -> Model:
         torch.manual_seed(recipe.seed)
         if method == "progressive":
-            return HierarchicalClassifier(copy.deepcopy(encoder), task.classes)
-        return _with_head(encoder, classes=task.classes, head=None, dropout=recipe.dropout, kind=recipe.head)
+            return HierarchicalClassifier(copy.deepcopy(encoder), task.known.classes)
+        return _with_head(encoder, classes=task.known.classes, head=None, dropout=recipe.dropout, kind=recipe.head)
 
     # One schedule for folds of any size and for the final fit, or the chosen epoch would mean different things.
-    recipe = recipe._replace(max_epochs=_planned(task.folds, recipe))
-    held_out = len(task.folds) == 1
+    recipe = recipe._replace(max_epochs=_planned(task.known.folds, recipe))
+    held_out = task.known.held_out
     keep_best = -1.0 if held_out else None
     runs: list[Trained] = []
-    for fold in task.folds:
+    for fold in task.known.folds:
         check = None if runs else on_check
         runs.append(task.train(start(), fold, recipe, keep_best=keep_best, on_check=check))
     pooled = {epoch: torch.cat([run.checked[epoch] for run in runs]) for epoch in runs[0].checked}
-    by_epoch = {epoch: selection_score(probabilities, task.judged) for epoch, probabilities in pooled.items()}
+    by_epoch = {epoch: selection_score(probabilities, task.known.judged) for epoch, probabilities in pooled.items()}
     best = _best(by_epoch)
 
     def fit() -> Model:
         if held_out:
             return runs[0].model
-        final = (task.refit_rows, np.empty(0, dtype=np.int64))
+        final = (task.known.refit_rows, np.empty(0, dtype=np.int64))
         return task.train(start(), final, recipe, stop_at=best).model
 
     chosen: dict[str, Any] = {"method": method, "epochs": best, "lr": recipe.lr}

@@ -187,11 +187,11 @@ def test_an_interrupt_before_training_says_what_the_cache_keeps(
 
     folder, decode, calls = images_folder(tmp_path / "images"), cache_writer._decoded, []
 
-    def stops(*arguments):  # type: ignore[no-untyped-def]
+    def stops(*arguments, **settings):  # type: ignore[no-untyped-def]
         calls.append(arguments)
         if len(calls) > 10:
             raise KeyboardInterrupt
-        return decode(*arguments)
+        return decode(*arguments, **settings)
 
     monkeypatch.setattr(cache_writer, "_decoded", stops)
     arguments = ["pretrain", f"data={folder}", "split=all", f"out={tmp_path / 'run'}", "batch.workers=1"]

@@ -163,10 +163,10 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
 ) -> None:
     original = cells_module.take_budget
 
-    def sometimes(labelled, dataset, rows, chosen, fraction, seed):  # type: ignore[no-untyped-def]
-        if (fraction, seed) == (0.02, 1):
+    def sometimes(labelled, **settings):  # type: ignore[no-untyped-def]
+        if (settings["fraction"], settings["seed"]) == (0.02, 1):
             raise RuntimeError("the disk is\non fire")
-        return original(labelled, dataset, rows, chosen, fraction, seed)
+        return original(labelled, **settings)
 
     monkeypatch.setattr(cells_module, "take_budget", sometimes)
     assert curve(encoder, tmp_path / "curve") == 1

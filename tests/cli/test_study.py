@@ -22,7 +22,7 @@ from jigsawssl.experiments.labelled import Source, open_labelled
 from jigsawssl.experiments.reporting import study_report
 from jigsawssl.experiments.study import StudyPlan, domain_file, load_search
 from jigsawssl.experiments.subsets import draw_subset
-from jigsawssl.training.finetune import Recipe
+from jigsawssl.training.finetune import OnCheck, Recipe
 from jigsawssl.types import DivergedError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,11 +56,11 @@ def finished(domain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     judge, save, calls = study_module.judge_recipe, study_module.save_cell, []
 
     def interrupted(function, after):  # type: ignore[no-untyped-def]
-        def call(*arguments):  # type: ignore[no-untyped-def]
+        def call(*arguments, **settings):  # type: ignore[no-untyped-def]
             calls.append(function)
             if calls.count(function) == after:
                 raise KeyboardInterrupt
-            return function(*arguments)
+            return function(*arguments, **settings)
 
         return call
 
@@ -164,12 +164,12 @@ def scripted(plan: StudyPlan, scores: list[float], patch: pytest.MonkeyPatch) ->
     """The search of a variant whose settings score as told, one after the other."""
     left = iter(scores)
 
-    def judge(*arguments: Any) -> float:
+    def judge(*_: Any, on_check: OnCheck, **settings: Any) -> float:
         score = next(left)
         if not np.isfinite(score):
             raise DivergedError("no longer finite")
         for epoch in range(1, 5):
-            arguments[-1](epoch, score)
+            on_check(epoch, score)
         return score
 
     patch.setattr(study_module, "judge_recipe", judge)
@@ -298,10 +298,10 @@ def test_processes_come_to_the_same_result(finished: Path, domain: Path, tmp_pat
 def test_a_search_that_fails_is_reported_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = study_module.judge_recipe
 
-    def sometimes(encoder, *arguments):  # type: ignore[no-untyped-def]
+    def sometimes(encoder, *arguments, **settings):  # type: ignore[no-untyped-def]
         if encoder.spec.attention == "ga":
             raise RuntimeError("the disk is on fire")
-        return judge(encoder, *arguments)
+        return judge(encoder, *arguments, **settings)
 
     monkeypatch.setattr(study_module, "judge_recipe", sometimes)
     few = ["seeds=1", "trials=1", "trainer.max_epochs=1"]

@@ -64,9 +64,9 @@ def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     decode = module._decoded
 
-    def watched(archive, row, *rest):  # type: ignore[no-untyped-def]
+    def watched(archive, row, **rest):  # type: ignore[no-untyped-def]
         read.append(archive.samples[row].path)
-        return decode(archive, row, *rest)
+        return decode(archive, row, **rest)
 
     monkeypatch.setattr(module, "_decoded", watched)
     return read
@@ -155,11 +155,11 @@ def test_an_interrupted_cache_goes_on(root: Path, tmp_path: Path, monkeypatch: p
 
     decode, calls = module._decoded, []
 
-    def stops(archive, row, *rest):  # type: ignore[no-untyped-def]
+    def stops(archive, row, **rest):  # type: ignore[no-untyped-def]
         calls.append(row)
         if len(calls) > 20:
             raise KeyboardInterrupt
-        return decode(archive, row, *rest)
+        return decode(archive, row, **rest)
 
     monkeypatch.setattr(module, "_decoded", stops)
     with pytest.raises(KeyboardInterrupt):

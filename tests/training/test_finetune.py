@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from jigsawssl.data import cross_validation_folds, open_archive
-from jigsawssl.data.loading import PixelDataset
+from jigsawssl.data.loading import LabelledSet, PixelDataset
 from jigsawssl.models import Classifier, create_encoder
 from jigsawssl.models.encoder import Encoder
 from jigsawssl.training.adapt import adapt
@@ -140,12 +140,8 @@ def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_cl
     recipe = Recipe(lr=1e-3, max_epochs=8, batch_size=16)
     result = adapt(
         encoder,
+        LabelledSet(two_classes, labels, 2, folds, every),
         mode=mode,
-        dataset=two_classes,
-        labels=labels,
-        classes=2,
-        folds=folds,
-        refit_rows=every,
         recipes=[recipe],
         device=CPU,
     )
@@ -163,12 +159,8 @@ def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset) -> Non
     bad = good._replace(lr=1e30)
     result = adapt(
         tiny_encoder(),
+        LabelledSet(two_classes, labels, 2, folds, every),
         mode=mode,
-        dataset=two_classes,
-        labels=labels,
-        classes=2,
-        folds=folds,
-        refit_rows=every,
         recipes=[bad, good],
         device=CPU,
     )
@@ -179,24 +171,16 @@ def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset) -> Non
         with pytest.raises(DivergedError, match="lower the learning rate"):
             adapt(
                 tiny_encoder(),
+                LabelledSet(two_classes, labels, 2, folds, every),
                 mode=mode,
-                dataset=two_classes,
-                labels=labels,
-                classes=2,
-                folds=folds,
-                refit_rows=every,
                 recipes=[bad],
                 device=CPU,
             )
     else:  # the probe is left
         alone = adapt(
             tiny_encoder(),
+            LabelledSet(two_classes, labels, 2, folds, every),
             mode=mode,
-            dataset=two_classes,
-            labels=labels,
-            classes=2,
-            folds=folds,
-            refit_rows=every,
             recipes=[bad],
             device=CPU,
         )
@@ -214,12 +198,8 @@ def test_the_average_wins_unless_another_is_clearly_ahead(
         monkeypatch.setattr("jigsawssl.training.adapt.paired_auroc_difference", lambda *_, a=ahead: (a, 0.03))
         result = adapt(
             tiny_encoder(),
+            LabelledSet(two_classes, labels, 2, folds, every),
             mode="auto",
-            dataset=two_classes,
-            labels=labels,
-            classes=2,
-            folds=folds,
-            refit_rows=every,
             recipes=[recipe],
             device=CPU,
         )
@@ -255,12 +235,8 @@ def test_folds_of_different_sizes_share_a_schedule(count: int, two_classes: Pixe
         patch.setattr("jigsawssl.training.finetune.LEAST_EPOCHS", 1)
         result = adapt(
             tiny_encoder(),
+            LabelledSet(two_classes.subset(rows(count)), labels, 2, folds, rows(count)),
             mode="auto",
-            dataset=two_classes.subset(rows(count)),
-            labels=labels,
-            classes=2,
-            folds=folds,
-            refit_rows=rows(count),
             recipes=[recipe],
             device=CPU,
         )
