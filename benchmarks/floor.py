@@ -70,9 +70,11 @@ def main() -> None:
     rows = []
     for backbone, batch in (("resnet18", 64), ("resnet50", 32)):
         encoder = create_encoder(backbone, in_channels=3, size=64, stem_stride=2)
-        block = HierarchicalBlock(encoder.channels)
+        block = HierarchicalBlock(encoder.channels, width=512)
         loss = HierarchicalLoss(dict.fromkeys(block.branches, 1.0))
-        module = JigsawPretraining(encoder, block=block, views=JigsawViews(size=64, grids=(8, 4, 2)), loss=loss).train()
+        module = JigsawPretraining(
+            encoder, block=block, views=JigsawViews(size=64, grids=(8, 4, 2), share=1.0), loss=loss
+        ).train()
         to_channels_last(module)
         views = module.views(torch.randint(256, (batch, 3, 80, 80), dtype=torch.uint8))
 

@@ -190,7 +190,7 @@ def _pretraining(work: Work, projection: int) -> JigsawPretraining:
     backbone, size, stem, grids, share = work
     encoder = create_encoder(backbone, in_channels=3, size=size, stem_stride=stem)
     views = JigsawViews(size=size, grids=grids, preset="strong", share=share)
-    block = HierarchicalBlock(encoder.channels, projection=projection) if grids else None
+    block = HierarchicalBlock(encoder.channels, width=512, projection=projection) if grids else None
     module = JigsawPretraining(
         encoder,
         block=block or PlainProjector(encoder.channels, projection=projection),

@@ -20,7 +20,7 @@ def batch(channels: int = 3, count: int = 6, height: int = 40, width: int = 30) 
 
 
 def builder(preset: str = "strong", channels: int = 3, grids: tuple[int, ...] = (8, 4, 2)) -> JigsawViews:
-    return JigsawViews(size=32, grids=grids, preset=preset, mean=MEAN[channels], std=STD[channels])
+    return JigsawViews(size=32, grids=grids, preset=preset, share=1.0, mean=MEAN[channels], std=STD[channels])
 
 
 def flat(views: Views) -> list[Tensor]:
@@ -51,7 +51,7 @@ def test_views_are_square_float32_with_the_channels_of_the_images(preset: str, c
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_normalisation_comes_last_and_is_by_channel(preset: str, channels: int) -> None:
     build = builder(preset, channels)
-    plain = JigsawViews(size=32, grids=(8, 4, 2), preset=preset, mean=0.0, std=1.0)
+    plain = JigsawViews(size=32, grids=(8, 4, 2), preset=preset, share=1.0, mean=0.0, std=1.0)
     images = batch(channels)
     views = build(images)
     mean, std = (torch.tensor(values[channels]).view(-1, 1, 1) for values in (MEAN, STD))
