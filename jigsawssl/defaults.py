@@ -9,6 +9,8 @@ SIZE = 224
 GRIDS = (16, 8, 1)
 SHARE = 0.5
 VIEWS = "strong"
+PRESETS = {"strong": "crop, flip, jitter, blur", "paper": "as published"}
+"""Presets of the two views and what they do; :data:`jigsawssl.augment.PRESETS` has how."""
 
 BRANCH: Final = "light"
 WIDTH = 256

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from jigsawssl.augment import JigsawViews
+from jigsawssl import defaults
+from jigsawssl.augment import PRESETS, JigsawViews, augmentation_chain
 from jigsawssl.checkpoint import resolve_encoder
 from jigsawssl.config import FinetuneConfig, PretrainConfig
 from jigsawssl.data.cache import CacheOptions
@@ -47,6 +48,14 @@ KEYS: dict[Callable[..., Any], dict[str, str]] = {
     open_picture: {"window": "reading.window"},
     resolve_encoder: {"attention": "attention", "attention_stages": "attention_stages"},
 }
+
+
+def test_every_preset_has_its_chains_and_its_words() -> None:
+    assert list(PRESETS) == list(defaults.PRESETS)
+    for name, preset in PRESETS.items():
+        assert augmentation_chain(preset.original, 32, 3) and augmentation_chain(preset.distorted, 32, 3)
+        crops = {"RandomResizedCrop" in type(step).__name__ for step in augmentation_chain(preset.original, 32, 1)}
+        assert preset.crops == (True in crops), name
 
 
 @pytest.mark.parametrize("made", KEYS, ids=lambda made: made.__name__)

@@ -16,7 +16,28 @@ from .fused import FusedChain
 
 __all__ = ["PRESETS", "JigsawViews", "ViewParameters", "augmentation_chain"]
 
-PRESETS = ("strong", "paper")
+
+class Preset(NamedTuple):
+    """How the two views of an image are made.
+
+    Attributes:
+        original: the chain of X', see :func:`augmentation_chain`.
+        distorted: the chain of X''.
+        crops: whether views are crops, for which images are kept larger.
+        captions: what is done to X' and to X'', for pictures.
+    """
+
+    original: str
+    distorted: str
+    crops: bool
+    captions: tuple[str, str]
+
+
+PRESETS = {
+    "strong": Preset("strong", "strong", True, ("crop, flip, jitter, blur", "crop, flip, jitter, blur")),
+    "paper": Preset("paper-original", "paper-distorted", False, ("whole, flip, blur", "whole, blur, solarise")),
+}
+"""Presets by the names of :data:`jigsawssl.defaults.PRESETS`."""
 
 
 class ViewParameters(NamedTuple):
@@ -130,10 +151,10 @@ class JigsawViews(nn.Module):
         self.grids = tuple(grids)
         self.preset = preset
         self.share = share
-        first, second = ("strong", "strong") if preset == "strong" else ("paper-original", "paper-distorted")
+        made = PRESETS[preset]
         # One chain for grey and one for colour images: the batch says which it needs.
-        self.original = nn.ModuleDict({str(c): self._chain(first, c) for c in (1, 3)})
-        self.distorted = nn.ModuleDict({str(c): self._chain(second, c) for c in (1, 3)})
+        self.original = nn.ModuleDict({str(c): self._chain(made.original, c) for c in (1, 3)})
+        self.distorted = nn.ModuleDict({str(c): self._chain(made.distorted, c) for c in (1, 3)})
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.parameters_used: ViewParameters | None = None

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from ..augment import JigsawViews
+from ..augment import PRESETS, JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
 from ..config import PretrainConfig, to_yaml, without_folder, without_folders
 from ..data import Archive
@@ -119,7 +119,7 @@ def encoder_to_train(config: PretrainConfig, dataset: PixelDataset, started: Enc
 
 def build_dataset(config: PretrainConfig, archive: Archive, channels: int | None) -> PixelDataset:
     """The images at the size of the views, with a margin where views are crops."""
-    crops = config.views.preset == "strong"
+    crops = PRESETS[config.views.preset].crops
     size = math.ceil(config.views.size * CROP_MARGIN) if crops else config.views.size
     total = len(archive) + archive.faults
     return PixelDataset(

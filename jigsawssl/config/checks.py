@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from .. import defaults
 from ..types import FITS, UserError
 from .schemas import (
     CurveConfig,
@@ -127,8 +128,8 @@ def check(config: DictConfig, schema: type) -> None:
                 f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); nearest sizes: {nearest}"
             )
     if issubclass(schema, PretrainConfig):
-        if config.views.preset not in ("strong", "paper"):
-            raise UserError(f"`views.preset` ({config.views.preset}) must be one of strong, paper")
+        if config.views.preset not in defaults.PRESETS:
+            raise UserError(f"`views.preset` ({config.views.preset}) must be one of {', '.join(defaults.PRESETS)}")
         if len(config.loss.weights) != 4 or min(config.loss.weights) < 0 or max(config.loss.weights) <= 0:
             raise UserError(
                 f"`loss.weights` ({config.loss.weights}) must be four numbers of at least 0, one of them above 0"

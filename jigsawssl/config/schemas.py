@@ -65,7 +65,7 @@ class ViewsConfig:
     share: float = _key(
         defaults.SHARE, "share of each batch that is shuffled; 1, as published, doubles the cost of the jigsaw"
     )
-    preset: str = _key(defaults.VIEWS, "strong (crop, flip, jitter, blur) or paper (as published)")
+    preset: str = _key(defaults.VIEWS, " or ".join(f"{name} ({does})" for name, does in defaults.PRESETS.items()))
 
 
 @dataclass

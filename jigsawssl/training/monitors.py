@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from ..augment import PRESETS
 from ..evaluation import correlations, effective_rank, feature_standard_deviation
 from ..process import when_interrupted
 from ..progress import Progress
@@ -35,13 +36,6 @@ __all__ = [
 
 DIAGNOSTIC_IMAGES = 512
 """Images whose features are judged each epoch: enough to see collapse, cheap enough for a CPU."""
-
-
-VIEW_ROWS = {
-    "strong": ("view 1 (crop, flip, jitter, blur)", "view 2 (crop, flip, jitter, blur)"),
-    "paper": ("view 1 (whole, flip, blur)", "view 2 (whole, blur, solarise)"),
-}
-"""What the two views of each preset are called in the picture of them: neither is the original image."""
 
 
 class Throughput(Callback):
@@ -318,7 +312,10 @@ class ViewsSheet(Callback):
             return
         assert isinstance(pl_module, JigsawPretraining)
         views, maker = outputs["step"].sample, pl_module.views
-        first, second = VIEW_ROWS[maker.preset]
+        # Neither view is the original image.
+        first, second = (
+            f"view {number} ({does})" for number, does in enumerate(PRESETS[maker.preset].captions, start=1)
+        )
         rows = {first: views.original, second: views.distorted}
         rows |= {
             f"tiles of view 1, {grid}×{grid}": view
