@@ -22,8 +22,7 @@ from .functional import to_channels_last
 from .header import FORMAT, HEADER, read_header
 from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, create_encoder
 from .models.encoder import automatic_stem_stride, try_size
-from .stain import STAINS
-from .types import FITS, UserError
+from .types import FITS, STAINS, UserError
 
 __all__ = [
     "load_classifier",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["MACENKO_TARGET", "STAINS", "normalize_stain", "reinhard_statistics"]
+from .types import STAINS
 
-STAINS = ("none", "macenko", "reinhard")
+__all__ = ["MACENKO_TARGET", "normalize_stain", "reinhard_statistics"]
+
 
 MACENKO_TARGET = (0.5626, 0.7201, 0.4062, 0.2159, 0.8012, 0.5581, 1.9705, 1.0308)
 """Reference of Macenko et al.'s own program: optical density of haematoxylin and of eosin in red, green and blue, and

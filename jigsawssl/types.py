@@ -13,6 +13,16 @@ LUMA = (0.299, 0.587, 0.114)
 FITS = ("pad", "crop", "squash")
 """How an image becomes a square: whole and centred on black, its central square, or stretched."""
 
+WINDOW_CHOICES = ("file", "percentiles", "lung", "mediastinum", "abdomen", "brain", "bone")
+"""How values of more than 8 bits are mapped to display values: as the file says, between percentiles, or by a window
+for computed tomography."""
+
+STAINS = ("none", "macenko", "reinhard")
+"""How stained tissue is brought to a reference."""
+
+ATTENTIONS = ("none", "se", "eca", "cbam", "ga", "la", "ela")
+"""Attention that convolutional networks can get; the last three are global, local and embedded local."""
+
 
 class UserError(ValueError):
     """A mistake that the user can fix: one line with what, constraint, value and remedy (exit code 2)."""

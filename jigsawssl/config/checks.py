@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from .. import defaults
-from ..types import FITS, UserError
+from ..types import ATTENTIONS, FITS, STAINS, WINDOW_CHOICES, UserError
 from .schemas import (
     CurveConfig,
     DemoConfig,
@@ -34,13 +34,13 @@ _CHOICES = {
     "mode": ("auto", "full", "linear", "knn", "progressive"),
     "validation": ("budget", "split"),
     "budget": ("images", "groups"),
-    "attention": (None, "none", "se", "eca", "cbam", "ga", "la", "ela"),
+    "attention": (None, *ATTENTIONS),
     "head": ("linear", "dense"),
     "class_weights": ("balanced", "none"),
     "reading.fit": FITS,
-    "reading.stain": ("none", "macenko", "reinhard"),
-    "stain": (None, "none", "macenko", "reinhard"),
-    "reading.window": ("file", "percentiles", "lung", "mediastinum", "abdomen", "brain", "bone"),
+    "reading.stain": STAINS,
+    "stain": (None, *STAINS),
+    "reading.window": WINDOW_CHOICES,
 }
 _POSITIVE = ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale", "optimizer.layer_decay")
 _LEAST = {

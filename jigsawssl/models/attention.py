@@ -15,9 +15,8 @@ from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ATTENTIONS", "GlobalAttention", "LocalAttention", "StageAttention"]
+__all__ = ["GlobalAttention", "LocalAttention", "StageAttention"]
 
-ATTENTIONS = ("none", "se", "eca", "cbam", "ga", "la", "ela")
 """Squeeze and excitation, efficient channel attention, convolutional block attention; global and local self-attention
 after a stage, and local self-attention inside its last block (Piater et al. 2024, section 3)."""
 
@@ -130,7 +129,7 @@ class StageAttention(nn.Module):
     So a network gives the same output with it as without until it is trained (Bachlechner et al. 2021, ReZero).
 
     Args:
-        kind: one of :data:`ATTENTIONS` but ``none``.
+        kind: one of :data:`jigsawssl.types.ATTENTIONS` but ``none``.
         channels: of the features.
         size: height and width of the features.
 

@@ -22,9 +22,9 @@ from .. import defaults
 from ..functional import average_positions, to_unit_range
 from ..readers import Unreadable, from_pillow, read_file
 from ..stain import normalize_stain
-from ..types import FITS, LUMA, Tap, Taps, UserError
+from ..types import ATTENTIONS, FITS, LUMA, Tap, Taps, UserError
 from . import compact as compact  # registers its network with timm
-from .attention import ATTENTIONS, StageAttention
+from .attention import StageAttention
 from .stem import PUBLISHED_STRIDE, Stem, plan_stem
 
 __all__ = ["Encoder", "EncoderSpec", "create_encoder"]
@@ -53,10 +53,10 @@ class EncoderSpec:
         fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
         window: how files of more than 8 bits were mapped to display values, see
             :func:`jigsawssl.readers.read`.
-        attention: one of :data:`jigsawssl.models.attention.ATTENTIONS`.
+        attention: one of :data:`jigsawssl.types.ATTENTIONS`.
         attention_stages: where; stage k is the one whose features are 2^(k+1) times smaller than the image in the
             network as published: 1 to 4 for most.
-        stain: how tissue is brought to a reference, one of :data:`jigsawssl.stain.STAINS`.
+        stain: how tissue is brought to a reference, one of :data:`jigsawssl.types.STAINS`.
         stain_target: the reference, see :func:`jigsawssl.stain.normalize_stain`.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .files import MAX_PIXELS, WINDOW_CHOICES, Picture, from_pillow, open_picture, read, read_file
+from .files import MAX_PIXELS, Picture, from_pillow, open_picture, read, read_file
 from .patients import known_patient, tells_apart
 from .pixels import (
     NOTE_CONSTANT_CHANNEL,
@@ -28,7 +28,6 @@ __all__ = [
     "NOTE_HIGH_BITS",
     "NOTE_NARROW",
     "SNIFFED",
-    "WINDOW_CHOICES",
     "ImageInfo",
     "Kind",
     "NotAnImage",

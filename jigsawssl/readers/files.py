@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import defaults
-from .dicom import WINDOWS, DicomFile
+from .dicom import DicomFile
 from .pixels import ORIENTATION, ImageInfo, Notes, Unreadable, check_size, deep_to_display, over_black, upright
 from .png import PngChunks, png_size
 from .sniff import SNIFFED, Kind, sniff
@@ -22,7 +22,6 @@ from .tiff import TiffImages
 
 __all__ = [
     "MAX_PIXELS",
-    "WINDOW_CHOICES",
     "ImageInfo",
     "Picture",
     "Unreadable",
@@ -37,9 +36,6 @@ MAX_PIXELS = 89_478_485
 
 MAX_FRAMES = 100_000
 """The most frames that one file is believed to have."""
-
-WINDOW_CHOICES = ("file", "percentiles", *WINDOWS)
-"""How values of more than 8 bits are mapped to display values."""
 
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
 _PNG_COLOURS = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # in Pillow's names
@@ -87,7 +83,7 @@ def read(
     Args:
         data: the whole file.
         frame: which of several.
-        window: one of :data:`WINDOW_CHOICES`.
+        window: one of :data:`jigsawssl.types.WINDOW_CHOICES`.
         name: the file's name, whose ending helps to tell a DICOM file without preamble.
         at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, which is several times faster,
             as long as both sides keep this many pixels.
@@ -143,7 +139,7 @@ def read_file(path: str | os.PathLike[str], window: str = defaults.WINDOW) -> ND
 
     Args:
         path: of one image; containers are not looked into.
-        window: one of :data:`WINDOW_CHOICES`.
+        window: one of :data:`jigsawssl.types.WINDOW_CHOICES`.
 
     Returns:
         Display values uint8 or uint16 ``(H, W, C)``, C is 1 (grey) or 3 (RGB).

@@ -13,8 +13,8 @@ from torch import Tensor
 from jigsawssl import load_encoder, save_encoder
 from jigsawssl.checkpoint import resolve_encoder
 from jigsawssl.models import Encoder, create_encoder
-from jigsawssl.models.attention import ATTENTIONS, GlobalAttention, LocalAttention, StageAttention
-from jigsawssl.types import UserError
+from jigsawssl.models.attention import GlobalAttention, LocalAttention, StageAttention
+from jigsawssl.types import ATTENTIONS, UserError
 
 BACKBONES = ("resnet18", "densenet121", "efficientnet_b0", "convnext_atto")
 

@@ -11,7 +11,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jigsawssl.readers import WINDOW_CHOICES, Unreadable, fit_image, open_picture, read, robust_range, to_display
+from jigsawssl.readers import Unreadable, fit_image, open_picture, read, robust_range, to_display
+from jigsawssl.readers.dicom import WINDOWS
+from jigsawssl.types import WINDOW_CHOICES
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -209,10 +211,8 @@ def test_content_hashes_ignore_names_and_differ_by_content() -> None:
     assert open_picture(one).content_hash != open_picture(two).content_hash
 
 
-def test_window_choices_are_those_of_the_configuration() -> None:
-    from jigsawssl.config.checks import _CHOICES
-
-    assert _CHOICES["reading.window"] == WINDOW_CHOICES
+def test_every_named_window_has_its_values() -> None:
+    assert ("file", "percentiles", *WINDOWS) == WINDOW_CHOICES
 
 
 @pytest.mark.parametrize("deep", [False, True])
