@@ -35,7 +35,7 @@ def _group(kind: type) -> Any:
 @dataclass
 class BatchConfig:
     size: int = _key(256, "images in a batch")
-    workers: int | None = _key(None, "threads that decode images; null: one for each processor core")
+    workers: int | None = _key(None, "threads that decode images; null: one per CPU core")
 
 
 @dataclass
@@ -45,14 +45,14 @@ class FinetuneBatchConfig:
 
 @dataclass
 class ReadingConfig:
-    fit: str = _key(defaults.FIT, "how images become squares: pad (whole, on black), crop (central square) or squash")
+    fit: str = _key(defaults.FIT, "how images become square: pad (whole, on black), crop (the centre) or squash")
     window: str = _key(
         defaults.WINDOW,
         "more than 8 bits: file (the DICOM's window, else percentiles), percentiles, or for CT lung, mediastinum, "
         "abdomen, brain, bone",
     )
     stain: str = _key("none", "stained tissue: none, macenko, or reinhard (to the archive's own average colours)")
-    frames: str = _key("all", "of files with several frames: all, middle or every_N, such as every_5")
+    frames: str = _key("all", "frames of multi-frame files: all, middle or every_N, such as every_5")
 
 
 @dataclass
@@ -60,7 +60,7 @@ class ViewsConfig:
     size: int = _key(defaults.SIZE, "side of the square views in pixels")
     grids: list[int] = _key(
         list(defaults.GRIDS),
-        "tiles along each side for each tap, finest first; 1 leaves in order; [] is plain Barlow Twins",
+        "tiles per side for each tap, finest first; 1 keeps the order; [] is plain Barlow Twins",
     )
     share: float = _key(
         defaults.SHARE, "share of each batch that is shuffled; 1, as published, doubles the cost of the jigsaw"
@@ -71,7 +71,7 @@ class ViewsConfig:
 @dataclass
 class FinetuneViewsConfig:
     size: int | None = _key(None, "side of the images in pixels; null: the encoder's")
-    grids: list[int] = _key([8, 4, 2], "tiles along each side of the three jigsaw steps, in mode progressive")
+    grids: list[int] = _key([8, 4, 2], "tiles per side in the three jigsaw steps of mode progressive")
     preset: str = _key("mild", "mild (crop .6-1, flip, jitter) or strong")
 
 
@@ -98,13 +98,13 @@ class OptimizerConfig:
     encoder_scale: float = _key(
         defaults.ENCODER_SCALE, "the encoder's learning rate as a multiple of lr (0.1 as published)"
     )
-    warmup: float = _key(defaults.WARMUP, "share of the run in which the rate rises")
+    warmup: float = _key(defaults.WARMUP, "share of the run in which the learning rate warms up")
 
 
 @dataclass
 class FinetuneOptimizerConfig:
     name: str = _key("adamw", "adamw, sgd or lars")
-    lr: list[float] = _key([5e-4], "encoder's rate, or several among which validation chooses")
+    lr: list[float] = _key([5e-4], "the encoder's learning rate, or several for validation to choose from")
     weight_decay: float | None = _key(None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases")
     head_scale: float = _key(10.0, "the classifier's learning rate as a multiple of lr")
     layer_decay: float = _key(1.0, "a stage's learning rate as a multiple of that of the next deeper one")
@@ -112,19 +112,19 @@ class FinetuneOptimizerConfig:
 
 @dataclass
 class CurveOptimizerConfig(FinetuneOptimizerConfig):
-    lr: list[float] = _key([2.5e-4, 1e-3], "encoder's rates among which validation chooses, the same for all encoders")
+    lr: list[float] = _key([2.5e-4, 1e-3], "learning rates for validation to choose from, the same for every encoder")
 
 
 @dataclass
 class TrainerConfig:
-    max_epochs: int = _key(100, "passes over the archive")
+    max_epochs: int = _key(100, "epochs: passes over the archive")
     accelerator: str = _key("auto", "auto, cpu, gpu or mps")
     devices: int = _key(1, "number of devices; more than one trains data-parallel with synchronised batch norm")
 
 
 @dataclass
 class FinetuneTrainerConfig:
-    max_epochs: int | None = _key(None, "most passes over the labelled images; null: 30, or more for 150 updates")
+    max_epochs: int | None = _key(None, "most epochs; null: 30, or as many as 150 updates take")
     accelerator: str = _key("auto", "auto, cpu, gpu or mps")
 
 
@@ -140,25 +140,27 @@ class PretrainConfig:
         None, "rows to train on; null: train, or without splits all but a test split made by hash; all: all rows"
     )
     seed: int = _key(0, "seed of weights, views and order")
-    resume: bool = _key(False, "go on from checkpoints/last.ckpt in out")
+    resume: bool = _key(False, "continue from checkpoints/last.ckpt in out")
     overwrite: bool = _key(False, "replace an earlier run in out")
     precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 (on a GPU) or 32")
     schedule: str = _key(defaults.SCHEDULE, "joint (one update a batch) or progressive (four, as published)")
     backbone: str = _key("resnet18", "name of a timm model with stages")
-    backbone_options: dict[str, Any] = _key({}, "numbers for the timm model, such as {channels: [32, 64, 128, 256]}")
+    backbone_options: dict[str, Any] = _key({}, "options of the timm model, such as {channels: [32, 64, 128, 256]}")
     stem_stride: int | None = _key(None, "1, 2 or 4, if the network can; null: 1 up to 32 px, 2 up to 64 px, else 4")
     attention: str | None = _key(
         None, "se, eca, cbam, ga (global), la (local) or ela (embedded local); null: none, or what encoder has"
     )
     attention_stages: list[int] = _key(
-        list(defaults.ATTENTION_STAGES), "stages that get it, 1 (shallow) to 4 (deep) in most networks"
+        list(defaults.ATTENTION_STAGES), "stages that get attention, 1 (shallow) to 4 (deep) in most networks"
     )
-    train: str = _key("all", "what of the encoder learns: all, from:stage3 (deeper ones too) or to:stage2 (shallower)")
+    train: str = _key("all", "stages that learn: all, from:stage3 (and deeper) or to:stage2 (and shallower)")
     encoder: str | None = _key(
-        None, "start from weights: an encoder.safetensors, the folder of its run, or timm:BACKBONE; null: fresh"
+        None, "weights to start from: encoder.safetensors, the folder of its run, or timm:BACKBONE; null: none"
     )
-    cache: str | None = _key(None, "folder for decoded images, shared by runs; null: OUT/cache; off: decode each time")
-    layout: str | None = _key(None, "public set that data is, as downloaded; see README")
+    cache: str | None = _key(
+        None, "folder for decoded images, shared by runs; null: OUT/cache; off: decode every epoch"
+    )
+    layout: str | None = _key(None, "the public data set that data holds, as downloaded; see README")
     max_bad_fraction: float = _key(0.1, "share of unreadable images above which the run stops")
     reading: ReadingConfig = _group(ReadingConfig)
     batch: BatchConfig = _group(BatchConfig)
@@ -186,33 +188,33 @@ class SupervisedConfig:
         "budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)"
     )
     split: str = _key("train", "rows that the fraction is taken from")
-    resume: bool = _key(False, "go on with what is in out; a finished run is left as it is")
+    resume: bool = _key(False, "continue what is in out; a finished run is left alone")
     overwrite: bool = _key(False, "replace an earlier run in out")
     precision: str = _key("auto", "auto (bf16 where the device has it), bf16, 16 (on a GPU) or 32")
-    layout: str | None = _key(None, "public set that data is, as downloaded; see README")
-    allow_overlap: bool = _key(False, "go on where pretraining has seen images or groups of validation or test")
+    layout: str | None = _key(None, "the public data set that data holds, as downloaded; see README")
+    allow_overlap: bool = _key(False, "continue although pretraining saw images or groups of validation or test")
     class_weights: str = _key("balanced", "balanced (inverse frequency) or none")
-    backbone_options: dict[str, Any] = _key({}, "numbers for the timm model of random:BACKBONE")
-    attention: str | None = _key(None, "attention to add, as in pretrain; it begins as the identity; null: what it has")
+    backbone_options: dict[str, Any] = _key({}, "options of the timm model of random:BACKBONE")
+    attention: str | None = _key(
+        None, "attention to add, as in pretrain; it starts as the identity; null: what the encoder has"
+    )
     attention_stages: list[int] = _key(
-        list(defaults.ATTENTION_STAGES), "stages that get it, 1 (shallow) to 4 (deep) in most networks"
+        list(defaults.ATTENTION_STAGES), "stages that get attention, 1 (shallow) to 4 (deep) in most networks"
     )
     stain: str | None = _key(
         None,
-        "stained tissue: none, macenko or reinhard (to the labelled images' own colours); null: what it has",
+        "stained tissue: none, macenko or reinhard (to the labelled images' own colours); null: as the encoder",
     )
     head: str = _key("linear", "linear, or dense (four layers with dropout) in mode full")
-    train: str = _key("all", "what learns: all, head, from:stage3 (deeper ones too) or to:stage2 (shallower ones too)")
-    unfreeze_every: int = _key(0, "epochs after which a further stage begins to learn, deepest first; 0: all at once")
-    dropout: float = _key(0.0, "share of the features left out in training; above 0, finetune judges by it too")
-    classes: list[str] = _key([], "all classes in their order, such as [none, mild, severe]; else by name or number")
-    positive: str | None = _key(
-        None, "of two classes the one that is looked for; null: the one that is not normal, or the last"
-    )
-    ordered: bool = _key(False, "the classes are grades, from the least to the worst: quadratic kappa")
-    sensitivity: float = _key(0.95, "that the operating point of two classes must reach on validation")
-    coverage: float = _key(0.9, "that conformal sets promise")
-    subgroups: list[str] = _key([], "columns of the manifest by which the test result is broken down, such as [site]")
+    train: str = _key("all", "what learns: all, head, from:stage3 (and deeper) or to:stage2 (and shallower)")
+    unfreeze_every: int = _key(0, "unfreeze one more stage every so many epochs, deepest first; 0: all at once")
+    dropout: float = _key(0.0, "dropout rate in training; above 0, finetune also estimates uncertainty with it")
+    classes: list[str] = _key([], "all classes in order, such as [none, mild, severe]; default: by name or number")
+    positive: str | None = _key(None, "the positive one of two classes; null: the one not called normal, or the last")
+    ordered: bool = _key(False, "classes are grades, mildest first; adds quadratic kappa")
+    sensitivity: float = _key(0.95, "sensitivity that the operating point of two classes must reach on validation")
+    coverage: float = _key(0.9, "coverage that conformal sets promise")
+    subgroups: list[str] = _key([], "manifest columns to break the test result down by, such as [site]")
     views: FinetuneViewsConfig = _group(FinetuneViewsConfig)
     batch: FinetuneBatchConfig = _group(FinetuneBatchConfig)
     optimizer: FinetuneOptimizerConfig = _group(FinetuneOptimizerConfig)
@@ -244,11 +246,11 @@ class CurveConfig(SupervisedConfig):
     fractions: list[float] = _key(
         [0.01, 0.03, 0.1, 0.3, 1.0], "shares of the training labels: 1 is all, 0.01 or 1% is one per cent"
     )
-    seeds: int = _key(5, "draws of the labels for each share")
+    seeds: int = _key(5, "label draws for each share")
     subsets: str | None = _key(
         None, "subsets/ of another curve, to use the same labels; null: drawn and written to out"
     )
-    jobs: int | None = _key(None, "processes; null: one for each core or GPU, at most 8")
+    jobs: int | None = _key(None, "parallel processes; null: one per core or GPU, at most 8")
     optimizer: CurveOptimizerConfig = _group(CurveOptimizerConfig)
 
 
@@ -266,15 +268,15 @@ class StudyConfig(SupervisedConfig):
     )
     space: dict[str, list[float]] = _key(
         {"optimizer.lr": [1e-4, 3e-3], "optimizer.weight_decay": [5e-3, 0.5]},
-        "[low, high] of optimizer.lr, weight_decay, head_scale, layer_decay or dropout; by logarithm above 0",
+        "[low, high] of optimizer.lr, weight_decay, head_scale, layer_decay or dropout; log scale where low is above 0",
     )
-    trials: int = _key(10, "settings that the search tries for each variant, the default first; bad ones end early")
+    trials: int = _key(10, "settings to try for each variant, the defaults first; poor ones stop early")
     fraction: float = _key(
         1.0,
         "share of the training labels that may be used, validation included: 1 is all labels, 0.01 or 1% one per cent",
     )
-    seeds: int = _key(5, "trainings of each variant with the settings that its search chose")
-    jobs: int | None = _key(None, "processes; null: one for each core or GPU, at most 8")
+    seeds: int = _key(5, "training runs of each variant with the settings that its search chose")
+    jobs: int | None = _key(None, "parallel processes; null: one per core or GPU, at most 8")
 
 
 @dataclass
@@ -284,7 +286,7 @@ class DoctorConfig:
     data: str = _key("", "folder of images, MedMNIST-style .npz, or demo (required)")
     out: str | None = _key(None, "folder for doctor.json, table.parquet and contact sheets; null: text only")
     manifest: str | None = _key(None, "CSV with path[,label,split,group], or folders")
-    layout: str | None = _key(None, "public set that data is, as downloaded; see README")
+    layout: str | None = _key(None, "the public data set that data holds, as downloaded; see README")
     reading: ReadingConfig = _group(ReadingConfig)
 
 
@@ -305,7 +307,7 @@ class TransferConfig:
     stages: list[dict[str, Any]] = _key(
         [], "name, objective (supervised or jigsaw), encoder (previous: of the stage before) and keys of that command"
     )
-    resume: bool = _key(False, "go on with what is in out; finished stages are left as they are")
+    resume: bool = _key(False, "continue what is in out; finished stages are left alone")
     overwrite: bool = _key(False, "replace an earlier chain in out")
 
 
