@@ -190,8 +190,8 @@ class Archive:
 
 def open_archive(
     data: str,
-    *,
     manifest: str | None = None,
+    *,
     split: str | None = None,
     layout: str | None = None,
     classes: Sequence[str] = (),
