@@ -80,7 +80,7 @@ def main() -> None:
 
         def step(module: JigsawPretraining = module, views: object = views) -> None:
             with torch.autocast("cpu", torch.bfloat16):
-                total = module.frugal_losses(views).total
+                total = module.losses_view_by_view(views).total
             total.backward()
 
         with FlopCounterMode(display=False) as counter:

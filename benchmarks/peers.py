@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from jigsawssl import create_encoder, load_encoder, save_encoder
-from jigsawssl.augment import FusedChain, JigsawViews, augmentation_chain
+from jigsawssl.augment import JigsawViews, ViewChain, augmentation_chain
 from jigsawssl.functional import permute_tiles, sample_permutations, to_channels_last
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock, PlainProjector
@@ -151,13 +151,13 @@ def augmentation(setting: Setting) -> list[Row]:
         size = 280 if preset == "strong" else 224
         images = pictures(256, channels, size).to(setting.device)
         names = ("strong", "strong") if preset == "strong" else ("paper-original", "paper-distorted")
-        chains = [FusedChain(augmentation_chain(name, 224, channels), 224) for name in names]
+        chains = [ViewChain(augmentation_chain(name, 224, channels), 224) for name in names]
 
-        def ours(images: Tensor = images, chains: list[FusedChain] = chains) -> None:
+        def ours(images: Tensor = images, chains: list[ViewChain] = chains) -> None:
             for chain in chains:
                 chain(images, chain.draw(images.shape))
 
-        def plainly(images: Tensor = images, chains: list[FusedChain] = chains) -> None:
+        def plainly(images: Tensor = images, chains: list[ViewChain] = chains) -> None:
             for chain in chains:
                 chain.plainly(images, chain.draw(images.shape))
 

@@ -17,7 +17,7 @@ PUBLIC = {
         "load_encoder",
         "save_encoder",
     ],
-    "jigsawssl.augment": ["FusedChain", "Jigsaw", "JigsawViews", "PRESETS", "ViewParameters", "augmentation_chain"],
+    "jigsawssl.augment": ["Jigsaw", "JigsawViews", "PRESETS", "ViewChain", "ViewParameters", "augmentation_chain"],
     "jigsawssl.checkpoint": [
         "load_classifier",
         "load_encoder",

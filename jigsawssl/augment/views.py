@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import defaults
 from ..functional import nearest_sizes, permute_tiles, sample_permutations
 from ..types import Views
-from .fused import FusedChain
+from .chain import ViewChain
 
 __all__ = ["PRESETS", "JigsawViews", "ViewParameters", "augmentation_chain"]
 
@@ -159,8 +159,8 @@ class JigsawViews(nn.Module):
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.parameters_used: ViewParameters | None = None
 
-    def _chain(self, name: str, channels: int) -> FusedChain:
-        return FusedChain(augmentation_chain(name, self.size, channels), self.size)
+    def _chain(self, name: str, channels: int) -> ViewChain:
+        return ViewChain(augmentation_chain(name, self.size, channels), self.size)
 
     @torch.no_grad()
     def forward(self, images: Tensor, parameters: ViewParameters | None = None) -> Views:

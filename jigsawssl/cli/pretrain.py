@@ -23,11 +23,11 @@ from ..data.cache import Cache
 from ..data.cache_writer import build_cache
 from ..data.census import split_counts
 from ..data.doctor import BLANK
-from ..data.guard import SeenImages, seen_images
 from ..data.holdout import TEST, TRAIN
 from ..data.identity import Identities
 from ..data.journal import journal_entries
 from ..data.known import KnownImages
+from ..data.leakage import SeenImages, seen_images
 from ..data.loading import PixelDataset, channel_statistics, stain_target, training_loader
 from ..data.table import printable
 from ..functional import to_channels_last, to_unit_range
@@ -338,7 +338,7 @@ def run(config: PretrainConfig) -> Path:
         seen.union(before).save(path / "seen.parquet")
     pl.seed_everything(config.seed, verbose=False)
     encoder = encoder_to_train(config, dataset, started)
-    if encoder.one_resolution and config.views.grids and first_process:
+    if encoder.isotropic and config.views.grids and first_process:
         print(
             f"warning: {encoder.spec.backbone} tells positions apart by embeddings, which shuffled tiles contradict, "
             "and its stages have one resolution; choose a convolutional backbone, or views.grids=[]"

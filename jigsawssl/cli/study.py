@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..config import StudyConfig, without_folders
-from ..data.guard import seen_images
+from ..data.leakage import seen_images
 from ..data.loading import PixelDataset
 from ..experiments.cells import EncoderChoice
 from ..experiments.labelled import Domain, Labelled, check_overlap, open_domain

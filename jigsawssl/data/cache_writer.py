@@ -27,9 +27,9 @@ from ..types import UserError
 from .archive import Archive
 from .cache import SALT_FILE, Cache, CacheOptions, archive_digest, chosen_frames, short_digest
 from .containers import is_sequential
-from .examine import examine, note_looks, perceptual_hash
 from .holdout import is_held_out
 from .journal import MAY_PASS, KnownFiles, count_images, journal_entries, recover
+from .quality import examine, note_looks, perceptual_hash
 from .table import LEFT_OUT, TABLE_SCHEMA, printable, salted
 
 try:

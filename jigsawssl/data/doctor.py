@@ -17,7 +17,7 @@ from .archive import Archive
 from .cache import Cache
 from .census import split_counts
 from .conventions import alike, unknown_splits
-from .examine import near_duplicates
+from .quality import near_duplicates
 from .table import LEFT_OUT, printable
 from .walk import NO_IMAGES
 

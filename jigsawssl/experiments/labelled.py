@@ -16,10 +16,10 @@ from ..config import command_line, command_with, settings_of, without_folder
 from ..data import Archive, cross_validation_folds, holdout_split, open_archive
 from ..data.cache import caches_of
 from ..data.conventions import alike, unknown_splits
-from ..data.guard import KEY_FILE, Overlap, SeenImages
 from ..data.holdout import TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
 from ..data.known import KnownImages
+from ..data.leakage import KEY_FILE, Overlap, SeenImages
 from ..data.loading import LabelledSet, PixelDataset
 from ..data.splits import Fold, Rows
 from ..data.table import printable

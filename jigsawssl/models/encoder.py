@@ -179,8 +179,8 @@ class Encoder(nn.Module):
         stages = list(getattr(info, "info", info) or [])
         # The last module at each reduction is the end of a stage.
         ends = {stage["reduction"]: index for index, stage in enumerate(stages)}
-        self.one_resolution = len(ends) == 1 and len(stages) >= TAP_COUNT
-        if self.one_resolution:  # a plain transformer: a third, two thirds and all of its blocks
+        self.isotropic = len(ends) == 1 and len(stages) >= TAP_COUNT
+        if self.isotropic:  # a plain transformer: a third, two thirds and all of its blocks
             ends = {part: len(stages) * part // TAP_COUNT - 1 for part in range(1, TAP_COUNT + 1)}
         if len(ends) < TAP_COUNT or not hasattr(self.backbone, "forward_intermediates"):
             raise UserError(
@@ -217,10 +217,10 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
         self.attention = nn.ModuleDict()
         places = {int(stage["reduction"]).bit_length() - 2: str(stage["module"]) for stage in stages}
-        self._ends = {0: str(stages[-1]["module"])} if self.one_resolution else dict(sorted(places.items()))
+        self._ends = {0: str(stages[-1]["module"])} if self.isotropic else dict(sorted(places.items()))
         self._frozen: tuple[nn.Module, ...] = ()
         if spec.attention != "none":
-            self._add_attention({} if self.one_resolution else self._ends)
+            self._add_attention({} if self.isotropic else self._ends)
 
     def _add_attention(self, places: Mapping[int, str]) -> None:
         spec = self.spec

@@ -18,7 +18,7 @@ from ..models import Classifier, Encoder, HierarchicalClassifier
 from ..progress import Progress
 from ..types import DivergedError
 from .finetune import Model, OnCheck, Recipe, Trained, planned_epochs, selection_score, train_classifier
-from .probe import NEIGHBOURS, STRENGTHS, FeatureBank, fit_probe, knn_probabilities, predict
+from .probe import INVERSE_REGULARISATIONS, NEIGHBOURS, FeatureBank, fit_probe, knn_probabilities, predict
 
 __all__ = ["Adaptation", "adapt", "judge_recipe"]
 
@@ -154,7 +154,7 @@ def _choose_probe(task: _Task, balanced: bool) -> _Probe:
         )
         return head(features[val]).softmax(dim=1)  # type: ignore[no-any-return]
 
-    scores = _judge(task, STRENGTHS, fitted)
+    scores = _judge(task, INVERSE_REGULARISATIONS, fitted)
     strength = _best(scores)
     judged = torch.cat([fitted(train, val, strength) for train, val in task.known.folds])
     return _Probe(features, strength, scores, judged)

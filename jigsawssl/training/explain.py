@@ -222,7 +222,7 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
         for module in model.encoder.attention.values()
     ]
     # Networks that are transformers in part fold their tokens in ways of their own.
-    modules = list(model.encoder.backbone.modules()) if model.encoder.one_resolution else []
+    modules = list(model.encoder.backbone.modules()) if model.encoder.isotropic else []
     of_tokens: list[Any] = [module for module in modules if isinstance(module, Attention)][-1:]
     prefix = int(getattr(model.encoder.backbone, "num_prefix_tokens", 0))
     fused = [module.fused_attn for module in of_tokens]

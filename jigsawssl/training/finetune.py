@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from ..augment import FusedChain, augmentation_chain
+from ..augment import ViewChain, augmentation_chain
 from ..data.loading import PixelDataset, evaluation_loader, training_loader
 from ..data.splits import Fold
 from ..evaluation import log_loss, macro_auroc
@@ -149,7 +149,7 @@ class Finetuning(pl.LightningModule):
     def __init__(self, model: Model, *, chain: Sequence[Any], weights: Tensor, recipe: Recipe) -> None:
         super().__init__()
         self.model = model
-        self.chain = FusedChain(chain, model.encoder.spec.size)
+        self.chain = ViewChain(chain, model.encoder.spec.size)
         self.loss = nn.CrossEntropyLoss(weight=weights)
         self.recipe = recipe
         self.automatic_optimization = isinstance(model, Classifier)

@@ -14,8 +14,8 @@ from ..augment import JigsawViews
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector
 from ..types import Batch, LossTerms, Pairs, Step, Views
-from .frugal import PartialGradients, catch_up, running_statistics_last
 from .optim import create_optimizer, create_scheduler
+from .view_by_view import PartialGradients, catch_up, running_statistics_last
 
 __all__ = ["JigsawPretraining"]
 
@@ -109,7 +109,7 @@ class JigsawPretraining(pl.LightningModule):
         terms: LossTerms = self.loss(self.pairs(views, branches))
         return terms
 
-    def frugal_losses(self, views: Views) -> LossTerms:
+    def losses_view_by_view(self, views: Views) -> LossTerms:
         """The same as :meth:`losses` on all branches with a weight, up to rounding, with less memory.
 
         The graph of X'' is kept, and those of the views that are compared with it are there one at a time.
@@ -136,12 +136,12 @@ class JigsawPretraining(pl.LightningModule):
         return LossTerms(partial.total(), in_order, {name: compared[name] for name in branches})
 
     def joint_losses(self, views: Views) -> LossTerms:
-        """The loss of a joint update: :meth:`frugal_losses` where it saves memory and is exact."""
+        """The loss of a joint update: :meth:`losses_view_by_view` where it saves memory and is exact."""
         # Half precision needs its loss scaled before anything is differentiated.
         half = torch.is_autocast_enabled(self.device.type) and (
             torch.get_autocast_dtype(self.device.type) == torch.float16
         )
-        return self.losses(views) if half or len(self.block.branches) == 1 else self.frugal_losses(views)
+        return self.losses(views) if half or len(self.block.branches) == 1 else self.losses_view_by_view(views)
 
     def build_views(self, batch: Batch) -> Views:
         """The views of a batch, of stained tissue in the colours of the reference."""

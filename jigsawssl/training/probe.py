@@ -18,8 +18,8 @@ from ..models import Classifier, Encoder, HierarchicalClassifier
 from ..types import UserError
 
 __all__ = [
+    "INVERSE_REGULARISATIONS",
     "NEIGHBOURS",
-    "STRENGTHS",
     "FeatureBank",
     "dropout_probabilities",
     "extract_features",
@@ -28,7 +28,7 @@ __all__ = [
     "predict",
 ]
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+INVERSE_REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation (scikit-learn's C) of the linear probe, among which validation chooses."""
 
 NEIGHBOURS = (1, 5, 20, 50, 200)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 
 from jigsawssl.cli import main
-from jigsawssl.data.examine import examine, near_duplicates, perceptual_hash
+from jigsawssl.data.quality import examine, near_duplicates, perceptual_hash
 from tests.readers.test_dicom import dicom
 
 

@@ -195,7 +195,7 @@ def test_transformers_are_encoders_too(backbone: str, options: dict[str, int], t
     encoder = create_encoder(backbone, in_channels=1, size=64, backbone_options=options).eval()
     images = torch.rand(2, 1, 64, 64)
     taps = encoder.taps(images)
-    assert len(taps) == 3 and encoder.one_resolution == (backbone[:3] == "vit")
+    assert len(taps) == 3 and encoder.isotropic == (backbone[:3] == "vit")
     for name, tap in taps.items():
         assert tap.features.shape == (2, encoder.channels[name], 64 // tap.reduction, 64 // tap.reduction)
     save_encoder(tmp_path / "encoder.safetensors", encoder)

@@ -60,26 +60,26 @@ def test_shared_forwards_equal_one_forward_per_step() -> None:
 
 @pytest.mark.parametrize("grids", [(4, 2, 2), (4, 2, 1), (1, 1, 1)])
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_the_frugal_gradient_is_the_plain_one(grids: tuple[int, int, int], share: float) -> None:
-    plain, frugal = build(grids, share).double(), build(grids, share).double()
+def test_the_gradient_view_by_view_is_the_plain_one(grids: tuple[int, int, int], share: float) -> None:
+    plain, sparing = build(grids, share).double(), build(grids, share).double()
     views = draw(build(grids, share))
     views = Views(views.original.double(), views.distorted.double(), tuple(view.double() for view in views.jigsaw))
     for _ in range(2):
-        expected, found = plain.losses(views), frugal.frugal_losses(views)
+        expected, found = plain.losses(views), sparing.losses_view_by_view(views)
         expected.total.backward()
         found.total.backward()
         torch.testing.assert_close(found.total, expected.total)
         torch.testing.assert_close(found.branches, {name: t.detach() for name, t in expected.branches.items()})
-    for (name, one), other in zip(plain.named_parameters(), frugal.parameters(), strict=True):
+    for (name, one), other in zip(plain.named_parameters(), sparing.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None, name
         torch.testing.assert_close(other.grad, one.grad, atol=1e-5, rtol=1e-5)
     # Running statistics too, which depend on the order of the forwards.
-    for one, other in zip(plain.buffers(), frugal.buffers(), strict=True):
+    for one, other in zip(plain.buffers(), sparing.buffers(), strict=True):
         torch.testing.assert_close(other, one)
         assert correlations(expected.pairs) == pytest.approx(correlations(found.pairs))
 
 
-def test_the_frugal_step_holds_one_graph_besides_that_of_the_distorted_view() -> None:
+def test_a_step_view_by_view_holds_one_graph_besides_that_of_the_distorted_view() -> None:
     class Saved:
         """What a forward keeps for its backward."""
 
@@ -100,7 +100,7 @@ def test_the_frugal_step_holds_one_graph_besides_that_of_the_distorted_view() ->
 
     module.encoder.backbone.conv1.register_forward_pre_hook(starts)  # type: ignore[union-attr]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-        module.frugal_losses(draw(module)).total.backward()
+        module.losses_view_by_view(draw(module)).total.backward()
     # The first forward is that of X''; when another starts, none but the first is held.
     assert len(alive) == 5 and alive[0] == [] and all(held == [1] for held in alive[1:])
 
@@ -109,8 +109,8 @@ def test_gradients_reach_everything_that_a_loss_scale_multiplies() -> None:
     one, other = build().double(), build().double()
     views = draw(build())
     views = Views(views.original.double(), views.distorted.double(), tuple(view.double() for view in views.jigsaw))
-    one.frugal_losses(views).total.backward()
-    (3 * other.frugal_losses(views).total).backward()
+    one.losses_view_by_view(views).total.backward()
+    (3 * other.losses_view_by_view(views).total).backward()
     for first, second in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(3 * first.grad, second.grad, rtol=1e-4, atol=1e-5)  # type: ignore[operator]
 

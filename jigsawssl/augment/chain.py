@@ -15,7 +15,7 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 from ..functional import to_unit_range
 from ..types import LUMA
 
-__all__ = ["FusedChain"]
+__all__ = ["ViewChain"]
 
 _CHUNK = 1 << 20  # values that are worked on at a time on a CPU: larger intermediate results leave its caches
 _BESIDE = 8  # images, of which a multiple is worked on at a time: alone, large ones are blurred half as fast
@@ -28,7 +28,7 @@ Start = Callable[[Tensor], Tensor]
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
-class FusedChain(nn.Module):
+class ViewChain(nn.Module):
     """Kornia operations with the same parameters and, up to rounding, the same result, several times faster.
 
     Crop and flip are one sampling, colour operations work in place, blur touches the images that are blurred, and
@@ -40,7 +40,7 @@ class FusedChain(nn.Module):
 
     Example:
         >>> from jigsawssl.augment import augmentation_chain
-        >>> chain = FusedChain(augmentation_chain("strong", size=32, channels=3), size=32)
+        >>> chain = ViewChain(augmentation_chain("strong", size=32, channels=3), size=32)
         >>> images = torch.randint(256, (4, 3, 40, 40), dtype=torch.uint8)
         >>> parameters = chain.draw(images.shape)
         >>> fast, slow = chain(images, parameters), chain.plainly(images, parameters)

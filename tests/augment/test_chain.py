@@ -8,7 +8,8 @@ import torch
 from kornia.enhance import adjust_hue
 from torch import Tensor
 
-from jigsawssl.augment import FusedChain, augmentation_chain, fused
+from jigsawssl.augment import ViewChain, augmentation_chain
+from jigsawssl.augment import chain as module
 
 CHAINS = ("strong", "paper-original", "paper-distorted", "mild")
 
@@ -22,8 +23,8 @@ def images(channels: int, height: int, width: int, dtype: torch.dtype = torch.ui
     return (smooth * top).to(torch.int32).to(dtype)
 
 
-def chain(name: str, size: int, channels: int) -> FusedChain:
-    return FusedChain(augmentation_chain(name, size, channels), size)
+def chain(name: str, size: int, channels: int) -> ViewChain:
+    return ViewChain(augmentation_chain(name, size, channels), size)
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -52,8 +53,8 @@ def test_images_do_not_depend_on_how_many_are_worked_on_at_a_time(
     parameters = build.draw(pixels.shape)
     whole = build(pixels, parameters)
     for chunk, beside in ((1, 1), (1, 8), (5 * 3 * 40 * 40, 1), (13 * 3 * 40 * 40, 1)):
-        monkeypatch.setattr(fused, "_CHUNK", chunk)
-        monkeypatch.setattr(fused, "_BESIDE", beside)
+        monkeypatch.setattr(module, "_CHUNK", chunk)
+        monkeypatch.setattr(module, "_BESIDE", beside)
         torch.testing.assert_close(build(pixels, parameters), whole, atol=1e-6, rtol=0)
 
 
@@ -61,7 +62,7 @@ def test_sampling_and_resizing_crop_the_same(monkeypatch: pytest.MonkeyPatch) ->
     build, pixels = chain("mild", 64, 3), images(3, 90, 70)
     parameters = build.draw(pixels.shape)
     sampled = build(pixels, parameters)
-    monkeypatch.setattr(fused, "_LARGE", 1)
+    monkeypatch.setattr(module, "_LARGE", 1)
     torch.testing.assert_close(build(pixels, parameters), sampled, atol=1e-5, rtol=0)
 
 
@@ -70,7 +71,7 @@ def test_hue_turns_as_in_hsv_also_where_channels_are_equal() -> None:
     for turns in (-0.4, -0.1, 0.0, 0.05, 1 / 6, 0.5):
         expected = adjust_hue(corners, turns * 2 * torch.pi)
         found = corners.clone()
-        fused._turn_hue(found, torch.full((1, 1, 1, 1), turns), torch.empty(8, 1, 1, 8, 8))
+        module._turn_hue(found, torch.full((1, 1, 1, 1), turns), torch.empty(8, 1, 1, 8, 8))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -87,13 +88,13 @@ def test_normalisation_is_part_of_it_and_the_result_is_channels_last() -> None:
 def test_the_smallest_images(height: int, width: int) -> None:
     pixels = torch.full((4, 1, height, width), 255, dtype=torch.uint8)
     for size in (8, 128):
-        build = FusedChain(augmentation_chain("mild", size, 1)[:2], size)
+        build = ViewChain(augmentation_chain("mild", size, 1)[:2], size)
         result = build(pixels, build.draw(pixels.shape))
         torch.testing.assert_close(result, torch.ones(4, 1, size, size))
 
 
 def test_an_operation_without_a_fast_path_is_refused() -> None:
-    build = FusedChain([K.RandomInvert(p=1.0)], 8)
+    build = ViewChain([K.RandomInvert(p=1.0)], 8)
     pixels = images(1, 8, 8)
     with pytest.raises(NotImplementedError, match="RandomInvert has no fast path"):
         build(pixels, build.draw(pixels.shape))

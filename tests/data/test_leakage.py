@@ -12,9 +12,9 @@ from PIL import Image
 from jigsawssl.data.archive import Archive, open_archive
 from jigsawssl.data.cache import CacheOptions, caches_of
 from jigsawssl.data.cache_writer import build_cache
-from jigsawssl.data.guard import KEY_FILE, Overlap, SeenImages, seen_images
 from jigsawssl.data.identity import Identities
 from jigsawssl.data.known import KnownImages
+from jigsawssl.data.leakage import KEY_FILE, Overlap, SeenImages, seen_images
 from jigsawssl.data.table import salted
 from jigsawssl.types import UserError
 from tests.readers.test_dicom import STORED, dicom
