@@ -30,7 +30,7 @@ from ..training.optim import (
 from ..training.pretrain import JigsawPretraining
 from ..types import Batch, UserError, Views
 from ..words import duration
-from .pretrain import build_dataset, build_module, encoder_to_train, starting_encoder
+from .pretrain import build_dataset, build_module, encoder_to_train, planned_dataset, starting_encoder
 from .unlabeled import unlabeled_archive
 
 __all__ = ["run"]
@@ -190,10 +190,7 @@ def run(config: BenchConfig) -> None:
     trained = round((1 - TEST_SHARE) * total) if unlabeled.derived else total
     wanted = min(total, max(config.batch.size, SAMPLED))
     sample = archive.select(np.linspace(0, total - 1, wanted).round().astype(int).tolist())
-    dataset = build_dataset(config, sample, None)
-    started = starting_encoder(config, dataset.channels)
-    if started is not None and started.spec.in_channels != dataset.channels:
-        dataset = build_dataset(config, sample, started.spec.in_channels)
+    dataset, _ = planned_dataset(config, sample)
     begin = time.perf_counter()
     dataset.load(progress=True)
     decoding = (time.perf_counter() - begin) / wanted

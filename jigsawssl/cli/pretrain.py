@@ -55,9 +55,17 @@ from ..types import UserError
 from ..words import counted
 from .census import census_table, told
 from .look import RESUME_MAY_CHANGE
-from .unlabeled import SEEN, keep_out, sides_in_words, unlabeled_archive, write_sides
+from .unlabeled import SEEN, Unlabeled, keep_out, sides_in_words, unlabeled_archive, write_sides
 
-__all__ = ["build_dataset", "build_module", "encoder_to_train", "fresh_encoder", "run", "starting_encoder"]
+__all__ = [
+    "build_dataset",
+    "build_module",
+    "encoder_to_train",
+    "fresh_encoder",
+    "planned_dataset",
+    "run",
+    "starting_encoder",
+]
 
 SMALL_ENOUGH = 128
 """Side of the views in pixels above which a run on a CPU is said to take long."""
@@ -273,16 +281,19 @@ def _trainer(config: PretrainConfig, path: Path, device: torch.device, callbacks
     )
 
 
+def _is_first() -> bool:
+    """Whether this process looks after the folder and the terminal: with several devices each runs all of this."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def run(config: PretrainConfig) -> Path:
     """Pretrain; returns the path of the encoder.
 
     Raises:
         UserError: for a mistake that the user can fix.
     """
-    began, path = now(), Path(config.out)
-    # With several devices this runs once in each process; the first one alone looks after the folder.
-    first_process = getattr(rank_zero_only, "rank", 0) == 0
-    if first_process:
+    began, path, first = now(), Path(config.out), _is_first()
+    if first:
         path = check_run_folder(
             config.out,
             resume=config.resume,
@@ -293,62 +304,21 @@ def run(config: PretrainConfig) -> Path:
         if config.resume and _nothing_to_do(config, path):
             return path / "encoder.safetensors"
     device = training_device(config.trainer.accelerator)
-    unlabeled = unlabeled_archive(config)
-    archive = unlabeled.archive
     checkpoint = path / "checkpoints" / "last.ckpt"
     resumed = config.resume and checkpoint.is_file()
-    dataset = build_dataset(config, archive, None)
-    pl.seed_everything(config.seed, verbose=False)
-    started = starting_encoder(config, dataset.channels)
-    if started is not None and started.spec.in_channels != dataset.channels:
-        dataset = build_dataset(config, archive, started.spec.in_channels)
-    if started is None:
-        # Mistakes should show before anything is written; the real one needs statistics of the images.
-        fresh_encoder(config, dataset.channels, mean=(0.5,), std=(0.25,))
-    _images_of_a_device(config, dataset)
-    if first_process:
+    unlabeled = unlabeled_archive(config)
+    dataset, started = planned_dataset(config, unlabeled.archive)
+    if first:
         if not resumed:
             clear_run_folder(path)
         (path / "config.yaml").write_text(to_yaml(config))
         print(_census(unlabeled.whole) + unlabeled.told)
         when_interrupted(lambda: _kept_before_training(config, path))
-    try:
-        cache = _decode(config, dataset, path)
-    finally:
-        if first_process:
-            _write_quarantine(path, dataset)
-    if len(dataset) < 2:
-        raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
-    known = KnownImages(archive, [] if cache is None else [cache], trusted=True)
-    identities = Identities(archive, known=known)
-    dataset, sides = keep_out(dataset, identities, derived=unlabeled.derived)
-    if len(dataset) < 2:
-        raise UserError(f"`data` ({config.data}) must leave 2 images or more beside the test split; add images")
-    if first_process:
-        before = _seen_before(config, path, resumed)
-        tested = np.flatnonzero(sides == TEST)
-        sides[before.overlap(identities, tested).rows] = SEEN
-        if unlabeled.derived:
-            print(sides_in_words(sides))
-        write_sides(path / "split.csv", unlabeled, sides)
-        seen = seen_images(identities, np.flatnonzero(sides == TRAIN))
-        if resumed:
-            _require_same_images(seen, before, path)
-        _require_differences(seen, dataset)
-        seen.union(before).save(path / "seen.parquet")
+    dataset, cache = _decoded(config, path, unlabeled, dataset, resumed=resumed)
     pl.seed_everything(config.seed, verbose=False)
     encoder = encoder_to_train(config, dataset, started)
-    if encoder.isotropic and config.views.grids and first_process:
-        print(
-            f"warning: {encoder.spec.backbone} tells positions apart by embeddings, which shuffled tiles contradict, "
-            "and its stages have one resolution; choose a convolutional backbone, or views.grids=[]"
-        )
-    if encoder.remark and started is None and first_process:
-        print(f"note: {encoder.remark}")
     module = to_channels_last(build_module(config, encoder))
     shard = _images_of_a_device(config, dataset)
-    if config.batch.size > shard and first_process:
-        print(f"`batch.size` ({config.batch.size}) is more than the images of a device; batches are of {shard}")
     loader = training_loader(dataset, batch_size=min(config.batch.size, shard), drop_last=True, seed=config.seed)
     metrics_file = MetricsFile(path / "metrics.csv")
     callbacks = [
@@ -361,24 +331,15 @@ def run(config: PretrainConfig) -> Path:
         RunProgress(checkpoint, images_kept=cache is not None),
     ]
     trainer = _trainer(config, path, device, callbacks)
-    if first_process:
-        print(
-            f"{len(dataset)} images of {'one channel' if dataset.channels == 1 else 'three channels'}, "
-            f"{config.views.size} px, {encoder.spec.backbone}, schedule {config.schedule}, "
-            f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
-        )
-    if first_process and device.type == "cpu" and config.views.size > SMALL_ENOUGH:
-        print(
-            f"no GPU is used, and {config.views.size} px take long on a CPU; config=kermany_cpu is a small network at "
-            f"64 px, and jigsawssl bench data={config.data} says how long a run takes"
-        )
-    if config.resume and first_process:
-        print(_beginning(config, checkpoint))
+    if first:
+        _tell_what_runs(config, encoder, dataset, shard, device)
+        if config.resume:
+            print(_beginning(config, checkpoint))
     module.train()
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint if resumed else None, weights_only=True)
     finally:
-        if first_process:
+        if first:
             _write_quarantine(path, dataset)
     if not trainer.is_global_zero:
         return path / "encoder.safetensors"
@@ -387,19 +348,8 @@ def run(config: PretrainConfig) -> Path:
             f"`batch.size` ({config.batch.size}) must leave a whole batch of {len(dataset)} images for each device; "
             "nothing was trained and no encoder is written; make it smaller"
         )
-    provenance = {
-        "archive": archive.fingerprint(),
-        "images": len(dataset),
-        "split": config.split,
-        "schedule": config.schedule,
-        "grids": list(config.views.grids),
-        "preset": config.views.preset,
-        "epochs": config.trainer.max_epochs,
-        "seed": config.seed,
-        "started_from": None if config.encoder is None else without_folder(config.encoder),
-    }
+    provenance = _provenance(config, unlabeled.archive, dataset)
     save_encoder(path / "encoder.safetensors", encoder, provenance=provenance)
-    metrics = {name: float(value) for name, value in metrics_file.rows[-1].items() if value != ""}
     report = {
         "command": "pretrain",
         "config": without_folders(config),
@@ -411,7 +361,7 @@ def run(config: PretrainConfig) -> Path:
             "seconds": metrics_file.seconds,
             "resumed": resumed,
         },
-        "metrics": metrics,
+        "metrics": {name: float(value) for name, value in metrics_file.rows[-1].items() if value != ""},
         "environment": environment(device, autocast_dtype(trainer.precision)),
         "when": {"began": began, "ended": now()},
     }
@@ -420,6 +370,94 @@ def run(config: PretrainConfig) -> Path:
 
     _summary(path, write_report(path, report))
     return path / "encoder.safetensors"
+
+
+def planned_dataset(config: PretrainConfig, archive: Archive) -> tuple[PixelDataset, Encoder | None]:
+    """The images of a run, not decoded yet, and the encoder that it goes on from; mistakes show here.
+
+    Raises:
+        UserError: for a mistake that the user can fix.
+    """
+    dataset = build_dataset(config, archive, None)
+    pl.seed_everything(config.seed, verbose=False)
+    started = starting_encoder(config, dataset.channels)
+    if started is not None and started.spec.in_channels != dataset.channels:
+        dataset = build_dataset(config, archive, started.spec.in_channels)
+    if started is None:
+        # The real one needs statistics of the images.
+        fresh_encoder(config, dataset.channels, mean=(0.5,), std=(0.25,))
+    _images_of_a_device(config, dataset)
+    return dataset, started
+
+
+def _decoded(
+    config: PretrainConfig, path: Path, unlabeled: Unlabeled, dataset: PixelDataset, *, resumed: bool
+) -> tuple[PixelDataset, Cache | None]:
+    """The decoded images without those that test, and where they lie; what is seen is written down."""
+    archive = unlabeled.archive
+    try:
+        cache = _decode(config, dataset, path)
+    finally:
+        if _is_first():
+            _write_quarantine(path, dataset)
+    if len(dataset) < 2:
+        raise UserError(f"`data` ({config.data}) must hold 2 readable images or more, not {len(dataset)}; add images")
+    known = KnownImages(archive, [] if cache is None else [cache], trusted=True)
+    identities = Identities(archive, known=known)
+    dataset, sides = keep_out(dataset, identities, derived=unlabeled.derived)
+    if len(dataset) < 2:
+        raise UserError(f"`data` ({config.data}) must leave 2 images or more beside the test split; add images")
+    if _is_first():
+        before = _seen_before(config, path, resumed)
+        tested = np.flatnonzero(sides == TEST)
+        sides[before.overlap(identities, tested).rows] = SEEN
+        if unlabeled.derived:
+            print(sides_in_words(sides))
+        write_sides(path / "split.csv", unlabeled, sides)
+        seen = seen_images(identities, np.flatnonzero(sides == TRAIN))
+        if resumed:
+            _require_same_images(seen, before, path)
+        _require_differences(seen, dataset)
+        seen.union(before).save(path / "seen.parquet")
+    return dataset, cache
+
+
+def _tell_what_runs(
+    config: PretrainConfig, encoder: Encoder, dataset: PixelDataset, shard: int, device: torch.device
+) -> None:
+    if encoder.isotropic and config.views.grids:
+        print(
+            f"warning: {encoder.spec.backbone} tells positions apart by embeddings, which shuffled tiles contradict, "
+            "and its stages have one resolution; choose a convolutional backbone, or views.grids=[]"
+        )
+    if encoder.remark and config.encoder is None:
+        print(f"note: {encoder.remark}")
+    if config.batch.size > shard:
+        print(f"`batch.size` ({config.batch.size}) is more than the images of a device; batches are of {shard}")
+    print(
+        f"{len(dataset)} images of {'one channel' if dataset.channels == 1 else 'three channels'}, "
+        f"{config.views.size} px, {encoder.spec.backbone}, schedule {config.schedule}, "
+        f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
+    )
+    if device.type == "cpu" and config.views.size > SMALL_ENOUGH:
+        print(
+            f"no GPU is used, and {config.views.size} px take long on a CPU; config=kermany_cpu is a small network at "
+            f"64 px, and jigsawssl bench data={config.data} says how long a run takes"
+        )
+
+
+def _provenance(config: PretrainConfig, archive: Archive, dataset: PixelDataset) -> dict[str, Any]:
+    return {
+        "archive": archive.fingerprint(),
+        "images": len(dataset),
+        "split": config.split,
+        "schedule": config.schedule,
+        "grids": list(config.views.grids),
+        "preset": config.views.preset,
+        "epochs": config.trainer.max_epochs,
+        "seed": config.seed,
+        "started_from": None if config.encoder is None else without_folder(config.encoder),
+    }
 
 
 def _census(archive: Archive) -> str:
