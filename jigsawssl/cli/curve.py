@@ -66,13 +66,13 @@ def run(config: CurveConfig) -> int:
     )
     begin_cells(config, opened, task=task, subsets=subsets, folders=["cells"])
     plan = Plan(
-        source,
-        choices,
-        channels,
-        config.mode,
-        tuple(recipes_of(config, device, seed=0)),
-        subsets,
-        path / "cells",
+        source=source,
+        encoders=choices,
+        channels=channels,
+        mode=config.mode,
+        recipes=tuple(recipes_of(config, device, seed=0)),
+        subsets=subsets,
+        out=path / "cells",
     )
     _work(plan, config, device)
     end_cells(path)

@@ -257,12 +257,12 @@ def choice_of(config: SupervisedConfig, reference: str, labelled: Labelled) -> E
         target = stain_target(str(config.stain), images)
     return EncoderChoice(
         reference,
-        config.views.size,
-        config.attention,
-        tuple(config.attention_stages),
-        dict(config.backbone_options),
-        config.stain,
-        target,
+        size=config.views.size,
+        attention=config.attention,
+        attention_stages=tuple(config.attention_stages),
+        backbone_options=dict(config.backbone_options),
+        stain=config.stain,
+        stain_target=target,
     )
 
 

@@ -263,15 +263,15 @@ def open_archive(
     root = path if pixels is None else None
     archive = Archive(
         name,
-        tuple(samples),
-        known,
-        root,
-        pixels,
-        found.members,
-        tuple(found.refused),
-        dict(found.counted),
-        bool(given),
-        tuple(remarks),
+        samples=tuple(samples),
+        classes=known,
+        _root=root,
+        _pixels=pixels,
+        _members=found.members,
+        refused=tuple(found.refused),
+        counted=dict(found.counted),
+        order_given=bool(given),
+        remarks=tuple(remarks),
     )
     if split is None:
         return archive

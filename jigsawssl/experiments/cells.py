@@ -124,7 +124,7 @@ class Workplace:
             self._images[key] = read_images(labelled, rows, spec=spec, what="labelled", progress=False)
         return self._images[key]
 
-    def budget(self, spec: EncoderSpec, chosen: Rows, fraction: float, seed: int) -> Budget:
+    def budget(self, spec: EncoderSpec, *, chosen: Rows, fraction: float, seed: int) -> Budget:
         """The labels that may be used; see :func:`jigsawssl.experiments.labelled.take_budget`."""
         dataset, rows = self.decoded(spec)
         found = take_budget(self.labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=seed)
@@ -134,6 +134,7 @@ class Workplace:
     def test(
         self,
         encoder: Encoder,
+        *,
         mode: str,
         recipes: list[Recipe],
         chosen: Rows,
@@ -144,7 +145,7 @@ class Workplace:
         """Adapt to the chosen labels, with ``seed`` in every recipe, and test once."""
         pl.seed_everything(seed, verbose=False)
         labelled = self.labelled
-        budget = self.budget(encoder.spec, chosen, fraction, seed)
+        budget = self.budget(encoder.spec, chosen=chosen, fraction=fraction, seed=seed)
         adaptation = adapt(
             encoder,
             budget.labelled_set,
@@ -190,12 +191,12 @@ def predictions_of(
     groups = labelled.groups(rows)
     numbers = np.arange(len(rows)) if groups is None else np.unique(groups, return_inverse=True)[1]
     return Predictions(
-        probabilities.numpy(),
-        labelled.archive.labels[rows] if labels is None else labels,
-        numbers.astype(np.int64),
-        adaptation.judged.numpy(),
-        adaptation.judged_labels,
-        np.flatnonzero(np.isin(labelled.test, rows)),
+        probabilities=probabilities.numpy(),
+        labels=labelled.archive.labels[rows] if labels is None else labels,
+        groups=numbers.astype(np.int64),
+        validation=adaptation.judged.numpy(),
+        validation_labels=adaptation.judged_labels,
+        cases=np.flatnonzero(np.isin(labelled.test, rows)),
     )
 
 

@@ -67,7 +67,15 @@ class _Worker:
         chosen = plan.subsets[cell.fraction, cell.seed]
         mode = adaptation_mode(plan.mode, trained)
         recipes = list(plan.recipes)
-        tested = self.place.test(features.encoder, mode, recipes, chosen, cell.fraction, cell.seed, features)
+        tested = self.place.test(
+            features.encoder,
+            mode=mode,
+            recipes=recipes,
+            chosen=chosen,
+            fraction=cell.fraction,
+            seed=cell.seed,
+            features=features,
+        )
         facts = {**cell._asdict(), **tested.facts}
         if cell.seed == 0 and tested.adaptation.model is not None and cell.fraction in self.explained:
             facts["explanations"] = save_gallery(
