@@ -40,7 +40,7 @@ from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock, PlainProjector
 from jigsawssl.process import prepare_process
 from jigsawssl.report import format_table
-from jigsawssl.training.optim import autocast_dtype, autocast_precision, create_optimizer
+from jigsawssl.training.optim import autocast_on, create_optimizer
 from jigsawssl.training.pretrain import JigsawPretraining
 from jigsawssl.types import Batch
 
@@ -205,7 +205,7 @@ def our_step(setting: Setting, images: Tensor, work: Work) -> Any:
     module = _pretraining(work, 512 if work.grids else 2048).to(setting.device)
     to_channels_last(module)
     optimizer = create_optimizer("adamw", {"all": (nn.ModuleList([module.encoder, module.block]), 1e-3)})
-    kind = autocast_dtype(autocast_precision("auto", setting.device))
+    kind = autocast_on("auto", setting.device)
 
     def update(loss: Tensor) -> None:
         optimizer.zero_grad()
@@ -330,7 +330,7 @@ def plain_step(setting: Setting) -> list[Row]:
 def features(setting: Setting) -> list[Row]:
     """Features of images with an exported encoder."""
     rows = []
-    kind = autocast_dtype(autocast_precision("auto", setting.device))
+    kind = autocast_on("auto", setting.device)
     for backbone, count in (("resnet18", 32), ("resnet50", 16)):
         images = pictures(count, 3, 224)
         plain = timm.create_model(backbone, num_classes=0).eval().to(setting.device)

@@ -21,7 +21,7 @@ from ..functional import to_channels_last
 from ..progress import Progress
 from ..report import format_table
 from ..training.optim import (
-    autocast_dtype,
+    autocast_on,
     autocast_precision,
     computes_bfloat16,
     create_optimizer,
@@ -71,7 +71,7 @@ class _Bench:
         parts: dict[str, tuple[nn.Module, float]] = {"encoder": (encoder, rates[0])}
         parts["block"] = (self.module.block, rates[1])
         self.optimizer = create_optimizer(config.optimizer.name, parts, config.optimizer.weight_decay)
-        self.kind = autocast_dtype(autocast_precision(config.precision, device))
+        self.kind = autocast_on(config.precision, device)
         self.device, self.dataset = device, dataset
         self.batch = min(config.batch.size, trained)
         self.branches = [name for name in self.module.block.branches if self.module.loss.weights[name] > 0]
@@ -217,7 +217,7 @@ def run(config: BenchConfig) -> None:
 
 def _arithmetic(config: BenchConfig, device: torch.device) -> str:
     """What the run computes in, and what this processor could."""
-    kind = autocast_dtype(autocast_precision(config.precision, device))
+    kind = autocast_on(config.precision, device)
     name = {None: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}[kind]
     if device.type != "cpu":
         return name

@@ -20,7 +20,7 @@ from ..progress import Progress
 from ..report import write_bytes
 from ..report.run import environment
 from ..training.finetune import planned_epochs
-from ..training.optim import autocast_dtype, autocast_precision
+from ..training.optim import autocast_on
 from .supervised import (
     Opened,
     begin_cells,
@@ -134,7 +134,7 @@ def _task(
         "fractions": fractions,
         "seeds": config.seeds,
         "subgroups": subgroups,
-        "environment": environment(device, autocast_dtype(autocast_precision(config.precision, device))),
+        "environment": environment(device, autocast_on(config.precision, device)),
         "fingerprints": {
             "data": archive.fingerprint(),
             "manifest": fingerprint(list(map(repr, archive.samples))),

@@ -314,7 +314,7 @@ def run(config: PretrainConfig) -> Path:
         (path / "config.yaml").write_text(to_yaml(config))
         print(_census(unlabeled.whole) + unlabeled.told)
         when_interrupted(lambda: _kept_before_training(config, path))
-    dataset, cache = _decoded(config, path, unlabeled, dataset, resumed=resumed)
+    dataset, cache = _images_to_learn_from(config, path, unlabeled, dataset, resumed=resumed)
     pl.seed_everything(config.seed, verbose=False)
     encoder = encoder_to_train(config, dataset, started)
     module = to_channels_last(build_module(config, encoder))
@@ -390,7 +390,7 @@ def planned_dataset(config: PretrainConfig, archive: Archive) -> tuple[PixelData
     return dataset, started
 
 
-def _decoded(
+def _images_to_learn_from(
     config: PretrainConfig, path: Path, unlabeled: Unlabeled, dataset: PixelDataset, *, resumed: bool
 ) -> tuple[PixelDataset, Cache | None]:
     """The decoded images without those that test, and where they lie; what is seen is written down."""

@@ -22,7 +22,7 @@ from ..experiments.subsets import draw_subset
 from ..progress import Progress
 from ..report import write_bytes
 from ..report.run import environment
-from ..training.optim import DEFAULT_WEIGHT_DECAY, autocast_dtype, autocast_precision
+from ..training.optim import DEFAULT_WEIGHT_DECAY, autocast_on
 from ..types import UserError
 from .supervised import (
     begin_cells,
@@ -83,7 +83,7 @@ def run(config: StudyConfig) -> int:
         "variants": variants,
         "domains": overlaps,
         "subgroups": subgroups_of(config, labelled, labelled.test),
-        "environment": environment(device, autocast_dtype(autocast_precision(config.precision, device))),
+        "environment": environment(device, autocast_on(config.precision, device)),
         "fingerprints": {
             "data": labelled.archive.fingerprint(),
             # In their order, as cases are numbered by it.

@@ -53,10 +53,10 @@ class _Task(NamedTuple):
 
     known: LabelledSet
     features: FeatureBank
-    batch_size: int
     device: torch.device
     autocast: torch.dtype | None
     bar: Progress
+    batch_size: int = 256
 
     def train(self, model: Model, fold: Fold, recipe: Recipe, **options: Any) -> Trained:
         """As :func:`train_classifier`; one that stops early moves the bar as far as one that does not."""
@@ -210,7 +210,6 @@ def adapt(
         task = _Task(
             known=known,
             features=bank,
-            batch_size=256,
             device=device,
             autocast=autocast,
             bar=bar,
@@ -409,7 +408,6 @@ def judge_recipe(encoder: Encoder, known: LabelledSet, *, recipe: Recipe, on_che
     task = _Task(
         known=known,
         features=bank,
-        batch_size=256,
         device=device,
         autocast=None,
         bar=bar,

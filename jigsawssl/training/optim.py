@@ -19,6 +19,7 @@ from ..types import UserError
 __all__ = [
     "DEFAULT_WEIGHT_DECAY",
     "autocast_dtype",
+    "autocast_on",
     "autocast_precision",
     "computes_bfloat16",
     "create_optimizer",
@@ -141,6 +142,15 @@ def autocast_precision(precision: str, device: torch.device) -> Any:
     if device.type == "cpu" and computes_bfloat16():
         return "bf16-mixed"
     return "32-true"
+
+
+def autocast_on(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type that autocast computes in under ``auto``, ``bf16``, ``16`` or ``32`` on a device.
+
+    Raises:
+        UserError: as :func:`autocast_precision`.
+    """
+    return autocast_dtype(autocast_precision(precision, device))
 
 
 def autocast_dtype(precision: Any) -> torch.dtype | None:

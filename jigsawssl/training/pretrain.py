@@ -162,8 +162,12 @@ class JigsawPretraining(pl.LightningModule):
             :class:`jigsawssl.types.Step`; its total is the loss of the joint update, or the sum of all updates.
         """
         views = self.build_views(batch)
-        few = [view[:sampled].clone() for view in (views.original, views.distorted, *views.jigsaw)]
-        sample = Views(few[0], few[1], tuple(few[2:])) if sampled else None
+        sample = None
+        if sampled:
+            original, distorted, *jigsaw = (
+                view[:sampled].clone() for view in (views.original, views.distorted, *views.jigsaw)
+            )
+            sample = Views(original, distorted, tuple(jigsaw))
         if self.joint:
             terms = self.joint_losses(views)
             update(terms.total)
