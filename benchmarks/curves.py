@@ -13,8 +13,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from jigsawssl.report import format_table
 from jigsawssl.report.figures import COLOURS
+from jigsawssl.runs import format_table
 
 
 def read(folders: str, metric: str) -> list[dict[str, str]]:

@@ -23,7 +23,7 @@ from jigsawssl.augment import JigsawViews
 from jigsawssl.functional import permute_tiles, sample_permutations, to_channels_last
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock
-from jigsawssl.report import format_table
+from jigsawssl.runs import format_table
 from jigsawssl.training.pretrain import JigsawPretraining
 
 

@@ -32,7 +32,7 @@ from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.functional import to_channels_last
 from jigsawssl.process import prepare_process
 from jigsawssl.readers import ImageInfo, Picture
-from jigsawssl.report import format_table
+from jigsawssl.runs import format_table
 from jigsawssl.training.optim import autocast_precision, create_optimizer
 from jigsawssl.types import Batch, Sample
 

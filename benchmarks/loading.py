@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from jigsawssl.data import open_archive
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.loading import PixelDataset, training_loader
-from jigsawssl.report import format_table
+from jigsawssl.runs import format_table
 
 
 def _write_images(folder: Path, count: int, size: int) -> None:

@@ -39,7 +39,7 @@ from jigsawssl.functional import permute_tiles, sample_permutations, to_channels
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock, PlainProjector
 from jigsawssl.process import prepare_process
-from jigsawssl.report import format_table
+from jigsawssl.runs import format_table
 from jigsawssl.training.optim import autocast_on, create_optimizer
 from jigsawssl.training.pretrain import JigsawPretraining
 from jigsawssl.types import Batch

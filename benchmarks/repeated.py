@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jigsawssl.experiments.cells import load_predictions
-from jigsawssl.experiments.points import Done, compared, points_of, with_holm
-from jigsawssl.report import format_table
+from jigsawssl.experiments.aggregates import Done, compared, points_of, with_holm
+from jigsawssl.experiments.trials import load_predictions
+from jigsawssl.runs import format_table
 
 
 def main() -> None:

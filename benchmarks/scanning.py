@@ -22,7 +22,7 @@ from jigsawssl.data import open_archive
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.process import prepare_process
-from jigsawssl.report import format_table
+from jigsawssl.runs import format_table
 
 
 def _write_images(folder: Path, count: int, size: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jigsawssl.evaluation.resampling import draw_weights, resampled_auroc
 from jigsawssl.evaluation.statistics import compare, percentile_interval
 from jigsawssl.evaluation.uncertainty import conformal_sets
-from jigsawssl.report import format_table
+from jigsawssl.runs import format_table
 
 SKILL, EASE, NOISE = 1.2, 0.8, 0.7
 

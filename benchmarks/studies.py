@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from jigsawssl.report import format_table
 from jigsawssl.report.plots import critical_difference_svg
+from jigsawssl.runs import format_table
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jigsawssl"
 LAYERS = [  # lowest first; a part is a module or a folder directly under the package
     ["types", "defaults"],
-    ["functional", "config", "stain", "process", "progress", "words", "readers"],
+    ["functional", "config", "stain", "process", "progress", "words", "readers", "runs"],
     ["data", "augment", "models", "losses", "evaluation", "header"],
     ["checkpoint", "report"],
-    ["training"],
+    ["training", "explain"],
     ["experiments"],
     ["cli"],
     ["__main__"],

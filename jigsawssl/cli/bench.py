@@ -19,7 +19,7 @@ from ..data.holdout import TEST_SHARE
 from ..data.loading import PixelDataset
 from ..functional import to_channels_last
 from ..progress import Progress
-from ..report import format_table
+from ..runs import format_table
 from ..training.optim import (
     autocast_on,
     autocast_precision,

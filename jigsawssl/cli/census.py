@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..report import format_table
+from ..runs import format_table
 
 __all__ = ["census_table", "class_counts", "told"]
 

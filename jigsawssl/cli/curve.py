@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import CurveConfig, without_folders
-from ..experiments.cells import Cell, EncoderChoice, adaptation_mode, load_cell
 from ..experiments.curve import Plan, run_curve
 from ..experiments.labelled import Labelled, check_overlap
 from ..experiments.reporting import curve_report, summary
 from ..experiments.subsets import draw_subset, read_subset, subset_name
+from ..experiments.trials import Cell, EncoderChoice, adaptation_mode, load_cell
 from ..progress import Progress
-from ..report import write_bytes
-from ..report.run import environment
+from ..runs import write_bytes
+from ..runs.folder import environment
 from ..training.finetune import planned_epochs
 from ..training.optim import autocast_on
 from .supervised import (

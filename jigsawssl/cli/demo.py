@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from ..config import DemoConfig, FinetuneConfig, PretrainConfig, load_config
-from ..report import format_table
+from ..runs import format_table
 from . import finetune, pretrain
 
 __all__ = ["run"]

@@ -18,7 +18,7 @@ from ..data.doctor import Defect, Diagnosis, diagnose
 from ..data.loading import PixelDataset
 from ..data.table import LEFT_OUT, printable
 from ..functional import to_unit_range
-from ..report import format_table, write_json
+from ..runs import format_table, write_json
 from ..types import UserError
 from .census import census_table, class_counts
 

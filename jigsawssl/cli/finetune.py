@@ -15,15 +15,15 @@ from ..data import Archive
 from ..data.loading import PixelDataset
 from ..data.splits import Rows
 from ..data.table import printable
-from ..evaluation.judgement import Predictions, judge
-from ..experiments.cells import predictions_of, save_predictions
-from ..experiments.gallery import save_gallery
+from ..evaluation.assessment import Predictions, judge
 from ..experiments.labelled import check_overlap, read_images, remarks_on, take_budget, write_split
 from ..experiments.reporting import LIMITS, write_report
 from ..experiments.subsets import draw_subset, read_subset
+from ..experiments.trials import predictions_of, save_predictions
+from ..explain.gallery import save_gallery
 from ..models import Classifier
-from ..report import format_table, write_csv
-from ..report.run import check_run_folder, clear_run_folder, environment, now
+from ..runs import format_table, write_csv
+from ..runs.folder import check_run_folder, clear_run_folder, environment, now
 from ..training.adapt import Adaptation, adapt
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities

@@ -31,7 +31,7 @@ from ..data.archive import open_archive
 from ..data.manifest import csv_rows, manifest_columns
 from ..data.walk import IMAGE_SUFFIXES
 from ..header import find_encoder, read_header
-from ..report.run import check_entries, check_place, check_run_folder
+from ..runs.folder import check_entries, check_place, check_run_folder
 from ..types import UserError
 
 __all__ = ["RESUME_MAY_CHANGE", "look", "place_at_fault"]

@@ -34,9 +34,9 @@ from ..functional import to_channels_last, to_unit_range
 from ..losses import HierarchicalLoss
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..process import when_interrupted
-from ..report import write_csv
 from ..report.figures import save_curves
-from ..report.run import check_run_folder, clear_run_folder, environment, now
+from ..runs import write_csv
+from ..runs.folder import check_run_folder, clear_run_folder, environment, now
 from ..training.finetune import trained_stages
 from ..training.monitors import (
     Checkpoint,

@@ -12,16 +12,16 @@ import torch
 from ..config import StudyConfig, without_folders
 from ..data.leakage import seen_images
 from ..data.loading import PixelDataset
-from ..experiments.cells import EncoderChoice
 from ..experiments.labelled import Domain, Labelled, check_overlap, open_domain
 from ..experiments.ranking import IN_DOMAIN
 from ..experiments.reporting import study_report, study_summary
 from ..experiments.runner import Outcome
 from ..experiments.study import StudyPlan, cost_of, is_finished, load_search, run_searches, run_study
 from ..experiments.subsets import draw_subset
+from ..experiments.trials import EncoderChoice
 from ..progress import Progress
-from ..report import write_bytes
-from ..report.run import environment
+from ..runs import write_bytes
+from ..runs.folder import environment
 from ..training.optim import DEFAULT_WEIGHT_DECAY, autocast_on
 from ..types import UserError
 from .supervised import (

@@ -20,7 +20,6 @@ from ..data.conventions import are_numbered, split_name
 from ..data.loading import PixelDataset, stain_target
 from ..data.manifest import manifest_columns
 from ..data.splits import Rows
-from ..experiments.cells import EncoderChoice, adaptation_mode
 from ..experiments.labelled import (
     Labelled,
     Source,
@@ -32,10 +31,11 @@ from ..experiments.labelled import (
     write_split,
 )
 from ..experiments.subsets import draw_subset, write_subsets
+from ..experiments.trials import EncoderChoice, adaptation_mode
 from ..functional import nearest_sizes
 from ..models import Encoder
-from ..report import write_json
-from ..report.run import check_run_folder, clear_run_folder, now
+from ..runs import write_json
+from ..runs.folder import check_run_folder, clear_run_folder, now
 from ..training.finetune import Recipe, trained_stages
 from ..training.optim import autocast_precision, training_device
 from ..types import UserError

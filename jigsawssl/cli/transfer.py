@@ -9,8 +9,8 @@ from typing import Any
 
 from ..config import FinetuneConfig, PretrainConfig, TransferConfig, config_of, to_yaml, without_folders
 from ..experiments.reporting import LIMITS, write_report
-from ..report import format_table
-from ..report.run import check_run_folder, clear_run_folder
+from ..runs import format_table
+from ..runs.folder import check_run_folder, clear_run_folder
 from ..types import UserError
 from . import finetune, pretrain
 from .look import RESUME_MAY_CHANGE

@@ -16,7 +16,7 @@ from ..data.holdout import COPY, TEST, TEST_SHARE, TRAIN
 from ..data.identity import Identities
 from ..data.loading import PixelDataset
 from ..data.table import printable
-from ..report import write_csv
+from ..runs import write_csv
 from ..types import UserError
 
 __all__ = ["SEEN", "Unlabeled", "keep_out", "sides_in_words", "unlabeled_archive", "write_sides"]

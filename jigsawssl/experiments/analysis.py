@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..evaluation.judgement import NO_GROUPS
+from ..evaluation.assessment import NO_GROUPS
 from ..evaluation.statistics import joint_samples, label_saving
 from ..words import counted
-from .points import (
+from .aggregates import (
     COMPARED,
     Done,
     Point,
@@ -50,7 +50,7 @@ def analyse(
         encoders: names in the order given by the user; the first is compared with each of the others.
         classes: K names.
         ordered: the classes are grades.
-        sensitivity: of the operating point, see :func:`jigsawssl.evaluation.judgement.judge`.
+        sensitivity: of the operating point, see :func:`jigsawssl.evaluation.assessment.judge`.
         coverage: of conformal sets.
         subgroups: column → value of each test case, by its number.
         count_groups: what labels cost is counted in groups.

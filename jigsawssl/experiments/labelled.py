@@ -24,7 +24,7 @@ from ..data.loading import LabelledSet, PixelDataset
 from ..data.splits import Fold, Rows
 from ..data.table import printable
 from ..models import EncoderSpec
-from ..report import write_csv
+from ..runs import write_csv
 from ..types import UserError
 from ..words import counted
 

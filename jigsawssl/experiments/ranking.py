@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import friedmanchisquare, rankdata
 
-from ..evaluation.judgement import NO_GROUPS
+from ..evaluation.assessment import NO_GROUPS
 from ..words import counted
-from .points import (
+from .aggregates import (
     COMPARED,
     Done,
     Point,
@@ -61,7 +61,7 @@ def analyse_study(
         classes: K names.
         fraction: share of the labels.
         ordered: the classes are grades.
-        sensitivity: of the operating point, see :func:`jigsawssl.evaluation.judgement.judge`.
+        sensitivity: of the operating point, see :func:`jigsawssl.evaluation.assessment.judge`.
         coverage: of conformal sets.
         subgroups: column → value of each test case in the domain, by its number.
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from jinja2 import UndefinedError
 
-from ..report import format_table, write_csv, write_json
 from ..report.page import write_page
 from ..report.verdict import verdict, verdict_lines
+from ..runs import format_table, write_csv, write_json
 from ..types import UserError
+from .aggregates import Done
 from .analysis import analyse
-from .cells import Cell, load_cell, load_predictions
-from .points import Done
 from .ranking import IN_DOMAIN, analyse_study
 from .study import domain_file, load_search
+from .trials import Cell, load_cell, load_predictions
 
 __all__ = ["LIMITS", "curve_report", "rebuild", "study_report", "study_summary", "summary", "write_report"]
 

@@ -17,14 +17,17 @@ from optuna.trial import TrialState
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.splits import Rows
+from ..explain.gallery import save_gallery
+from ..explain.maps import compare_maps
 from ..models import Encoder
 from ..process import prepare_process
-from ..report import write_json
+from ..runs import write_json
 from ..training.adapt import judge_recipe
-from ..training.explain import compare_maps
 from ..training.finetune import Recipe, planned_epochs
 from ..types import DivergedError
-from .cells import (
+from .labelled import Domain, Source, open_domain, read_images
+from .runner import Outcome, error_line, run_cells
+from .trials import (
     Cell,
     EncoderChoice,
     Tested,
@@ -35,9 +38,6 @@ from .cells import (
     save_cell,
     save_predictions,
 )
-from .gallery import save_gallery
-from .labelled import Domain, Source, open_domain, read_images
-from .runner import Outcome, error_line, run_cells
 
 __all__ = ["StudyPlan", "cost_of", "domain_file", "is_finished", "load_search", "run_searches", "run_study"]
 

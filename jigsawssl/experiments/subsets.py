@@ -11,7 +11,7 @@ import numpy as np
 from ..data import label_fraction
 from ..data.splits import Rows
 from ..data.table import printable
-from ..report import write_csv
+from ..runs import write_csv
 from ..types import UserError
 from .labelled import Labelled
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
 from jigsawssl.evaluation.metrics import Array, classification_metrics
-from jigsawssl.report.files import write_bytes
+from jigsawssl.runs.files import write_bytes
 from jigsawssl.words import name_of
 
 History = Mapping[str, Sequence[tuple[int, float]]]

@@ -16,8 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..config import command_to_repeat, command_with_file
+from ..runs.files import write_bytes
 from ..words import duration, name_of, signed
-from .files import write_bytes
 from .plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg
 from .verdict import learning_rule, validation_sentence, verdict
 

@@ -457,7 +457,7 @@ def validation_sentence(judged: Mapping[str, Any], budget: Mapping[str, Any]) ->
     """The validation AUROC beside that of the test split, and why they differ; ``None`` where one is not defined.
 
     Args:
-        judged: what :func:`jigsawssl.evaluation.judgement.judge` found.
+        judged: what :func:`jigsawssl.evaluation.assessment.judge` found.
         budget: what the labels were and how they were divided.
     """
     known, test = judged.get("validation") or {}, judged["metrics"]["auroc"]

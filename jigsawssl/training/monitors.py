@@ -16,8 +16,8 @@ from ..augment import PRESETS
 from ..evaluation import correlations, effective_rank, feature_standard_deviation
 from ..process import when_interrupted
 from ..progress import Progress
-from ..report import write_csv
 from ..report.figures import save_views_sheet
+from ..runs import write_csv
 from ..types import Batch, UserError
 from ..words import clock, duration
 from .pretrain import JigsawPretraining

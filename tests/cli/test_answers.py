@@ -33,7 +33,7 @@ from jigsawssl.config import (
     shipped_configs,
     to_yaml,
 )
-from jigsawssl.report.run import check_place, clear_run_folder
+from jigsawssl.runs.folder import check_place, clear_run_folder
 from jigsawssl.types import UserError
 
 COMMANDS = ("pretrain", "finetune", "curve", "study", "transfer", "report", "doctor", "bench", "demo")

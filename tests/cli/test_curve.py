@@ -22,9 +22,9 @@ from sklearn.metrics import roc_auc_score
 import jigsawssl
 from jigsawssl.cli import main
 from jigsawssl.data import open_archive
-from jigsawssl.experiments import cells as cells_module
-from jigsawssl.experiments.cells import Cell, load_cell
+from jigsawssl.experiments import trials as cells_module
 from jigsawssl.experiments.runner import run_cells
+from jigsawssl.experiments.trials import Cell, load_cell
 
 
 @pytest.fixture(scope="module")

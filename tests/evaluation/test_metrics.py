@@ -12,7 +12,7 @@ from sklearn import metrics as reference
 from torch import Tensor
 
 from jigsawssl.evaluation import classification_metrics, log_loss, macro_auroc, paired_auroc_difference
-from jigsawssl.evaluation.judgement import Predictions, judge
+from jigsawssl.evaluation.assessment import Predictions, judge
 from jigsawssl.evaluation.resampling import BINS, resampled_metrics
 from jigsawssl.types import UserError
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jigsawssl.evaluation.judgement import Predictions
+from jigsawssl.evaluation.assessment import Predictions
+from jigsawssl.experiments.aggregates import Done, difference_in_words
 from jigsawssl.experiments.analysis import analyse, saving_in_words
-from jigsawssl.experiments.points import Done, difference_in_words
 
 TRUTH = np.repeat([0, 1], 40)
 COSTS = {0.01: (10, 2), 0.1: (100, 20), 1.0: (1000, 200)}

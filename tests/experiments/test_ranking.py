@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare
 
-from jigsawssl.evaluation.judgement import Predictions
-from jigsawssl.experiments.points import Done
+from jigsawssl.evaluation.assessment import Predictions
+from jigsawssl.experiments.aggregates import Done
 from jigsawssl.experiments.ranking import IN_DOMAIN, analyse_study, cliques
 from jigsawssl.report.plots import critical_difference_svg, variants_svg
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from jigsawssl.cli import main
-from jigsawssl.evaluation.judgement import Predictions, judge
+from jigsawssl.evaluation.assessment import Predictions, judge
 from jigsawssl.experiments.reporting import rebuild
-from jigsawssl.report import write_json
 from jigsawssl.report.page import _FILES, write_page
 from jigsawssl.report.plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg
-from jigsawssl.report.run import _WRITTEN_HERE
+from jigsawssl.runs import write_json
+from jigsawssl.runs.folder import _WRITTEN_HERE
 
 
 def predictions(size: int, count: int = 60) -> Predictions:

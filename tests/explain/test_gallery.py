@@ -14,10 +14,10 @@ from PIL import Image
 
 from jigsawssl.data import open_archive
 from jigsawssl.data.loading import PixelDataset
-from jigsawssl.experiments import gallery
-from jigsawssl.experiments.gallery import save_gallery
+from jigsawssl.explain import gallery
+from jigsawssl.explain.gallery import save_gallery
+from jigsawssl.explain.maps import gradcam, over_images
 from jigsawssl.models import Classifier, create_encoder
-from jigsawssl.training.explain import gradcam, over_images
 
 CLASSES = ("ill", "well")
 

@@ -14,9 +14,9 @@ from ..data.loading import PixelDataset
 from ..data.table import printable
 from ..models import Classifier, HierarchicalClassifier
 from ..readers import Unreadable
-from ..report import write_csv
 from ..report.figures import save_explanations
-from ..training.explain import BORDER, FINE, attention_maps, border_share, explain, over_images, rank_agreement
+from ..runs import write_csv
+from .maps import BORDER, FINE, attention_maps, border_share, explain, over_images, rank_agreement
 
 __all__ = ["save_gallery"]
 

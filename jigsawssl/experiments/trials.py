@@ -20,9 +20,9 @@ from .. import defaults
 from ..checkpoint import resolve_encoder
 from ..data.loading import PixelDataset
 from ..data.splits import Rows
-from ..evaluation.judgement import Predictions
+from ..evaluation.assessment import Predictions
 from ..models import Encoder, EncoderSpec
-from ..report import write_bytes, write_json
+from ..runs import write_bytes, write_json
 from ..training.adapt import Adaptation, adapt
 from ..training.finetune import Recipe
 from ..training.optim import autocast_dtype, training_device

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import jigsawssl.report
-from jigsawssl.report import format_table, write_bytes, write_csv, write_json
+from jigsawssl.runs import format_table, write_bytes, write_csv, write_json
 
 
 def test_json_keeps_order_and_turns_non_finite_numbers_into_null(tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_table_is_aligned_markdown() -> None:
 def test_report_can_be_imported_without_matplotlib() -> None:
     """Static, because a dependency (torchmetrics) imports matplotlib by itself where it is installed."""
     imported: set[str] = set()
-    for module in (jigsawssl.report, jigsawssl.report.files):
+    for module in (jigsawssl.report, jigsawssl.runs.files):
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported.update(name.name for name in node.names)
             elif isinstance(node, ast.ImportFrom):
                 imported.add(str(node.module))
     foreign = {name for name in imported if name.split(".")[0] not in sys.stdlib_module_names}
-    assert foreign == {"jigsawssl.report.files"}
+    assert foreign == {"jigsawssl.runs.files"}

@@ -7,8 +7,7 @@ import copy
 import pytest
 import torch
 
-from jigsawssl.models import Classifier, HierarchicalClassifier, create_encoder
-from jigsawssl.training.explain import (
+from jigsawssl.explain.maps import (
     attention_maps,
     border_share,
     choose_tap,
@@ -19,6 +18,7 @@ from jigsawssl.training.explain import (
     over_images,
     rank_agreement,
 )
+from jigsawssl.models import Classifier, HierarchicalClassifier, create_encoder
 
 
 def small(backbone: str = "resnet18") -> Classifier:
@@ -106,7 +106,7 @@ def test_the_tap_is_the_deepest_that_is_fine_enough(
 
 
 def test_where_no_tap_is_fine_enough_it_is_the_finest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jigsawssl.training.explain.FINE", 17)
+    monkeypatch.setattr("jigsawssl.explain.maps.FINE", 17)
     found = explain(small(), torch.rand(2, 1, 64, 64), classes=torch.tensor([0, 1]))
     assert (found.tap, found.grid, found.coarse) == ("layer2", (16, 16), True)
 
@@ -160,7 +160,7 @@ def test_the_sanity_check_sees_a_map_that_no_weight_changes(monkeypatch: pytest.
     images, classes = torch.rand(3, 1, 64, 64), torch.tensor([0, 1, 2])
     assert explain(small(), images, classes=classes).sanity < 0.9
     # A method that shows the image and not the network, such as an edge detector.
-    monkeypatch.setattr("jigsawssl.training.explain.gradcam", lambda model, pixels, classes, tap: pixels[:, 0])
+    monkeypatch.setattr("jigsawssl.explain.maps.gradcam", lambda model, pixels, classes, tap: pixels[:, 0])
     assert explain(small(), images, classes=classes).sanity == pytest.approx(1.0)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..evaluation.judgement import DRAWS, NO_SHARES, Predictions, judge, units_of
+from ..evaluation.assessment import DRAWS, NO_SHARES, Predictions, judge, units_of
 from ..evaluation.metrics import classification_metrics
 from ..evaluation.resampling import Numbers, draw_weights, resampled_metrics
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
