@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 import jigsawssl
 from jigsawssl.cli import main
 from jigsawssl.data import open_archive
-from jigsawssl.experiments import trials as cells_module
+from jigsawssl.experiments import trials as trials_module
 from jigsawssl.experiments.runner import run_cells
 from jigsawssl.experiments.trials import Cell, load_cell
 
@@ -161,14 +161,14 @@ def test_a_curve_goes_on_and_ends_like_an_unbroken_one(finished: Path, encoder: 
 def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = cells_module.take_budget
+    original = trials_module.take_budget
 
     def sometimes(labelled, **settings):  # type: ignore[no-untyped-def]
         if (settings["fraction"], settings["seed"]) == (0.02, 1):
             raise RuntimeError("the disk is\non fire")
         return original(labelled, **settings)
 
-    monkeypatch.setattr(cells_module, "take_budget", sometimes)
+    monkeypatch.setattr(trials_module, "take_budget", sometimes)
     assert curve(encoder, tmp_path / "curve") == 1
     assert "failed: ours-0.02-1: RuntimeError in test_curve.py" in capsys.readouterr().out
     report = json.loads((tmp_path / "curve" / "report.json").read_text())
