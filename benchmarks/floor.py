@@ -25,6 +25,7 @@ from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock
 from jigsawssl.runs import format_table
 from jigsawssl.training.pretrain import JigsawPretraining
+from jigsawssl.types import ImageFormat
 
 
 def median(work: Callable[[], object], rounds: int) -> float:
@@ -69,7 +70,7 @@ def main() -> None:
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s\n")
     rows = []
     for backbone, batch in (("resnet18", 64), ("resnet50", 32)):
-        encoder = create_encoder(backbone, in_channels=3, size=64, stem_stride=2)
+        encoder = create_encoder(backbone, ImageFormat(64), stem_stride=2)
         block = HierarchicalBlock(encoder.channels, width=512)
         loss = HierarchicalLoss(dict.fromkeys(block.branches, 1.0))
         module = JigsawPretraining(

@@ -34,7 +34,7 @@ from jigsawssl.process import prepare_process
 from jigsawssl.readers import ImageInfo, Picture
 from jigsawssl.runs import format_table
 from jigsawssl.training.optim import autocast_precision, create_optimizer
-from jigsawssl.types import Batch, Sample
+from jigsawssl.types import Batch, ImageFormat, Sample
 
 SMALL = ["backbone_options={channels: [32, 64, 128, 256]}", "views.grids=[4, 2, 1]"]
 
@@ -91,7 +91,9 @@ def archive(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first", "again"):
             begin = time.perf_counter()
-            build_cache(simulated, Path(folder), options=CacheOptions(1, 1), workers=2, progress=False)
+            build_cache(
+                simulated, Path(folder), options=CacheOptions(ImageFormat(1, channels=1)), workers=2, progress=False
+            )
             found[f"{name}, s"] = time.perf_counter() - begin
     return {**found, "MiB": peak() - before}
 

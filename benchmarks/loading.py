@@ -24,8 +24,9 @@ from torchvision.transforms import v2
 
 from jigsawssl.data import open_archive
 from jigsawssl.data.cache_writer import build_cache
-from jigsawssl.data.loading import PixelDataset, training_loader
+from jigsawssl.data.loading import PixelDataset, channels_of, training_loader
 from jigsawssl.runs import format_table
+from jigsawssl.types import ImageFormat
 
 
 def _write_images(folder: Path, count: int, size: int) -> None:
@@ -64,7 +65,7 @@ def measure(
         if data is None:
             _write_images(folder, images, size)
         archive = open_archive(str(folder))
-        dataset = PixelDataset(archive, size=size, workers=workers)
+        dataset = PixelDataset(archive, ImageFormat(size, channels_of(archive)), workers=workers)
         begin = time.perf_counter()
         dataset.use(
             build_cache(
@@ -72,7 +73,7 @@ def measure(
             )
         )
         built = time.perf_counter() - begin
-        print(f"{len(dataset)} images of {dataset.channels} x {size} x {size}, batches of {batch}, {workers} workers")
+        print(f"{len(dataset)} images of {dataset.cache_options().item[1]}, batches of {batch}, {workers} workers")
         print(f"writing the cache took {built:.1f} s, {len(dataset) / built:,.0f} images/s\n")
         ours = training_loader(dataset, batch_size=batch, drop_last=True, seed=0)
         usual = DataLoader(

@@ -42,7 +42,7 @@ from jigsawssl.process import prepare_process
 from jigsawssl.runs import format_table
 from jigsawssl.training.optim import autocast_on, create_optimizer
 from jigsawssl.training.pretrain import JigsawPretraining
-from jigsawssl.types import Batch
+from jigsawssl.types import Batch, ImageFormat
 
 
 class Row(NamedTuple):
@@ -188,7 +188,7 @@ class Work(NamedTuple):
 
 def _pretraining(work: Work, projection: int) -> JigsawPretraining:
     backbone, size, stem, grids, share = work
-    encoder = create_encoder(backbone, in_channels=3, size=size, stem_stride=stem)
+    encoder = create_encoder(backbone, ImageFormat(size), stem_stride=stem)
     views = JigsawViews(size=size, grids=grids, preset="strong", share=share)
     block = HierarchicalBlock(encoder.channels, width=512, projection=projection) if grids else None
     module = JigsawPretraining(
@@ -336,7 +336,7 @@ def features(setting: Setting) -> list[Row]:
         plain = timm.create_model(backbone, num_classes=0).eval().to(setting.device)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "encoder.safetensors"
-            save_encoder(path, create_encoder(backbone, in_channels=3, size=224), provenance={})
+            save_encoder(path, create_encoder(backbone, ImageFormat(224)), provenance={})
             encoder = load_encoder(path).to(setting.device)
 
         @torch.no_grad()
@@ -401,7 +401,7 @@ def finetune(setting: Setting) -> list[Row]:
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         encoder = Path(folder) / "encoder.safetensors"
-        save_encoder(encoder, create_encoder("resnet18", in_channels=1, size=64, stem_stride=4), provenance={})
+        save_encoder(encoder, create_encoder("resnet18", ImageFormat(64, channels=1), stem_stride=4), provenance={})
         runs = iter(range(1000))
 
         def ours() -> None:

@@ -23,6 +23,7 @@ from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.process import prepare_process
 from jigsawssl.runs import format_table
+from jigsawssl.types import ImageFormat
 
 
 def _write_images(folder: Path, count: int, size: int) -> None:
@@ -48,7 +49,13 @@ def _build(folder: str, cache: str, size: int) -> None:
     prepare_process()
     before = _peak()
     begin = time.perf_counter()
-    built = build_cache(open_archive(folder), Path(cache), options=CacheOptions(size, 1), workers=2, progress=False)
+    built = build_cache(
+        open_archive(folder),
+        Path(cache),
+        options=CacheOptions(ImageFormat(size, channels=1)),
+        workers=2,
+        progress=False,
+    )
     seconds = time.perf_counter() - begin
     # Looking at the mapped pixels would count them as memory, although the system can take that back at any time.
     print(len(built.readable()), before, _peak(), seconds)

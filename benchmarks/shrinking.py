@@ -16,6 +16,7 @@ import numpy as np
 from jigsawssl.cli.pretrain import CROP_MARGIN
 from jigsawssl.data import open_archive
 from jigsawssl.readers import fit_image, shrink_square
+from jigsawssl.types import ImageFormat
 
 
 def main(folder: str, size: int = 64) -> None:
@@ -24,11 +25,11 @@ def main(folder: str, size: int = 64) -> None:
     squares: dict[str, list[float]] = {"shrink_square": [], "bilinear": []}
     for row in range(0, len(archive), 20):
         pixels = archive.read(row)
-        once = fit_image(pixels, size=size, channels=1).astype(float)
-        cached = fit_image(pixels, size=math.ceil(size * CROP_MARGIN), channels=1)
+        once = fit_image(pixels, ImageFormat(size, channels=1)).astype(float)
+        cached = fit_image(pixels, ImageFormat(math.ceil(size * CROP_MARGIN), channels=1))
         twice = {
             "shrink_square": shrink_square(cached, size),
-            "bilinear": fit_image(cached.transpose(1, 2, 0), size=size, channels=1),
+            "bilinear": fit_image(cached.transpose(1, 2, 0), ImageFormat(size, channels=1)),
         }
         for name, found in twice.items():
             squares[name].append(float(np.mean((found - once) ** 2)))

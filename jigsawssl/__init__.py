@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from . import augment, functional
     from .checkpoint import load_classifier, load_encoder, save_encoder
     from .models import create_encoder
-    from .types import UserError
+    from .types import ImageFormat, UserError
 
 __all__ = [
+    "ImageFormat",
     "UserError",
     "__version__",
     "augment",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ImageFormat": "types",
     "UserError": "types",
     "create_encoder": "models",
     "load_classifier": "checkpoint",

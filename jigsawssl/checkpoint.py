@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from . import defaults
 from .functional import to_channels_last
 from .header import FORMAT, HEADER, read_header
 from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, create_encoder
-from .models.encoder import automatic_stem_stride, try_size
-from .types import FITS, STAINS, UserError
+from .models.encoder import try_size
+from .types import ImageFormat, UserError
 
 __all__ = [
     "load_classifier",
@@ -68,10 +67,13 @@ def _taps(encoder: Encoder) -> list[dict[str, Any]]:
 
 
 def _encoder_header(encoder: Encoder, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    values = dataclasses.asdict(encoder.spec)
+    images = values.pop("format")
+    images["in_channels"] = images.pop("channels")  # as files have it since the first
     return {
         "format": FORMAT,
         "kind": "encoder",
-        "encoder": dataclasses.asdict(encoder.spec),
+        "encoder": {**values, **images},
         "taps": _taps(encoder),
         "versions": _versions(),
         "provenance": dict(provenance),
@@ -91,8 +93,8 @@ def save_encoder(
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
-        >>> save_encoder(path, create_encoder("resnet18", in_channels=1, size=64))
-        >>> load_encoder(path).spec.size
+        >>> save_encoder(path, create_encoder("resnet18", ImageFormat(64, channels=1)))
+        >>> load_encoder(path).spec.format.size
         64
     """
     _save(Path(path), encoder, _encoder_header(encoder, provenance or {}))
@@ -130,19 +132,16 @@ def _spec(path: Path, header: Mapping[str, Any]) -> EncoderSpec:
     try:
         # Files of version 0.1.0 say nothing of how images became squares: they were squashed.
         values = {"fit": "squash", **header["encoder"]}
-        values["mean"], values["std"] = tuple(map(float, values["mean"])), tuple(map(float, values["std"]))
-        values["attention_stages"] = tuple(map(int, values.get("attention_stages", (4,))))
-        values["stain_target"] = tuple(map(float, values.get("stain_target", ())))
-        spec = EncoderSpec(**values)
-        whole = all(type(number) is int and number > 0 for number in (spec.size, spec.stem_stride, spec.in_channels))
-        lengths = {len(spec.mean), len(spec.std)}
-        finite = all(map(math.isfinite, (*spec.mean, *spec.std))) and all(value > 0 for value in spec.std)
-        if not whole or not finite or not lengths <= {1, spec.in_channels} or not isinstance(spec.options, dict):
+        values["channels"] = values.pop("in_channels")
+        for name, kind in (("mean", float), ("std", float), ("stain_target", float), ("attention_stages", int)):
+            if name in values:
+                values[name] = tuple(map(kind, values[name]))
+        images = ImageFormat(**{name: values.pop(name) for name in ImageFormat.__dataclass_fields__ if name in values})
+        spec = EncoderSpec(format=images, **values)
+        if type(spec.stem_stride) is not int or spec.stem_stride < 1 or not isinstance(spec.options, dict):
             raise ValueError("numbers out of range")
-        if spec.stain not in STAINS or len(spec.stain_target) not in (0, 6, 8):
-            raise ValueError("an unknown stain or target")
-        if not isinstance(spec.backbone, str) or not isinstance(spec.window, str) or spec.fit not in FITS:
-            raise TypeError("backbone, fit or window is no name")
+        if len(images.stain_target) not in (0, 6, 8) or not isinstance(spec.backbone, str):
+            raise ValueError("an unknown stain target or backbone")
         return spec
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"`encoder` ({path}) must have a complete header; {error!r}; save it again") from None
@@ -186,7 +185,7 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
-        >>> save_encoder(path, create_encoder("resnet18", in_channels=3, size=64))
+        >>> save_encoder(path, create_encoder("resnet18", ImageFormat(64)))
         >>> encoder = load_encoder(path)
         >>> images = torch.randint(256, (2, 3, 100, 80), dtype=torch.uint8)
         >>> encoder(encoder.preprocess(images)).shape[0]
@@ -265,9 +264,7 @@ def _timm_encoder(backbone: str, file: Path | None, in_channels: int, size: int)
     std = tuple(config.std) if config is not None else (0.229, 0.224, 0.225)
     if in_channels == 1:
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    encoder = create_encoder(
-        backbone, in_channels=in_channels, size=size, stem_stride=automatic_stem_stride(size), mean=mean, std=std
-    )
+    encoder = create_encoder(backbone, ImageFormat(size, in_channels, mean=mean, std=std))
     try:
         with safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
@@ -313,7 +310,7 @@ def resolve_encoder(
 
     Example:
         >>> encoder, trained = resolve_encoder("random:resnet18", in_channels=1, size=64)
-        >>> encoder.spec.in_channels, trained
+        >>> encoder.spec.format.channels, trained
         (1, False)
     """
     kind, _, rest = reference.partition(":")
@@ -326,9 +323,7 @@ def resolve_encoder(
         if "/" in rest or rest.endswith(".safetensors"):
             raise UserError(f"`encoder` ({reference}) must name a file or a timm model; nothing is at {rest}")
         return _adjusted(
-            create_encoder(
-                rest, in_channels=in_channels, size=size or defaults.SIZE, backbone_options=backbone_options
-            ),
+            create_encoder(rest, ImageFormat(size or defaults.SIZE, in_channels), backbone_options=backbone_options),
             None,
             *attended,
         ), False
@@ -342,7 +337,7 @@ def resolve_encoder(
 def _adjusted(encoder: Encoder, size: int | None, attention: str | None, stages: Sequence[int]) -> Encoder:
     """The same weights for another image size, or with attention that has still to learn."""
     spec = encoder.spec
-    wanted = dataclasses.replace(spec, size=size or spec.size)
+    wanted = dataclasses.replace(spec, format=dataclasses.replace(spec.format, size=size or spec.format.size))
     if attention is not None:
         wanted = dataclasses.replace(wanted, attention=attention, attention_stages=tuple(stages))
     if wanted == spec:
@@ -357,7 +352,7 @@ def _adjusted(encoder: Encoder, size: int | None, attention: str | None, stages:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(
-            f"`views.size` ({wanted.size}) must suit the encoder, built for {spec.size}; {reason}; leave it out"
+            f"`size` ({wanted.format.size}) must suit the encoder, built for {spec.format.size}; {reason}; leave it out"
         ) from None
     try_size(changed)
     return to_channels_last(changed).train(encoder.training)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+from . import defaults
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +37,57 @@ class UserError(ValueError):
 
 class DivergedError(UserError):
     """A network whose output is no longer finite."""
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What a picture is turned into; dataset, cache and encoder share it.
+
+    Attributes:
+        size: side of the square in pixels.
+        channels: 1 (grey) or 3 (colour).
+        fit: how images become squares, one of :data:`FITS`.
+        window: how more than 8 bits become display values, one of :data:`WINDOW_CHOICES`.
+        mean: per channel or one for all, of images in [0, 1].
+        std: like ``mean``.
+        stain: how tissue is brought to a reference, one of :data:`STAINS`.
+        stain_target: the reference, see :func:`jigsawssl.stain.normalize_stain`.
+
+    Raises:
+        UserError: for a value that is none of these.
+
+    Example:
+        >>> ImageFormat(64, 1, mean=(0.5,)).decoded == ImageFormat(64, 1)
+        True
+    """
+
+    size: int = defaults.SIZE
+    channels: int = 3
+    fit: str = defaults.FIT
+    window: str = defaults.WINDOW
+    mean: tuple[float, ...] = (0.45,)
+    std: tuple[float, ...] = (0.225,)
+    stain: str = "none"
+    stain_target: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or self.size < 1:
+            raise UserError(f"`size` ({self.size}) must be a positive number of pixels; use {defaults.SIZE}")
+        if self.channels not in (1, 3):
+            raise UserError(f"`channels` ({self.channels}) must be 1 (grey) or 3 (colour)")
+        for name, choices in (("fit", FITS), ("window", WINDOW_CHOICES), ("stain", STAINS)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"`{name}` ({getattr(self, name)}) must be one of {', '.join(choices)}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels) or not all(map(math.isfinite, values)):
+                raise UserError(f"`{name}` ({values}) must be one finite number, or one for each channel")
+        if min(self.std) <= 0:
+            raise UserError(f"`std` ({self.std}) must be above 0")
+
+    @property
+    def decoded(self) -> ImageFormat:
+        """The part that decoding decides; stain and normalisation come later, on the device."""
+        return ImageFormat(self.size, self.channels, self.fit, self.window)
 
 
 class Sample(NamedTuple):

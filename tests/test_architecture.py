@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jigsawssl"
 LAYERS = [  # lowest first; a part is a module or a folder directly under the package
-    ["types", "defaults"],
+    ["defaults"],
+    ["types"],
     ["functional", "config", "stain", "process", "progress", "words", "readers", "runs"],
     ["data", "augment", "models", "losses", "evaluation", "header"],
     ["checkpoint", "report"],

@@ -25,7 +25,7 @@ from jigsawssl.checkpoint import (
     save_encoder,
 )
 from jigsawssl.models import Classifier, Encoder, HierarchicalClassifier, create_encoder
-from jigsawssl.types import UserError
+from jigsawssl.types import ImageFormat, UserError
 
 OPTIONS = {"channels": [8, 16, 32, 64]}
 TIMM = "test_resnet"
@@ -36,7 +36,7 @@ def trained(in_channels: int = 1, seed: int = 1) -> Encoder:
     """An encoder whose buffers have moved too, as after training."""
     torch.manual_seed(seed)
     encoder = create_encoder(
-        "resnet18", in_channels=in_channels, size=64, mean=(0.3,), std=(0.2,), backbone_options=OPTIONS
+        "resnet18", ImageFormat(64, channels=in_channels, mean=(0.3,), std=(0.2,)), backbone_options=OPTIONS
     )
     encoder.train()(torch.randn(4, in_channels, 64, 64))
     return encoder.eval()
@@ -178,7 +178,7 @@ def test_an_encoder_that_would_be_built_otherwise_is_refused(file: Path, rewritt
 
 
 def test_networks_with_3d_convolutions_come_back(tmp_path: Path) -> None:
-    encoder = create_encoder("lambda_resnet26t", in_channels=1, size=64).eval()
+    encoder = create_encoder("lambda_resnet26t", ImageFormat(64, channels=1)).eval()
     save_encoder(tmp_path / "encoder.safetensors", encoder)
     images = torch.rand(2, 1, 64, 64)
     torch.testing.assert_close(load_encoder(tmp_path / "encoder.safetensors")(images), encoder(images))
@@ -359,7 +359,7 @@ def test_random_backbone_takes_channels_and_size_of_the_archive() -> None:
     torch.manual_seed(3)
     encoder, was_trained = resolve_encoder(f"random:{TIMM}", in_channels=1, size=28)
     assert not was_trained
-    assert (encoder.spec.backbone, encoder.spec.in_channels, encoder.spec.size) == (TIMM, 1, 28)
+    assert (encoder.spec.backbone, encoder.spec.format.channels, encoder.spec.format.size) == (TIMM, 1, 28)
     torch.manual_seed(3)
     assert_same_weights(resolve_encoder(f"random:{TIMM}", in_channels=1, size=28)[0], encoder)
 
@@ -384,7 +384,7 @@ def test_weights_of_timm_land_in_the_encoder(timm_file: Path, offline: Path) -> 
     deepest = encoder.taps(batch)[encoder.tap_names[-1]].features
     torch.testing.assert_close(deepest, published.forward_features(batch))
     config = timm.get_pretrained_cfg(TIMM)
-    assert (encoder.spec.mean, encoder.spec.std) == (config.mean, config.std)
+    assert (encoder.spec.format.mean, encoder.spec.format.std) == (config.mean, config.std)
 
 
 def test_grey_images_get_the_sum_of_the_first_convolution_over_colours(timm_file: Path, offline: Path) -> None:
@@ -392,8 +392,8 @@ def test_grey_images_get_the_sum_of_the_first_convolution_over_colours(timm_file
     grey, _ = resolve_encoder(f"timm:{TIMM}:{timm_file}", in_channels=1, size=64)
     batch = torch.randn(2, 1, 64, 64)
     torch.testing.assert_close(grey(batch), colour(batch.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
-    assert grey.spec.mean == pytest.approx([sum(colour.spec.mean) / 3])
-    assert grey.spec.std == pytest.approx([sum(colour.spec.std) / 3])
+    assert grey.spec.format.mean == pytest.approx([sum(colour.spec.format.mean) / 3])
+    assert grey.spec.format.std == pytest.approx([sum(colour.spec.format.std) / 3])
 
 
 def test_timm_weights_survive_our_own_format(timm_file: Path, tmp_path: Path) -> None:
@@ -477,14 +477,12 @@ def test_an_encoder_is_no_classifier(file: Path) -> None:
 
 
 def test_another_image_size_keeps_the_weights(tmp_path: Path) -> None:
-    encoder = create_encoder("resnet18", in_channels=1, size=64, backbone_options={"channels": [16, 16, 32, 32]})
+    encoder = create_encoder("resnet18", ImageFormat(64, channels=1), backbone_options={"channels": [16, 16, 32, 32]})
     save_encoder(tmp_path / "e.safetensors", encoder)
     larger, _ = resolve_encoder(str(tmp_path / "e.safetensors"), in_channels=1, size=96)
-    assert larger.spec.size == 96 and not larger.training
+    assert larger.spec.format.size == 96 and not larger.training
     assert_same_weights(larger, encoder)
-    assert "`views.size` (8)" in refusal(
-        lambda: resolve_encoder(str(tmp_path / "e.safetensors"), in_channels=1, size=8)
-    )
+    assert "`size` (8)" in refusal(lambda: resolve_encoder(str(tmp_path / "e.safetensors"), in_channels=1, size=8))
 
 
 def test_a_compiled_encoder_is_saved_as_what_it_compiles(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 from jigsawssl import defaults
 from jigsawssl.augment import PRESETS, JigsawViews, augmentation_chain
 from jigsawssl.checkpoint import resolve_encoder
+from jigsawssl.cli.look import settled
 from jigsawssl.config import FinetuneConfig, PretrainConfig
 from jigsawssl.data.cache import CacheOptions
-from jigsawssl.data.loading import PixelDataset
 from jigsawssl.losses import HierarchicalLoss
-from jigsawssl.models import EncoderSpec, HierarchicalBlock, PlainProjector, create_encoder
-from jigsawssl.readers import fit_image, open_picture
+from jigsawssl.models import HierarchicalBlock, PlainProjector, create_encoder
+from jigsawssl.readers import open_picture
 from jigsawssl.training.pretrain import JigsawPretraining
+from jigsawssl.types import ImageFormat
 
 # Parameter → key, where they are called differently.
 KEYS: dict[Callable[..., Any], dict[str, str]] = {
@@ -35,16 +36,16 @@ KEYS: dict[Callable[..., Any], dict[str, str]] = {
         "seed": "seed",
     },
     create_encoder: {
-        "size": "views.size",
         "stem_stride": "stem_stride",
-        "fit": "reading.fit",
-        "window": "reading.window",
         "attention_stages": "attention_stages",
     },
-    EncoderSpec: {"size": "views.size", "fit": "reading.fit", "window": "reading.window"},
-    PixelDataset: {"fit": "reading.fit", "window": "reading.window"},
-    CacheOptions: {"fit": "reading.fit", "window": "reading.window", "frames": "reading.frames"},
-    fit_image: {"fit": "reading.fit"},
+    ImageFormat: {
+        "size": "views.size",
+        "fit": "reading.fit",
+        "window": "reading.window",
+        "stain": "reading.stain",
+    },
+    CacheOptions: {"frames": "reading.frames"},
     open_picture: {"window": "reading.window"},
     resolve_encoder: {"attention": "attention", "attention_stages": "attention_stages"},
 }
@@ -62,7 +63,7 @@ def test_every_preset_has_its_chains_and_its_words() -> None:
 def test_every_shared_default_is_one(made: Callable[..., Any]) -> None:
     parameters = inspect.signature(made).parameters
     for name, key in KEYS[made].items():
-        config: Any = FinetuneConfig() if made is resolve_encoder else PretrainConfig()
+        config: Any = FinetuneConfig() if made is resolve_encoder else settled(PretrainConfig())
         for part in key.split("."):
             config = getattr(config, part)
         default = parameters[name].default

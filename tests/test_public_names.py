@@ -8,6 +8,7 @@ import pytest
 
 PUBLIC = {
     "jigsawssl": [
+        "ImageFormat",
         "UserError",
         "__version__",
         "augment",

@@ -157,6 +157,26 @@ def _imported(command: str) -> ModuleType:
             gc.enable()
 
 
+_KEYS = {
+    "accelerator": "trainer.accelerator",
+    "fit": "reading.fit",
+    "grids": "views.grids",
+    "lr": "optimizer.lr",
+    "optimizer": "optimizer.name",
+    "preset": "views.preset",
+    "share": "views.share",
+    "size": "views.size",
+    "variant": "block.variant",
+    "window": "reading.window",
+}
+"""The key that an argument of a part comes from, where it is called differently; `stain` is a key of its own."""
+
+
+def _in_keys(message: str) -> str:
+    """A message of a part, in the words of the command line."""
+    return re.sub(r"`(\w+)`", lambda named: f"`{_KEYS.get(named[1], named[1])}`", message)
+
+
 def _place_at_fault(error: Exception, config: Any) -> str | None:
     """What to tell the user of an error that lies in where a command was to write."""
     from .look import place_at_fault
@@ -205,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = _imported(command)
         code = module.run(config)
     except UserError as error:
-        print(f"jigsawssl: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jigsawssl: {_in_keys(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt during training into an exit of its own.

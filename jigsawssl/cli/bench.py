@@ -65,7 +65,7 @@ class _Bench:
 
     def __init__(self, config: BenchConfig, dataset: PixelDataset, trained: int, device: torch.device) -> None:
         pl.seed_everything(config.seed, verbose=False)
-        encoder = encoder_to_train(config, dataset, starting_encoder(config, dataset.channels))
+        encoder = encoder_to_train(config, dataset, starting_encoder(config, dataset.format.channels))
         self.module: JigsawPretraining = to_channels_last(build_module(config, encoder).to(device)).train()
         rates = self.module.rates
         parts: dict[str, tuple[nn.Module, float]] = {"encoder": (encoder, rates[0])}
@@ -248,7 +248,8 @@ def _print_now(
     )
     batches = max(1, images // bench.batch)
     training, reading = batches * measured.step * config.trainer.max_epochs, total * decoding * decodings
-    kind, item = 2 if bench.dataset.deep else 1, bench.dataset.channels * bench.dataset.size**2
+    options = bench.dataset.cache_options()
+    kind, item = options.item[0].itemsize, options.item_bytes // options.item[0].itemsize
     rows = [
         ["images/s", f"{bench.batch / measured.step:.0f}"],
         ["a step as a whole, ms", f"{1000 * measured.step:.1f}"],
@@ -267,7 +268,7 @@ def _speed(
     """Images per second with other settings than ``now``; None where they do not fit, as grids or as memory."""
     try:
         if config.views.size != now.views.size:
-            dataset = build_dataset(config, dataset.archive, dataset.channels)
+            dataset = build_dataset(config, dataset.archive, dataset.format.channels)
             dataset.load(progress=False)
         bench = _Bench(config, dataset, trained, device)
         return bench.batch / bench.measure(config.rounds, taken_apart=False).step

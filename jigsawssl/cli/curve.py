@@ -95,7 +95,7 @@ def _encoder_facts(config: CurveConfig, choice: EncoderChoice, opened: Opened) -
         "mode": mode,
         "sha256": digest(reference),
         "backbone": encoder.spec.backbone,
-        "size": encoder.spec.size,
+        "size": encoder.spec.format.size,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "leak_guard": counted(guard),
     }

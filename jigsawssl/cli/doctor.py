@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 
+from .. import defaults
 from ..config import DoctorConfig
 from ..data import Archive, open_archive
 from ..data.cache import Cache, CacheOptions
 from ..data.cache_writer import build_cache
 from ..data.doctor import Defect, Diagnosis, diagnose
-from ..data.loading import PixelDataset
+from ..data.loading import channels_of
 from ..data.table import LEFT_OUT, printable
 from ..functional import to_unit_range
 from ..runs import format_table, write_json
-from ..types import UserError
+from ..types import ImageFormat, UserError
 from .census import census_table, class_counts
 
 __all__ = ["run"]
@@ -58,16 +59,10 @@ def run(config: DoctorConfig) -> int:
 
 
 def _examined(archive: Archive, config: DoctorConfig, folder: Path) -> Cache:
-    channels = PixelDataset(archive, size=THUMBNAIL, window=config.reading.window).channels
-    options = CacheOptions(
-        size=THUMBNAIL,
-        channels=channels,
-        deep=False,
-        fit=config.reading.fit,
-        window=config.reading.window,
-        frames=config.reading.frames,
-        examined=True,
-    )
+    reading = config.reading
+    window = reading.window or defaults.WINDOW
+    images = ImageFormat(THUMBNAIL, channels_of(archive, window), fit=reading.fit or defaults.FIT, window=window)
+    options = CacheOptions(images, frames=reading.frames, examined=True)
     return build_cache(archive, folder, options=options, workers=os.cpu_count() or 1, progress=True)
 
 

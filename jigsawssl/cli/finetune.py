@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from ..checkpoint import save_classifier
 from ..config import FinetuneConfig, to_yaml, without_folder, without_folders
 from ..data import Archive
-from ..data.loading import PixelDataset
+from ..data.loading import channels_of
 from ..data.splits import Rows
 from ..data.table import printable
 from ..evaluation.assessment import Predictions, judge
@@ -68,7 +68,7 @@ def run(config: FinetuneConfig) -> None:
     labelled = open_and_tell(config, source, [config.encoder])
     archive, pool, known = labelled.archive, labelled.pool, labelled.identities.known
     pl.seed_everything(config.seed, verbose=False)
-    channels = PixelDataset(archive.select(pool.tolist()), size=8).channels
+    channels = channels_of(archive.select(pool.tolist()))
     encoder, trained = choice_of(config, config.encoder, labelled).resolve(channels)
     mode = check_encoder(config, config.encoder, trained=trained, encoder=encoder)
     guard = check_overlap(
@@ -82,7 +82,7 @@ def run(config: FinetuneConfig) -> None:
         chosen = read_subset(Path(config.subset), labelled)
     fraction = config.fraction if config.subset is None else len(chosen) / len(pool)
     dataset, rows = read_images(
-        labelled, np.concatenate([chosen, labelled.validation]), spec=encoder.spec, what="labelled"
+        labelled, np.concatenate([chosen, labelled.validation]), format=encoder.spec.format, what="labelled"
     )
     subgroups_of(config, labelled, labelled.test)  # mistakes should show before anything is trained
     budget = take_budget(labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=config.seed)
@@ -105,7 +105,7 @@ def run(config: FinetuneConfig) -> None:
         autocast=autocast,
         progress=True,
     )
-    test, rows = read_images(labelled, labelled.test, spec=encoder.spec, what="test")
+    test, rows = read_images(labelled, labelled.test, format=encoder.spec.format, what="test")
     if known.used:
         print(f"{len(known.used)} images were taken from the cache of the pretraining")
     predictions = predictions_of(adaptation, probabilities=adaptation.probabilities(test), labelled=labelled, rows=rows)

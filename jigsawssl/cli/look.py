@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .. import defaults
 from ..config import (
     BenchConfig,
     CurveConfig,
@@ -23,6 +24,7 @@ from ..config import (
     StudyConfig,
     SupervisedConfig,
     TransferConfig,
+    check_grids,
     command_of,
     config_of,
     to_yaml,
@@ -34,9 +36,10 @@ from ..header import find_encoder, read_header
 from ..runs.folder import check_entries, check_place, check_run_folder
 from ..types import UserError
 
-__all__ = ["RESUME_MAY_CHANGE", "look", "place_at_fault"]
+__all__ = ["RESUME_MAY_CHANGE", "format_changes", "look", "place_at_fault", "settled"]
 
 Config = TypeVar("Config")
+Pretraining = TypeVar("Pretraining", bound=PretrainConfig)
 
 RESUME_MAY_CHANGE = {
     "pretrain": ("config", "out", "data", "manifest", "cache", "trainer", "batch.workers"),
@@ -112,8 +115,54 @@ def look(config: Config) -> Config:
     if isinstance(config, TransferConfig):
         found["stages"] = [_look_at_stage(dict(stage), number) for number, stage in enumerate(config.stages)]
     config = dataclasses.replace(config, **found)  # type: ignore[type-var]
+    if isinstance(config, PretrainConfig):
+        config = settled(config)
     _look_at_out(config)
     return config
+
+
+_FORMAT = {
+    "views.size": ("size", defaults.SIZE),
+    "reading.fit": ("fit", defaults.FIT),
+    "reading.window": ("window", defaults.WINDOW),
+    "reading.stain": ("stain", "none"),
+}
+"""Keys about the format of images: their name in an encoder's file, and their default."""
+
+
+def settled(config: Pretraining) -> Pretraining:
+    """With a value for every key about the format of images: the one given, else the encoder's, else the default.
+
+    Raises:
+        UserError: if the size does not go with the grids.
+    """
+    known = _format_of(config.encoder)
+    views, reading = dataclasses.replace(config.views), dataclasses.replace(config.reading)
+    for key, (name, default) in _FORMAT.items():
+        group = views if key.startswith("views.") else reading
+        if getattr(group, name) is None:
+            setattr(group, name, known.get(name, default))
+    check_grids(views.size, views.grids)
+    return dataclasses.replace(config, views=views, reading=reading)
+
+
+def format_changes(config: PretrainConfig) -> list[tuple[str, Any, Any]]:
+    """Where a settled configuration differs from the encoder that it goes on from: key, value, the encoder's value."""
+    known = _format_of(config.encoder)
+    now = {"size": config.views.size, **vars(config.reading)}
+    return [
+        (key, now[name], known[name]) for key, (name, _) in _FORMAT.items() if known.get(name, now[name]) != now[name]
+    ]
+
+
+def _format_of(reference: str | None) -> dict[str, Any]:
+    """What a file of ours says of the images that it was trained on; a damaged one is refused when it is loaded."""
+    file = Path((reference or "").removeprefix("random:"))
+    if not file.is_file():
+        return {}
+    header = read_header(file)["encoder"]
+    known = {"fit": "squash", "stain": "none", **header} if isinstance(header, dict) else {}
+    return {name: known[name] for name, default in _FORMAT.values() if type(known.get(name)) is type(default)}
 
 
 def _look_at_out(config: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from .. import defaults
 from ..augment import PRESETS, JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
 from ..config import PretrainConfig, to_yaml, without_folder, without_folders
@@ -28,7 +29,7 @@ from ..data.identity import Identities
 from ..data.journal import journal_entries
 from ..data.known import KnownImages
 from ..data.leakage import SeenImages, seen_images
-from ..data.loading import PixelDataset, channel_statistics, stain_target, training_loader
+from ..data.loading import PixelDataset, channel_statistics, channels_of, stain_target, training_loader
 from ..data.table import printable
 from ..functional import to_channels_last, to_unit_range
 from ..losses import HierarchicalLoss
@@ -51,10 +52,10 @@ from ..training.monitors import (
 )
 from ..training.optim import autocast_dtype, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
-from ..types import UserError
+from ..types import ImageFormat, UserError
 from ..words import counted
 from .census import census_table, told
-from .look import RESUME_MAY_CHANGE
+from .look import RESUME_MAY_CHANGE, format_changes, settled
 from .unlabeled import SEEN, Unlabeled, keep_out, sides_in_words, unlabeled_archive, write_sides
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "build_module",
     "encoder_to_train",
     "fresh_encoder",
+    "image_format",
     "planned_dataset",
     "run",
     "starting_encoder",
@@ -85,22 +87,24 @@ def starting_encoder(config: PretrainConfig, channels: int) -> Encoder | None:
         attention=config.attention,
         attention_stages=config.attention_stages,
     )
-    encoder.spec = replace(encoder.spec, fit=config.reading.fit, window=config.reading.window)
+    wanted = image_format(config, channels)
+    encoder.read_as(replace(encoder.spec.format, fit=wanted.fit, window=wanted.window))
     return encoder
 
 
-def fresh_encoder(config: PretrainConfig, channels: int, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Encoder:
+def image_format(config: PretrainConfig, channels: int) -> ImageFormat:
+    """What the configuration makes of images, but for stain and normalisation, which depend on them."""
+    size, fit, window = config.views.size, config.reading.fit, config.reading.window
+    return ImageFormat(size or defaults.SIZE, channels, fit=fit or defaults.FIT, window=window or defaults.WINDOW)
+
+
+def fresh_encoder(config: PretrainConfig, images: ImageFormat) -> Encoder:
     """The encoder that the configuration describes."""
     return create_encoder(
         config.backbone,
-        in_channels=channels,
-        size=config.views.size,
+        images,
         stem_stride=config.stem_stride,
-        mean=mean,
-        std=std,
         backbone_options=config.backbone_options,
-        fit=config.reading.fit,
-        window=config.reading.window,
         attention=config.attention or "none",
         attention_stages=tuple(config.attention_stages),
     )
@@ -117,25 +121,23 @@ def encoder_to_train(config: PretrainConfig, dataset: PixelDataset, started: Enc
     encoder = started
     if encoder is None:
         mean, std = channel_statistics(dataset)
-        encoder = fresh_encoder(config, dataset.channels, mean=mean, std=std)
-    if config.reading.stain != "none":
-        target = stain_target(config.reading.stain, dataset)
-        encoder.spec = replace(encoder.spec, stain=config.reading.stain, stain_target=target)
+        encoder = fresh_encoder(config, replace(image_format(config, dataset.format.channels), mean=mean, std=std))
+    images, stain = encoder.spec.format, config.reading.stain or "none"
+    if stain != images.stain:
+        encoder.read_as(replace(images, stain=stain, stain_target=stain_target(stain, dataset)))
     encoder.train_only(trained_stages(config.train, list(encoder.by_stage())))
     return encoder
 
 
-def build_dataset(config: PretrainConfig, archive: Archive, channels: int | None) -> PixelDataset:
+def build_dataset(config: PretrainConfig, archive: Archive, channels: int) -> PixelDataset:
     """The images at the size of the views, with a margin where views are crops."""
-    crops = PRESETS[config.views.preset].crops
-    size = math.ceil(config.views.size * CROP_MARGIN) if crops else config.views.size
+    images = image_format(config, channels)
+    if PRESETS[config.views.preset].crops:
+        images = replace(images, size=math.ceil(images.size * CROP_MARGIN))
     total = len(archive) + archive.faults
     return PixelDataset(
         archive,
-        size=size,
-        channels=channels,
-        fit=config.reading.fit,
-        window=config.reading.window,
+        images,
         workers=config.batch.workers or os.cpu_count() or 1,
         most_unreadable=config.max_bad_fraction * total - archive.faults,
     )
@@ -214,12 +216,12 @@ def _write_quarantine(path: Path, dataset: PixelDataset) -> None:
 def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
     """Views, block, loss and rates around an encoder."""
     views = JigsawViews(
-        size=config.views.size,
+        size=encoder.spec.format.size,
         grids=config.views.grids,
         preset=config.views.preset,
         share=config.views.share,
-        mean=encoder.spec.mean,
-        std=encoder.spec.std,
+        mean=encoder.spec.format.mean,
+        std=encoder.spec.format.std,
     )
     block: HierarchicalBlock | PlainProjector
     if config.views.grids:
@@ -292,6 +294,7 @@ def run(config: PretrainConfig) -> Path:
     Raises:
         UserError: for a mistake that the user can fix.
     """
+    config = settled(config)
     began, path, first = now(), Path(config.out), _is_first()
     if first:
         path = check_run_folder(
@@ -378,14 +381,14 @@ def planned_dataset(config: PretrainConfig, archive: Archive) -> tuple[PixelData
     Raises:
         UserError: for a mistake that the user can fix.
     """
-    dataset = build_dataset(config, archive, None)
+    channels = channels_of(archive, config.reading.window or defaults.WINDOW)
     pl.seed_everything(config.seed, verbose=False)
-    started = starting_encoder(config, dataset.channels)
-    if started is not None and started.spec.in_channels != dataset.channels:
-        dataset = build_dataset(config, archive, started.spec.in_channels)
-    if started is None:
-        # The real one needs statistics of the images.
-        fresh_encoder(config, dataset.channels, mean=(0.5,), std=(0.25,))
+    started = starting_encoder(config, channels)
+    if started is not None:
+        channels = started.spec.format.channels
+    else:
+        fresh_encoder(config, image_format(config, channels))  # the real one needs statistics of the images
+    dataset = build_dataset(config, archive, channels)
     _images_of_a_device(config, dataset)
     return dataset, started
 
@@ -425,23 +428,27 @@ def _images_to_learn_from(
 def _tell_what_runs(
     config: PretrainConfig, encoder: Encoder, dataset: PixelDataset, shard: int, device: torch.device
 ) -> None:
+    size = encoder.spec.format.size
     if encoder.isotropic and config.views.grids:
         print(
             f"warning: {encoder.spec.backbone} tells positions apart by embeddings, which shuffled tiles contradict, "
             "and its stages have one resolution; choose a convolutional backbone, or views.grids=[]"
         )
+    if config.encoder is not None:
+        for key, value, before in format_changes(config):
+            print(f"note: `{key}` is {value} from here on; the encoder of `encoder` was trained with {before}")
     if encoder.remark and config.encoder is None:
         print(f"note: {encoder.remark}")
     if config.batch.size > shard:
         print(f"`batch.size` ({config.batch.size}) is more than the images of a device; batches are of {shard}")
     print(
-        f"{len(dataset)} images of {'one channel' if dataset.channels == 1 else 'three channels'}, "
-        f"{config.views.size} px, {encoder.spec.backbone}, schedule {config.schedule}, "
+        f"{len(dataset)} images of {'one channel' if dataset.format.channels == 1 else 'three channels'}, "
+        f"{size} px, {encoder.spec.backbone}, schedule {config.schedule}, "
         f"{'plain Barlow Twins' if not config.views.grids else f'grids {list(config.views.grids)}'}"
     )
-    if device.type == "cpu" and config.views.size > SMALL_ENOUGH:
+    if device.type == "cpu" and size > SMALL_ENOUGH:
         print(
-            f"no GPU is used, and {config.views.size} px take long on a CPU; config=kermany_cpu is a small network at "
+            f"no GPU is used, and {size} px take long on a CPU; config=kermany_cpu is a small network at "
             f"64 px, and jigsawssl bench data={config.data} says how long a run takes"
         )
 
@@ -470,11 +477,11 @@ def _census(archive: Archive) -> str:
 def _data_facts(dataset: PixelDataset) -> dict[str, Any]:
     return {
         "images": len(dataset),
-        "channels": dataset.channels,
-        "decoded_size": dataset.size,
-        "bits": 16 if dataset.deep else 8,
-        "fit": dataset.fit,
-        "window": dataset.window,
+        "channels": dataset.format.channels,
+        "decoded_size": dataset.format.size,
+        "bits": 16 if dataset.sixteen_bit else 8,
+        "fit": dataset.format.fit,
+        "window": dataset.format.window,
         "unreadable": {printable(name): reason for name, reason in _bad(dataset).items()},
     }
 
@@ -485,8 +492,8 @@ def _encoder_facts(encoder: Encoder) -> dict[str, Any]:
         "features": encoder.features,
         "channels": encoder.channels,
         "reductions": encoder.reductions,
-        "mean": encoder.spec.mean,
-        "std": encoder.spec.std,
+        "mean": encoder.spec.format.mean,
+        "std": encoder.spec.format.std,
     }
 
 

@@ -23,7 +23,7 @@ from ..progress import Progress
 from ..runs import write_bytes
 from ..runs.folder import environment
 from ..training.optim import DEFAULT_WEIGHT_DECAY, autocast_on
-from ..types import UserError
+from ..types import ImageFormat, UserError
 from .supervised import (
     begin_cells,
     check_draws,
@@ -138,7 +138,7 @@ Elsewhere = Mapping[str, Labelled]
 def _open_domain(domain: Domain, labelled: Labelled) -> Labelled:
     """An archive that is only tested on; some of its images must be readable."""
     found, _ = open_domain(domain, classes=labelled.archive.classes)
-    PixelDataset(found.archive.select(found.test[:READ_AHEAD].tolist()), size=8).load(progress=False)
+    PixelDataset(found.archive.select(found.test[:READ_AHEAD].tolist()), ImageFormat(8)).load(progress=False)
     return found
 
 
@@ -177,7 +177,7 @@ def _facts(
         "against": config.variants[name].get("against", next(iter(config.variants))),
         "backbone": encoder.spec.backbone,
         "attention": encoder.spec.attention,
-        "size": encoder.spec.size,
+        "size": encoder.spec.format.size,
         **cost_of(encoder),
         "sha256": digest(choice.reference),
         "leak_guard": guards,

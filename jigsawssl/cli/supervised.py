@@ -17,7 +17,7 @@ from ..checkpoint import read_header
 from ..config import CurveConfig, StudyConfig, SupervisedConfig, command_of, to_yaml, without_folder
 from ..data.census import split_counts
 from ..data.conventions import are_numbered, split_name
-from ..data.loading import PixelDataset, stain_target
+from ..data.loading import PixelDataset, channels_of, stain_target
 from ..data.manifest import manifest_columns
 from ..data.splits import Rows
 from ..experiments.labelled import (
@@ -38,7 +38,7 @@ from ..runs import write_json
 from ..runs.folder import check_run_folder, clear_run_folder, now
 from ..training.finetune import Recipe, trained_stages
 from ..training.optim import autocast_precision, training_device
-from ..types import UserError
+from ..types import ImageFormat, UserError
 from .census import census_table, told
 from .look import RESUME_MAY_CHANGE
 
@@ -99,7 +99,7 @@ def open_cells(config: CurveConfig | StudyConfig) -> Opened:
     source = source_of(config, references)
     labelled = open_and_tell(config, source, references)
     print(test_line(labelled))
-    channels = PixelDataset(labelled.archive.select(labelled.pool.tolist()), size=8).channels
+    channels = channels_of(labelled.archive.select(labelled.pool.tolist()))
     # The processes of the cells take it from there, and need not look into every image again.
     return Opened(path, device, labelled, source._replace(assigned=str(path / "split.csv")), channels)
 
@@ -252,7 +252,8 @@ def choice_of(config: SupervisedConfig, reference: str, labelled: Labelled) -> E
     target: tuple[float, ...] = ()
     if config.stain not in (None, "none"):
         pool = labelled.pool[:: max(1, len(labelled.pool) // STAINED)]
-        images = PixelDataset(labelled.archive.select(pool.tolist()), size=STAINED_SIZE, workers=os.cpu_count() or 1)
+        stained = labelled.archive.select(pool.tolist())
+        images = PixelDataset(stained, ImageFormat(STAINED_SIZE, channels_of(stained)), workers=os.cpu_count() or 1)
         images.load(progress=False)
         target = stain_target(str(config.stain), images)
     return EncoderChoice(
@@ -282,11 +283,12 @@ def check_encoder(config: SupervisedConfig, reference: str, *, trained: bool, en
     mode = adaptation_mode(config.mode, trained)
     if config.head == "dense" and mode != "full":
         raise UserError(f"`head` (dense) goes with mode=full, not `mode` ({config.mode}); give mode=full")
+    size = encoder.spec.format.size
     for grid in config.views.grids if mode == "progressive" else ():
-        if encoder.spec.size % grid:
+        if size % grid:
             raise UserError(
-                f"`views.size` ({encoder.spec.size}, the encoder's) must be divisible by `views.grids` ({grid}); "
-                f"nearest sizes: {nearest_sizes(encoder.spec.size, grid)}"
+                f"`views.size` ({size}, the encoder's) must be divisible by `views.grids` ({grid}); "
+                f"nearest sizes: {nearest_sizes(size, grid)}"
             )
     if encoder.remark and not trained:
         print(f"note: {encoder.remark}")

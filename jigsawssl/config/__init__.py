@@ -1,5 +1,6 @@
 """Configuration: typed schemas hold every default; a YAML file and then ``key=value`` arguments override them."""
 
+from .checks import check_grids
 from .loading import config_of, describe_keys, load_config, to_yaml, without_folder, without_folders
 from .repeat import command_line, command_to_repeat, command_with, command_with_file, settings_of
 from .schemas import (
@@ -28,6 +29,7 @@ __all__ = [
     "StudyConfig",
     "SupervisedConfig",
     "TransferConfig",
+    "check_grids",
     "command_line",
     "command_of",
     "command_to_repeat",

@@ -23,7 +23,7 @@ from .schemas import (
     TransferConfig,
 )
 
-__all__ = ["check", "keys_of", "single_values"]
+__all__ = ["check", "check_grids", "keys_of", "single_values"]
 
 _CHOICES = {
     "precision": ("auto", "bf16", "16", "32"),
@@ -37,10 +37,10 @@ _CHOICES = {
     "attention": (None, *ATTENTIONS),
     "head": ("linear", "dense"),
     "class_weights": ("balanced", "none"),
-    "reading.fit": FITS,
-    "reading.stain": STAINS,
+    "reading.fit": (None, *FITS),
+    "reading.stain": (None, *STAINS),
     "stain": (None, *STAINS),
-    "reading.window": WINDOW_CHOICES,
+    "reading.window": (None, *WINDOW_CHOICES),
 }
 _POSITIVE = ("optimizer.lr", "optimizer.head_scale", "optimizer.encoder_scale", "optimizer.layer_decay")
 _LEAST = {
@@ -118,15 +118,7 @@ def check(config: DictConfig, schema: type) -> None:
     grids, size = list(config.views.grids), config.views.size
     if len(grids) not in (0, 3) or (issubclass(schema, SupervisedConfig) and not grids):
         raise UserError(f"`views.grids` ({grids}) must have three entries, one per tap; such as [8,4,2]")
-    for grid in grids:
-        if grid < 1:
-            raise UserError(f"`views.grids` ({grid}) must be at least 1; 1 leaves the tiles in order")
-        if size is not None and size % grid:
-            below, above = size // grid * grid, (size // grid + 1) * grid
-            nearest = f"{below}, {above}" if below else f"{above}"
-            raise UserError(
-                f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); nearest sizes: {nearest}"
-            )
+    check_grids(size, grids)
     if issubclass(schema, PretrainConfig):
         if config.views.preset not in defaults.PRESETS:
             raise UserError(f"`views.preset` ({config.views.preset}) must be one of {', '.join(defaults.PRESETS)}")
@@ -152,6 +144,19 @@ def check(config: DictConfig, schema: type) -> None:
         if config.views.preset not in ("mild", "strong"):
             raise UserError(f"`views.preset` ({config.views.preset}) must be one of mild, strong")
         _check_supervised(config, schema)
+
+
+def check_grids(size: int | None, grids: Iterable[int]) -> None:
+    """Grids must divide images into whole tiles."""
+    for grid in grids:
+        if grid < 1:
+            raise UserError(f"`views.grids` ({grid}) must be at least 1; 1 leaves the tiles in order")
+        if size is not None and size % grid:
+            below, above = size // grid * grid, (size // grid + 1) * grid
+            nearest = f"{below}, {above}" if below else f"{above}"
+            raise UserError(
+                f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); nearest sizes: {nearest}"
+            )
 
 
 def _check_supervised(config: DictConfig, schema: type) -> None:

@@ -28,6 +28,9 @@ def _key(default: Any, meaning: str) -> Any:
     return field(default=default, metadata={"meaning": meaning})
 
 
+_KEPT = "null: as the encoder to go on from, else"
+
+
 def _group(kind: type) -> Any:
     return field(default_factory=kind)
 
@@ -45,19 +48,23 @@ class FinetuneBatchConfig:
 
 @dataclass
 class ReadingConfig:
-    fit: str = _key(defaults.FIT, "how images become square: pad (whole, on black), crop (the centre) or squash")
-    window: str = _key(
-        defaults.WINDOW,
-        "more than 8 bits: file (the DICOM's window, else percentiles), percentiles, or for CT lung, mediastinum, "
-        "abdomen, brain, bone",
+    fit: str | None = _key(
+        None, f"how images become square: pad (whole, on black), crop (the centre) or squash; {_KEPT} {defaults.FIT}"
     )
-    stain: str = _key("none", "stained tissue: none, macenko, or reinhard (to the archive's own average colours)")
+    window: str | None = _key(
+        None,
+        "more than 8 bits: file (the DICOM's window, else percentiles), percentiles, or for CT lung, mediastinum, "
+        f"abdomen, brain, bone; {_KEPT} {defaults.WINDOW}",
+    )
+    stain: str | None = _key(
+        None, f"stained tissue: none, macenko, or reinhard (to the archive's own average colours); {_KEPT} none"
+    )
     frames: str = _key("all", "frames of multi-frame files: all, middle or every_N, such as every_5")
 
 
 @dataclass
 class ViewsConfig:
-    size: int = _key(defaults.SIZE, "side of the square views in pixels")
+    size: int | None = _key(None, f"side of the square views in pixels; {_KEPT} {defaults.SIZE}")
     grids: list[int] = _key(
         list(defaults.GRIDS),
         "tiles per side for each tap, finest first; 1 keeps the order; [] is plain Barlow Twins",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .. import defaults
-from ..types import UserError
+from ..types import ImageFormat, UserError
 from .table import LEFT_OUT, TABLE_SCHEMA, original, salted
 
 __all__ = ["Cache", "CacheOptions", "archive_digest", "caches_of", "chosen_frames", "short_digest"]
@@ -35,33 +34,47 @@ class CacheOptions:
     """What decides about cached pixels; another value gives another cache.
 
     Attributes:
-        size: side of the squares in pixels.
-        channels: 1 or 3.
-        deep: uint16 instead of uint8.
-        fit: see :func:`jigsawssl.readers.fit_image`.
-        window: see :func:`jigsawssl.readers.read`.
+        format: of the squares; what stain and normalisation make of them is not part of it.
+        sixteen_bit: uint16 instead of uint8.
         frames: ``all``, ``middle`` or ``every_N`` of files with several frames.
         examined: whether the doctor's columns are filled, which takes longer.
     """
 
-    size: int
-    channels: int
-    deep: bool = False
-    fit: str = defaults.FIT
-    window: str = defaults.WINDOW
+    format: ImageFormat
+    sixteen_bit: bool = False
     frames: str = "all"
     examined: bool = False
 
     @property
     def item(self) -> tuple[np.dtype[Any], tuple[int, int, int]]:
         """Type and shape of one image."""
-        return np.dtype(np.uint16 if self.deep else np.uint8), (self.channels, self.size, self.size)
+        side = self.format.size
+        return np.dtype(np.uint16 if self.sixteen_bit else np.uint8), (self.format.channels, side, side)
 
     @property
     def item_bytes(self) -> int:
         """Bytes of one image."""
         kind, shape = self.item
         return kind.itemsize * int(np.prod(shape))
+
+    def as_json(self) -> dict[str, Any]:
+        """Values by the names that ``meta.json`` and the folder's digest have for them."""
+        images = self.format
+        return {
+            "size": images.size,
+            "channels": images.channels,
+            "deep": self.sixteen_bit,
+            "fit": images.fit,
+            "window": images.window,
+            "frames": self.frames,
+            "examined": self.examined,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CacheOptions:
+        """What :meth:`as_json` made."""
+        images = ImageFormat(values["size"], values["channels"], values["fit"], values["window"])
+        return cls(images, sixteen_bit=values["deep"], frames=values["frames"], examined=values["examined"])
 
 
 class Cache:
@@ -82,7 +95,7 @@ class Cache:
         self.path = path
         try:
             meta = json.loads((path / "meta.json").read_text())
-            self.options = CacheOptions(**meta["options"])
+            self.options = CacheOptions.from_json(meta["options"])
             self.salt = (path.parent / SALT_FILE).read_bytes()
             kind, shape = self.options.item
             file = path / "pixels.bin"

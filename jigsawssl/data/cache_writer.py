@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ def build_cache(
     Args:
         archive: what to read.
         folder: of caches; made if missing.
-        options: how to read it. Where an image turns out to have more than 8 bits, and ``deep`` was false, writing
-            starts over with ``deep``, and later runs begin with it; thumbnails of the doctor stay at 8 bits.
+        options: how to read it. Where an image turns out to have more than 8 bits, and ``sixteen_bit`` was false,
+            writing starts over with it, and later runs begin with it; thumbnails of the doctor stay at 8 bits.
         workers: threads.
         progress: say how much disk it takes, and show a bar.
         scope: which part of the archive this is, such as a split. A cache replaces an older one of the same part.
@@ -77,7 +77,7 @@ def build_cache(
         stamps[row] = archive.stamp(row)
     listing = short_digest(_listing(archive, stamps))
     names = _Names(folder, archive.location, scope, salt)
-    if not options.deep and not options.examined and names.known(deeper := replace(options, deep=True)):
+    if not options.sixteen_bit and not options.examined and names.known(deeper := replace(options, sixteen_bit=True)):
         options = deeper
     found = _finished(names.final(options, listing), archive, options)
     if found is not None:
@@ -96,7 +96,7 @@ def build_cache(
                 archive,
                 stamps,
                 names=names,
-                options=replace(options, deep=True),
+                options=replace(options, sixteen_bit=True),
                 listing=listing,
                 workers=workers,
                 progress=progress,
@@ -112,7 +112,7 @@ class _Names:
 
     def alike(self, options: CacheOptions) -> str:
         """How the names of all parts begin whose entries may be taken over."""
-        return f"{self._archive}-{short_digest(json.dumps([_FORMAT, asdict(options)]))}-"
+        return f"{self._archive}-{short_digest(json.dumps([_FORMAT, options.as_json()]))}-"
 
     def final(self, options: CacheOptions, listing: str) -> Path:
         """The finished cache."""
@@ -163,7 +163,7 @@ def _finished(final: Path, archive: Archive, options: CacheOptions) -> Cache | N
         frame = unreadable.get(sample.path)
         if frame is not None:
             try:
-                archive.open(row, options.window).frame(frame)
+                archive.open(row, options.format.window).frame(frame)
             except Unreadable:
                 continue
             return None
@@ -223,9 +223,9 @@ def _check_disk(archive: Archive, folder: Path, *, options: CacheOptions, partia
     written = (partial / "pixels.bin").stat().st_size if (partial / "pixels.bin").is_file() else 0
     free = shutil.disk_usage(folder).free
     if progress:
-        bits = 16 if options.deep else 8
+        bits = 16 if options.sixteen_bit else 8
         print(
-            f"Cache: {len(archive)} images of {options.channels} x {options.size} x {options.size} at {bits} bits take "
+            f"Cache: {len(archive)} images of {' x '.join(map(str, options.item[1]))} at {bits} bits take "
             f"{needed / 1e9:.2f} GB of disk, more where files have several frames; {free / 1e9:.1f} GB are free"
         )
     if needed - written > free:
@@ -312,7 +312,7 @@ def _write(
     finally:
         known.close()
     images = _write_table(partial, archive.refused)
-    meta = {"options": asdict(options), "images": images, "format": _FORMAT}
+    meta = {"options": options.as_json(), "images": images, "format": _FORMAT}
     (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
 
@@ -368,7 +368,7 @@ def _decoded(
 ) -> tuple[list[dict[str, Any]], bytes]:
     """Table rows and cached pixels of all wanted frames of one file."""
     try:
-        picture = archive.open(row, options.window, None if options.examined else 2 * options.size, data)
+        picture = archive.open(row, options.format.window, None if options.examined else 2 * options.format.size, data)
     except NotAnImage as error:
         return [{"frame": 0, "status": f"{LEFT_OUT}{error}"}], b""
     except Unreadable as error:
@@ -399,9 +399,9 @@ def _decoded(
         except Unreadable as error:
             entries.append({**common, "frame": frame, "status": str(error)})
             continue
-        if pixels.dtype == np.uint16 and not options.deep and not options.examined:
+        if pixels.dtype == np.uint16 and not options.sixteen_bit and not options.examined:
             raise _Deeper  # and everything is written again, as a smaller type would cut it
-        square = fit_image(pixels, size=options.size, channels=options.channels, fit=options.fit, deep=options.deep)
+        square = fit_image(pixels, options.format, sixteen_bit=options.sixteen_bit)
         stored = square.tobytes()
         top = np.float32(np.iinfo(pixels.dtype).max)
         entry = {**common, "frame": frame, "status": "ok", "checksum": zlib.crc32(stored)}

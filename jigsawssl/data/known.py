@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ..types import ImageFormat
 from .archive import Archive
 from .cache import Cache
 from .table import content_key
@@ -79,41 +81,25 @@ class KnownImages:
                 return Found(content_key(content), patient, held_out)
         return None
 
-    def squares(self, *, size: int, channels: int, fit: str, window: str) -> Squares | None:
-        """What is decoded for a dataset of such images, at the smallest side that is large enough; None for nothing.
-
-        Args:
-            size: side in pixels that is wanted at least.
-            channels: 1 or 3.
-            fit: how images become squares.
-            window: how more than 8 bits become display values.
-        """
-        fitting = [
-            held
-            for held in self._held
-            if (held.cache.options.channels, held.cache.options.fit, held.cache.options.window)
-            == (channels, fit, window)
-            and held.cache.options.size >= size
-        ]
-        if not fitting:
-            return None
-        side = min(held.cache.options.size for held in fitting)
-        return Squares(side, [held for held in fitting if held.cache.options.size == side], self.used)
+    def squares(self, format: ImageFormat) -> Squares | None:
+        """What is decoded for such a dataset, at the smallest side that is large enough; None for nothing."""
+        kept: dict[int, list[_Held]] = {}
+        for held in self._held:
+            side = held.cache.options.format.size
+            if side >= format.size and held.cache.options.format == replace(format, size=side):
+                kept.setdefault(side, []).append(held)
+        return Squares(replace(format, size=min(kept)), kept[min(kept)], self.used) if kept else None
 
 
 class Squares:
-    """Decoded images of one size.
+    """Decoded images of one format."""
 
-    Attributes:
-        side: in pixels.
-    """
-
-    def __init__(self, side: int, held: Sequence[_Held], used: set[str]) -> None:
-        self.side = side
+    def __init__(self, format: ImageFormat, held: Sequence[_Held], used: set[str]) -> None:
+        self.format = format
         self._held, self._used = held, used
 
     def get(self, path: str) -> NDArray[np.uint8 | np.uint16] | None:
-        """An image ``(channels, side, side)``, of several frames the middle one; None where no cache has it."""
+        """An image ``(channels, size, size)``, of several frames the middle one; None where no cache has it."""
         for cache, table, rows in self._held:
             at = rows.get(path)
             if at is None or not _is_middle(table.slice(at, 1))[0]:

@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +24,9 @@ from jigsawssl.data.known import KnownImages, Squares
 from jigsawssl.data.splits import Fold, Rows
 from jigsawssl.data.table import LEFT_OUT, is_fault
 from jigsawssl.progress import Progress
-from jigsawssl.readers import NotAnImage, Unreadable, fit_image, shrink_square
+from jigsawssl.readers import NotAnImage, Picture, Unreadable, fit_image, shrink_square
 from jigsawssl.stain import MACENKO_TARGET, reinhard_statistics
-from jigsawssl.types import Batch, UserError
+from jigsawssl.types import Batch, ImageFormat, UserError
 
 _SAMPLED_FOR_KIND = 64
 _SAMPLED_FOR_STATISTICS = 2048
@@ -40,27 +41,20 @@ class PixelDataset(Dataset[Batch]):
 
     Args:
         archive: where the images and labels come from.
-        size: side in pixels.
-        channels: 1 or 3; None takes 1 if 64 images of the archive are grey, also where they are stored as RGB
-            (channels that differ by at most 8 of 255 in more than 99.9 % of the pixels), and 3 otherwise. Hashes of
-            their paths choose the 64, so that a growing archive hardly changes them.
-        fit: how images become squares, see :func:`jigsawssl.readers.fit_image`.
-        window: how more than 8 bits become display values, see :func:`jigsawssl.readers.read`.
+        format: of the squares; stain and normalisation come later. See :func:`channels_of`.
         workers: threads that decode.
         most_unreadable: number of unreadable images above which decoding stops.
         memory_bytes: the most memory that :meth:`load` may take.
 
     Attributes:
-        deep: images are uint16, because one of them has more than 8 bits: one of 64, or of all where all were decoded.
-            Without cache and :meth:`load`, batches are also uint16 that hold a deeper image which was not sampled.
+        sixteen_bit: images are uint16, because one of them has more than 8 bits: one of 64, or of all where all were
+            decoded. Without cache and :meth:`load`, batches are also uint16 that hold a deeper image which was not
+            sampled.
         rows: int64, the row of the archive of each usable image; ``len(dataset)`` is their number.
         unreadable: path → reason.
 
-    Raises:
-        UserError: if ``channels`` is neither None, 1 nor 3, or ``size`` is not positive.
-
     >>> from jigsawssl.data.archive import open_archive
-    >>> dataset = PixelDataset(open_archive("demo", split="val"), size=32)
+    >>> dataset = PixelDataset(open_archive("demo", split="val"), ImageFormat(32, channels=1))
     >>> batch = dataset.__getitems__([0, 1])
     >>> batch.images.shape, batch.images.dtype, batch.rows.tolist()
     (torch.Size([2, 1, 32, 32]), torch.uint8, [0, 1])
@@ -69,25 +63,15 @@ class PixelDataset(Dataset[Batch]):
     def __init__(
         self,
         archive: Archive,
+        format: ImageFormat,
         *,
-        size: int,
-        channels: int | None = None,
-        fit: str = defaults.FIT,
-        window: str = defaults.WINDOW,
         workers: int = 1,
         most_unreadable: float = math.inf,
         memory_bytes: int = 4 * 2**30,
     ) -> None:
-        if size < 1:
-            raise UserError(f"`size` ({size}) must be a positive number of pixels; use 224.")
-        if channels not in (None, 1, 3):
-            raise UserError(f"`channels` ({channels}) must be 1 (grey) or 3 (RGB); leave it out to detect it.")
         self.archive = archive
-        self.size = size
-        found, self.deep = _kind(archive, window, look_for_colour=channels is None)
-        self.channels = found if channels is None else channels
-        self.fit = fit
-        self.window = window
+        self.format = format.decoded
+        self.sixteen_bit = any(picture.info.bits > 8 for picture in _sampled(archive, format.window))
         self.workers = max(1, workers)
         self.rows: NDArray[np.int64] = np.arange(len(archive), dtype=np.int64)
         self.unreadable: dict[str, str] = {}
@@ -105,9 +89,7 @@ class PixelDataset(Dataset[Batch]):
 
     def cache_options(self, frames: str = "all") -> CacheOptions:
         """The cache that fits this dataset."""
-        return CacheOptions(
-            size=self.size, channels=self.channels, deep=self.deep, fit=self.fit, window=self.window, frames=frames
-        )
+        return CacheOptions(self.format, sixteen_bit=self.sixteen_bit, frames=frames)
 
     def use(self, cache: Cache) -> None:
         """Take the images from a cache of this archive, or of one that holds it.
@@ -115,7 +97,7 @@ class PixelDataset(Dataset[Batch]):
         Raises:
             UserError: if no image is readable.
         """
-        self.deep = cache.options.deep
+        self.sixteen_bit = cache.options.sixteen_bit
         row_of = {sample.path: row for row, sample in enumerate(self.archive.samples)}
         readable = cache.readable()
         paths = cache.paths()
@@ -147,13 +129,12 @@ class PixelDataset(Dataset[Batch]):
             UserError: if no image can be decoded.
         """
         if known is not None:
-            wanted = {"channels": self.channels, "fit": self.fit, "window": self.window}
-            self._squares = known.squares(size=self.size, **wanted)  # type: ignore[arg-type]
-        item = (2 if self.deep else 1) * self.channels * self.size**2
-        if self.cached or len(self.archive) * item > self.memory_bytes:
+            self._squares = known.squares(self.format)
+        options = self.cache_options()
+        if self.cached or len(self.archive) * options.item_bytes > self.memory_bytes:
             return
-        kind = np.int16 if self.deep else np.uint8
-        pixels = np.empty((len(self.archive), self.channels, self.size, self.size), dtype=kind)
+        kind = np.int16 if self.sixteen_bit else np.uint8
+        pixels = np.empty((len(self.archive), *options.item[1]), dtype=kind)
         deeper = False
 
         def decode(row: int) -> bool:
@@ -169,7 +150,7 @@ class PixelDataset(Dataset[Batch]):
             done = pool.map(decode, range(len(self.archive)))
             readable = np.array(list(Progress(done, "Decoding", len(self.archive), disable=not progress)), dtype=bool)
         if deeper:  # than the sampled ones: once more, with 16 bits for all
-            self.deep = True
+            self.sixteen_bit = True
             return self.load(progress, known)
         self.rows = np.flatnonzero(readable).astype(np.int64)
         if not self.rows.size:
@@ -212,7 +193,7 @@ class PixelDataset(Dataset[Batch]):
             shape = (len(where), *self._stored.shape[1:])
             images = torch.empty(shape, dtype=self._stored.dtype, pin_memory=torch.cuda.is_available())
             _gather(self._stored, where if self._at is None else self._at[where], images)
-            return Batch(images.view(torch.uint16) if self.deep else images, self._labels[rows], rows)
+            return Batch(images.view(torch.uint16) if self.sixteen_bit else images, self._labels[rows], rows)
         with ThreadPoolExecutor(self.workers) as pool:
             found = list(pool.map(self._next_readable, map(int, indices)))
         rows = torch.tensor([row for row, _ in found], dtype=torch.int64)
@@ -233,23 +214,21 @@ class PixelDataset(Dataset[Batch]):
         path = self.archive.samples[row].path
         known = None if self._squares is None else self._squares.get(path)
         if known is not None:
-            square = known.astype(np.uint16) * np.uint16(257) if self.deep and known.dtype == np.uint8 else known
-            return shrink_square(square, self.size)
+            widened = self.sixteen_bit and known.dtype == np.uint8
+            return shrink_square(known.astype(np.uint16) * np.uint16(257) if widened else known, self.format.size)
         # By way of the cached size, so that cached images and others are made alike.
-        side = self.size if self._squares is None else self._squares.side
+        format = self.format if self._squares is None else self._squares.format
         try:
             # Twice the size, as the antialiased resize below wants at least that to be as good as from full size.
-            picture = self.archive.open(row, self.window, at_least=2 * side)
+            picture = self.archive.open(row, format.window, at_least=2 * format.size)
             pixels = picture.frame(picture.info.frames // 2)
         except Unreadable as error:
             self.unreadable[path] = f"{LEFT_OUT}{error}" if isinstance(error, NotAnImage) else str(error)
             if self._faults() > self.most_unreadable:
                 raise self.too_many_unreadable() from None
             return None
-        square = fit_image(
-            pixels, size=side, channels=self.channels, fit=self.fit, deep=self.deep or pixels.dtype == np.uint16
-        )
-        return shrink_square(square, self.size)
+        square = fit_image(pixels, format, sixteen_bit=self.sixteen_bit or pixels.dtype == np.uint16)
+        return shrink_square(square, self.format.size)
 
     def _faults(self) -> int:
         return sum(is_fault(reason) for reason in self.unreadable.values())
@@ -391,26 +370,39 @@ def _already_a_batch(fetched: Any) -> Any:  # a Batch, though DataLoader's types
     return fetched
 
 
-def _kind(archive: Archive, window: str, look_for_colour: bool) -> tuple[int, bool]:
-    """Channels of an archive, and whether it has more than 8 bits, by a sample of it."""
+def _sampled(archive: Archive, window: str) -> Iterator[Picture]:
+    """Some readable images, chosen by hashes of their paths."""
     # Neighbours in the archive are alike, and one more file should not change the answer.
     keyed = (
         (zlib.crc32(sample.path.encode("utf-8", "surrogateescape")), row) for row, sample in enumerate(archive.samples)
     )
-    channels, deep = 1, False
     for _, row in heapq.nsmallest(_SAMPLED_FOR_KIND, keyed):
-        try:
-            picture = archive.open(row, window)
-            deep = deep or picture.info.bits > 8
-            if not look_for_colour or channels == 3:
-                continue
+        with suppress(Unreadable):
+            yield archive.open(row, window)
+
+
+def channels_of(archive: Archive, window: str = defaults.WINDOW) -> int:
+    """1 if the images are grey, also where they are stored as RGB, else 3.
+
+    64 images are looked at; they count as grey where their channels differ by at most 8 of 255 in more than 99.9 % of
+    the pixels. Hashes of their paths choose them, so that a growing archive hardly changes them.
+
+    Args:
+        archive: that holds them.
+        window: how more than 8 bits become display values, see :func:`jigsawssl.readers.read`.
+
+    Example:
+        >>> from jigsawssl.data import open_archive
+        >>> channels_of(open_archive("demo"))
+        1
+    """
+    for picture in _sampled(archive, window):
+        with suppress(Unreadable):
             pixels = picture.frame(picture.info.frames // 2)
-        except Unreadable:
-            continue
-        spread = pixels.max(axis=2) - pixels.min(axis=2)
-        if (spread <= 8 * (np.iinfo(pixels.dtype).max // 255)).mean() <= 0.999:
-            channels = 3
-    return channels, deep
+            spread = pixels.max(axis=2) - pixels.min(axis=2)
+            if (spread <= 8 * (np.iinfo(pixels.dtype).max // 255)).mean() <= 0.999:
+                return 3
+    return 1
 
 
 def stain_target(stain: str, images: PixelDataset) -> tuple[float, ...]:
@@ -425,12 +417,12 @@ def stain_target(stain: str, images: PixelDataset) -> tuple[float, ...]:
 
     Example:
         >>> from jigsawssl.data import open_archive
-        >>> len(stain_target("macenko", PixelDataset(open_archive("demo"), size=28, channels=3)))
+        >>> len(stain_target("macenko", PixelDataset(open_archive("demo"), ImageFormat(28))))
         8
     """
     if stain == "none":
         return ()
-    if images.channels != 3 or images.deep:
+    if images.format.channels != 3 or images.sixteen_bit:
         raise UserError(f"`stain` ({stain}) must be none for grey or 16-bit images; leave it out")
     if stain == "macenko":
         return MACENKO_TARGET

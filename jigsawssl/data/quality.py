@@ -10,11 +10,12 @@ from scipy.fft import dctn
 from scipy.ndimage import uniform_filter
 
 from ..readers import NOTE_CONSTANT_CHANNEL, Notes, fit_image, note_narrow
+from ..types import ImageFormat
 
 __all__ = ["HASH_BITS", "examine", "near_duplicates", "note_looks", "perceptual_hash"]
 
 HASH_BITS = 256
-_SAMPLED, _KEPT = 32, 16
+_SAMPLED, _KEPT = ImageFormat(32, channels=1, fit="squash"), 16
 _BANDS = 16  # looked up as a whole: hashes that differ in 20 bits still agree in five of them on average
 _BAND_LIMIT = 2000
 _BRIGHT, _EDGE = 0.7, 0.35
@@ -35,7 +36,7 @@ def perceptual_hash(pixels: NDArray[Any]) -> str:
     >>> perceptual_hash(shade) == perceptual_hash(shade.repeat(2, 0).repeat(2, 1))
     True
     """
-    small = fit_image(pixels, size=_SAMPLED, channels=1, fit="squash", deep=True)[0].astype(np.float64)
+    small = fit_image(pixels, _SAMPLED, sixteen_bit=True)[0].astype(np.float64)
     low = dctn(small, norm="ortho")[:_KEPT, :_KEPT].ravel()
     low[0] = 0  # brightness
     return np.packbits(low > np.median(low)).tobytes().hex()

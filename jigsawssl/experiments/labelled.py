@@ -23,9 +23,8 @@ from ..data.leakage import KEY_FILE, Overlap, SeenImages
 from ..data.loading import LabelledSet, PixelDataset
 from ..data.splits import Fold, Rows
 from ..data.table import printable
-from ..models import EncoderSpec
 from ..runs import write_csv
-from ..types import UserError
+from ..types import ImageFormat, UserError
 from ..words import counted
 
 __all__ = [
@@ -425,16 +424,16 @@ def _rows(archive: Archive, split: str) -> Rows:
 
 
 def read_images(
-    labelled: Labelled, rows: Rows, *, spec: EncoderSpec, what: str, progress: bool = True
+    labelled: Labelled, rows: Rows, *, format: ImageFormat, what: str, progress: bool = True
 ) -> tuple[PixelDataset, Rows]:
-    """Decode images as the encoder saw them in pretraining: its size, channels, fit and window.
+    """Decode images as the encoder saw them in pretraining.
 
     What a cache of that pretraining holds is not decoded again.
 
     Args:
         labelled: the archive that holds them.
         rows: which.
-        spec: of the encoder.
+        format: of the encoder.
         what: a word for what they are, for the note about unreadable ones.
         progress: show a bar, and that note.
 
@@ -442,9 +441,7 @@ def read_images(
         The readable images and the row of each.
     """
     part = labelled.archive.select(rows.tolist())
-    dataset = PixelDataset(
-        part, size=spec.size, channels=spec.in_channels, fit=spec.fit, window=spec.window, workers=os.cpu_count() or 1
-    )
+    dataset = PixelDataset(part, format, workers=os.cpu_count() or 1)
     dataset.load(progress, labelled.identities.known)
     if dataset.unreadable and progress:
         print(f"{len(dataset.unreadable)} unreadable {what} images were left out; the report lists them")

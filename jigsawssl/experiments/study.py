@@ -85,12 +85,13 @@ def cost_of(encoder: Encoder) -> dict[str, int]:
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> cost_of(create_encoder("resnet18", in_channels=3, size=224, stem_stride=4))["multiply_adds"] / 1e9
+        >>> from jigsawssl.types import ImageFormat
+        >>> cost_of(create_encoder("resnet18", ImageFormat(224)))["multiply_adds"] / 1e9
         1.8...
     """
-    spec = encoder.spec
+    spec = encoder.spec.format
     parameter = next(encoder.parameters())
-    images = torch.zeros(1, spec.in_channels, spec.size, spec.size, device=parameter.device)
+    images = torch.zeros(1, spec.channels, spec.size, spec.size, device=parameter.device)
     training = encoder.training
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -160,7 +161,7 @@ class _Searcher:
         }
         torch.manual_seed(0)
         encoder, _ = plan.variants[variant].resolve(plan.channels)
-        budget = place.budget(encoder.spec, chosen=plan.subsets[0], fraction=plan.fraction, seed=0)
+        budget = place.budget(encoder.spec.format, chosen=plan.subsets[0], fraction=plan.fraction, seed=0)
         last = planned_epochs(min(len(train) for train, _ in budget.labelled_set.folds), plan.recipe)
         done = 0
 
@@ -250,7 +251,7 @@ class _Worker:
         model = tested.adaptation.model
         assert model is not None
         domain, labels = open_domain(self.plan.domains[name], classes=self.place.labelled.archive.classes)
-        images, rows = read_images(domain, domain.test, spec=model.encoder.spec, what=name, progress=False)
+        images, rows = read_images(domain, domain.test, format=model.encoder.spec.format, what=name, progress=False)
         labels = labels[np.isin(domain.test, rows)]
         probabilities = tested.adaptation.probabilities(images)
         predictions = predictions_of(

@@ -21,12 +21,13 @@ from ..checkpoint import resolve_encoder
 from ..data.loading import PixelDataset
 from ..data.splits import Rows
 from ..evaluation.assessment import Predictions
-from ..models import Encoder, EncoderSpec
+from ..models import Encoder
 from ..runs import write_bytes, write_json
 from ..training.adapt import Adaptation, adapt
 from ..training.finetune import Recipe
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import FeatureBank
+from ..types import ImageFormat
 from .labelled import Budget, Labelled, Source, open_labelled, read_images, take_budget
 
 __all__ = [
@@ -78,7 +79,7 @@ class EncoderChoice(NamedTuple):
             backbone_options=self.backbone_options,
         )
         if self.stain is not None:
-            encoder.spec = replace(encoder.spec, stain=self.stain, stain_target=self.stain_target)
+            encoder.read_as(replace(encoder.spec.format, stain=self.stain, stain_target=self.stain_target))
         return encoder, trained
 
     @property
@@ -113,20 +114,20 @@ class Workplace:
         self.labelled = open_labelled(source)
         self.device = training_device(accelerator)
         self.autocast = autocast_dtype(precision)
-        self._images: dict[tuple[Any, ...], tuple[PixelDataset, Rows]] = {}
+        self._images: dict[ImageFormat, tuple[PixelDataset, Rows]] = {}
 
-    def decoded(self, spec: EncoderSpec) -> tuple[PixelDataset, Rows]:
+    def decoded(self, format: ImageFormat) -> tuple[PixelDataset, Rows]:
         """Every labelled image as an encoder reads it, and the row of each."""
-        key = (spec.size, spec.in_channels, spec.fit, spec.window)
+        key = format.decoded
         if key not in self._images:
             labelled = self.labelled
             rows = np.concatenate([labelled.pool, labelled.validation, labelled.test])
-            self._images[key] = read_images(labelled, rows, spec=spec, what="labelled", progress=False)
+            self._images[key] = read_images(labelled, rows, format=key, what="labelled", progress=False)
         return self._images[key]
 
-    def budget(self, spec: EncoderSpec, *, chosen: Rows, fraction: float, seed: int) -> Budget:
+    def budget(self, format: ImageFormat, *, chosen: Rows, fraction: float, seed: int) -> Budget:
         """The labels that may be used; see :func:`jigsawssl.experiments.labelled.take_budget`."""
-        dataset, rows = self.decoded(spec)
+        dataset, rows = self.decoded(format)
         found = take_budget(self.labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=seed)
         found.facts["unreadable"] = len(found.facts["unreadable"])  # their names are not for reports
         return found
@@ -145,7 +146,7 @@ class Workplace:
         """Adapt to the chosen labels, with ``seed`` in every recipe, and test once."""
         pl.seed_everything(seed, verbose=False)
         labelled = self.labelled
-        budget = self.budget(encoder.spec, chosen=chosen, fraction=fraction, seed=seed)
+        budget = self.budget(encoder.spec.format, chosen=chosen, fraction=fraction, seed=seed)
         adaptation = adapt(
             encoder,
             budget.labelled_set,
@@ -155,7 +156,7 @@ class Workplace:
             autocast=self.autocast,
             features=features,
         )
-        dataset, rows = self.decoded(encoder.spec)
+        dataset, rows = self.decoded(encoder.spec.format)
         tested = np.flatnonzero(np.isin(rows, labelled.test))
         images, rows = dataset.subset(tested), rows[tested]
         predictions = predictions_of(

@@ -113,6 +113,6 @@ def _heading(kind: str, grid: Sequence[int]) -> str:
 def _content_hash(dataset: PixelDataset, position: int) -> str:
     """As in the tables of archives; empty where the file has gone since it was decoded."""
     try:
-        return dataset.archive.open(int(dataset.rows[position]), dataset.window).content_hash
+        return dataset.archive.open(int(dataset.rows[position]), dataset.format.window).content_hash
     except Unreadable:
         return ""

@@ -78,7 +78,8 @@ def choose_tap(encoder: Encoder, images: Tensor) -> str:
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> encoder = create_encoder("resnet18", in_channels=1, size=64).eval()  # taps of 16, 8 and 4 cells
+        >>> from jigsawssl.types import ImageFormat
+        >>> encoder = create_encoder("resnet18", ImageFormat(64, channels=1)).eval()  # taps of 16, 8 and 4 cells
         >>> choose_tap(encoder, torch.rand(1, 1, 64, 64))
         'layer3'
     """
@@ -103,7 +104,8 @@ def gradcam(model: Model, images: Tensor, *, classes: Tensor, tap: str | None = 
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64), classes=2).eval()
+        >>> from jigsawssl.types import ImageFormat
+        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=2).eval()
         >>> gradcam(model, torch.rand(3, 1, 64, 64), classes=torch.tensor([0, 1, 0])).shape
         torch.Size([3, 8, 8])
     """
@@ -212,7 +214,8 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64, attention="ga"), classes=2).eval()
+        >>> from jigsawssl.types import ImageFormat
+        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, 1), attention="ga"), classes=2).eval()
         >>> attention_maps(model, torch.rand(3, 1, 64, 64)).shape
         torch.Size([3, 4, 4])
     """
@@ -266,7 +269,8 @@ def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64, attention="ga"), classes=2).eval()
+        >>> from jigsawssl.types import ImageFormat
+        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, 1), attention="ga"), classes=2).eval()
         >>> list(compare_maps(model, torch.rand(2, 1, 64, 64)))
         ['Grad-CAM', 'attention', 'random']
     """
@@ -309,7 +313,8 @@ def deletion_and_insertion(
 
     Example:
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64), classes=2).eval()
+        >>> from jigsawssl.types import ImageFormat
+        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=2).eval()
         >>> found = deletion_and_insertion(
         ...     model, torch.rand(2, 1, 64, 64), torch.rand(2, 64, 64), classes=torch.tensor([0, 1])
         ... )

@@ -27,7 +27,8 @@ class Classifier(nn.Module):
     Example:
         >>> import torch
         >>> from jigsawssl.models import create_encoder
-        >>> model = Classifier(create_encoder("resnet18", in_channels=1, size=64), classes=3)
+        >>> from jigsawssl.types import ImageFormat
+        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=3)
         >>> model(torch.rand(2, 1, 64, 64)).shape
         torch.Size([2, 3])
     """
@@ -64,7 +65,8 @@ class HierarchicalClassifier(nn.Module):
     Example:
         >>> import torch
         >>> from jigsawssl.models import create_encoder
-        >>> model = HierarchicalClassifier(create_encoder("resnet18", in_channels=1, size=64), classes=3, width=16)
+        >>> from jigsawssl.types import ImageFormat
+        >>> model = HierarchicalClassifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=3, width=16)
         >>> images = torch.rand(2, 1, 64, 64)
         >>> sorted(model.branch_logits(images, model.branches)), model(images).shape
         (['all', 'layer2', 'layer3', 'layer4'], torch.Size([2, 3]))

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from .. import defaults
 from ..functional import average_positions, to_unit_range
-from ..readers import Unreadable, from_pillow, read_file
+from ..readers import Unreadable, fit_image, from_pillow, read_file
 from ..stain import normalize_stain
-from ..types import ATTENTIONS, FITS, LUMA, Tap, Taps, UserError
+from ..types import ATTENTIONS, ImageFormat, Tap, Taps, UserError
 from . import compact as compact  # registers its network with timm
 from .attention import StageAttention
 from .stem import PUBLISHED_STRIDE, Stem, plan_stem
@@ -43,36 +43,21 @@ class EncoderSpec:
 
     Attributes:
         backbone: name of a timm model.
-        in_channels: 1 or 3.
-        size: side in pixels of the square images that :meth:`Encoder.preprocess` makes.
+        format: of the images that :meth:`Encoder.preprocess` makes.
         stem_stride: by how much the image shrinks before the first stage: 4 as published, less for small images, as
             far as the network's stem allows (:attr:`Encoder.stem_stride` is what came of it).
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
         options: numbers or lists of numbers for the timm model, such as ``{"channels": [32, 64, 128, 256]}``.
-        fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
-        window: how files of more than 8 bits were mapped to display values, see
-            :func:`jigsawssl.readers.read`.
         attention: one of :data:`jigsawssl.types.ATTENTIONS`.
         attention_stages: where; stage k is the one whose features are 2^(k+1) times smaller than the image in the
             network as published: 1 to 4 for most.
-        stain: how tissue is brought to a reference, one of :data:`jigsawssl.types.STAINS`.
-        stain_target: the reference, see :func:`jigsawssl.stain.normalize_stain`.
     """
 
     backbone: str
-    in_channels: int = 3
-    size: int = defaults.SIZE
+    format: ImageFormat
     stem_stride: int = 4
-    mean: tuple[float, ...] = (0.45,)
-    std: tuple[float, ...] = (0.225,)
     options: dict[str, Any] = field(default_factory=dict)
-    fit: str = defaults.FIT
-    window: str = defaults.WINDOW
     attention: str = "none"
     attention_stages: tuple[int, ...] = defaults.ATTENTION_STAGES
-    stain: str = "none"
-    stain_target: tuple[float, ...] = ()
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,10 +97,10 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
         key: tuple(value) if isinstance(value, list) else value for key, value in spec.options.items()
     }
     if _has_fixed_size(spec.backbone):
-        options = {"img_size": spec.size, **options}
+        options = {"img_size": spec.format.size, **options}
     try:
         return timm.create_model(
-            spec.backbone, pretrained=False, in_chans=spec.in_channels, num_classes=0, global_pool="", **options
+            spec.backbone, pretrained=False, in_chans=spec.format.channels, num_classes=0, global_pool="", **options
         )
     except (TypeError, RuntimeError, AttributeError, ValueError, AssertionError) as error:
         given = f" with `backbone_options` {spec.options}" if spec.options else ""
@@ -134,7 +119,7 @@ def _has_fixed_size(backbone: str) -> bool:
 @functools.lru_cache(maxsize=64)
 def _stem(backbone: str, *, options: str, in_channels: int, stem_stride: int, indices: tuple[int, ...]) -> Stem | None:
     """Planned once a process: a curve builds the same network in each of its cells."""
-    spec = EncoderSpec(backbone, in_channels, options=json.loads(options))
+    spec = EncoderSpec(backbone, ImageFormat(channels=in_channels), options=json.loads(options))
     with torch.device("meta"):
         network = _build_backbone(spec)
     return plan_stem(network, indices=indices, in_channels=in_channels, stem_stride=stem_stride)
@@ -153,7 +138,7 @@ class Encoder(nn.Module):
         features: D, channels of all taps together.
 
     Example:
-        >>> encoder = Encoder(EncoderSpec("resnet18", in_channels=1, size=64, stem_stride=2)).eval()
+        >>> encoder = Encoder(EncoderSpec("resnet18", ImageFormat(64, channels=1), stem_stride=2)).eval()
         >>> images = torch.randint(256, (2, 1, 50, 70), dtype=torch.uint8)
         >>> encoder(encoder.preprocess(images)).shape
         torch.Size([2, 896])
@@ -166,12 +151,8 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
-        if spec.in_channels not in (1, 3):
-            raise UserError(f"`in_channels` ({spec.in_channels}) must be 1 (grey) or 3 (colour)")
         if spec.stem_stride not in (1, 2, 4):
             raise UserError(f"`stem_stride` ({spec.stem_stride}) must be 1, 2 or 4")
-        if spec.fit not in FITS:
-            raise UserError(f"`reading.fit` ({spec.fit}) must be one of {', '.join(FITS)}")
         _checked_options(spec.options)
         self.spec = spec
         self.backbone = _build_backbone(spec)
@@ -195,7 +176,7 @@ class Encoder(nn.Module):
             stem = _stem(
                 spec.backbone,
                 options=options,
-                in_channels=spec.in_channels,
+                in_channels=spec.format.channels,
                 stem_stride=spec.stem_stride,
                 indices=tuple(indices),
             )
@@ -213,8 +194,8 @@ class Encoder(nn.Module):
         # What lies behind the deepest tap would hold parameters that no step trains.
         behind = "norm" not in names[-1]
         self.backbone.prune_intermediate_layers(indices, prune_norm=behind, prune_head=True)  # type: ignore[operator]
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(spec.format.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.format.std).view(1, -1, 1, 1), persistent=False)
         self.attention = nn.ModuleDict()
         places = {int(stage["reduction"]).bit_length() - 2: str(stage["module"]) for stage in stages}
         self._ends = {0: str(stages[-1]["module"])} if self.isotropic else dict(sorted(places.items()))
@@ -258,7 +239,7 @@ class Encoder(nn.Module):
         training = self.training
         self.eval()
         try:
-            self.taps(torch.zeros(1, self.spec.in_channels, self.spec.size, self.spec.size))
+            self.taps(_blank(self.spec.format))
         finally:
             handle.remove()
             self.train(training)
@@ -397,7 +378,7 @@ class Encoder(nn.Module):
             ValueError: for another type or shape.
 
         Example:
-            >>> encoder = create_encoder("resnet18", in_channels=1, size=64)
+            >>> encoder = create_encoder("resnet18", ImageFormat(64, channels=1))
             >>> encoder.preprocess(Image.new("RGB", (100, 80))).shape
             torch.Size([1, 1, 64, 64])
             >>> encoder.preprocess([np.zeros((50, 70), np.uint8), np.zeros((90, 40, 3), np.uint16)]).shape
@@ -408,51 +389,59 @@ class Encoder(nn.Module):
                 raise ValueError("`images` must hold at least one image; the list is empty")
             return torch.cat([self.preprocess(image) for image in images])
         if not isinstance(images, Tensor):
-            images = _read(images, self.spec.window).to(self.mean.device)
+            images = _read(images, self.spec.format).to(self.mean.device)
         known = images.dtype in (torch.uint8, torch.uint16) and images.ndim == 4 and images.shape[1] in (1, 3)
         if not known or 0 in images.shape[-2:]:
             raise ValueError(
                 "`images` must be uint8 or uint16 (B, C, H, W) with C 1 or 3, "
                 f"got {images.dtype} {tuple(images.shape)}; convert them first"
             )
-        pixels = to_unit_range(self.normalize_stain(images))
-        if images.shape[1] == 3 and self.spec.in_channels == 1:
-            weights = torch.tensor(LUMA, device=pixels.device).view(1, 3, 1, 1)
-            pixels = (pixels * weights).sum(dim=1, keepdim=True)
-        pixels = self._fitted(pixels)
+        pixels = to_unit_range(self.normalize_stain(_squares(images, self.spec.format)))
         # In full precision, and only then in that of the network.
-        pixels = (pixels.expand(-1, self.spec.in_channels, -1, -1) - self.mean.float()) / self.std.float()
-        return pixels.to(self.mean.dtype)
+        return ((pixels - self.mean.float()) / self.std.float()).to(self.mean.dtype)
 
     def normalize_stain(self, images: Tensor) -> Tensor:
         """Stained tissue in the colours that the encoder knows; uint8 ``(B, 3, H, W)``, others as they are."""
-        if self.spec.stain == "none" or images.shape[1] != 3 or images.dtype != torch.uint8:
+        format = self.spec.format
+        if format.stain == "none" or images.shape[1] != 3 or images.dtype != torch.uint8:
             return images
-        return normalize_stain(images, self.spec.stain, self.spec.stain_target)
+        return normalize_stain(images, format.stain, format.stain_target)
 
-    def _fitted(self, pixels: Tensor) -> Tensor:
-        size, (height, width) = self.spec.size, pixels.shape[-2:]
-        shape = (size, size)
-        if self.spec.fit == "crop":
-            side = min(height, width)
-            top, left = (height - side) // 2, (width - side) // 2
-            pixels = pixels[..., top : top + side, left : left + side]
-        elif self.spec.fit == "pad":
-            longer = max(height, width)
-            shape = (max(1, round(height * size / longer)), max(1, round(width * size / longer)))
-        if pixels.shape[-2:] != shape:
-            pixels = nn.functional.interpolate(pixels, size=shape, mode="bilinear", antialias=True)
-        below, right = size - shape[0], size - shape[1]
-        # Black, which is where the normalisation has still to come.
-        return nn.functional.pad(pixels, (right // 2, right - right // 2, below // 2, below - below // 2))
+    def read_as(self, format: ImageFormat) -> None:
+        """Take images of another format from now on, as far as no weight depends on it.
+
+        Raises:
+            ValueError: for another size, other channels, or another normalisation.
+        """
+        kept = ("size", "channels", "mean", "std")
+        if any(getattr(format, name) != getattr(self.spec.format, name) for name in kept):
+            raise ValueError(f"`format` must keep {', '.join(kept)} of the encoder; build another one")
+        self.spec = replace(self.spec, format=format)
 
 
-def _read(image: str | os.PathLike[str] | Image.Image | NDArray[Any], window: str) -> Tensor:
+def _blank(format: ImageFormat) -> Tensor:
+    return torch.zeros(1, format.channels, format.size, format.size)
+
+
+def _squares(images: Tensor, format: ImageFormat) -> Tensor:
+    """Images as :func:`jigsawssl.readers.fit_image` makes them in training; such ones as they are."""
+    if images.shape[1:] == (format.channels, format.size, format.size):
+        return images
+    pixels = images.cpu().permute(0, 2, 3, 1).numpy()
+    fitted = [fit_image(image, format, sixteen_bit=images.dtype == torch.uint16) for image in pixels]
+    return torch.from_numpy(np.stack(fitted)).to(images.device)
+
+
+def _read(image: str | os.PathLike[str] | Image.Image | NDArray[Any], format: ImageFormat) -> Tensor:
     """Pixels uint8 or uint16 ``(B, C, H, W)`` of what is not a tensor yet."""
     if isinstance(image, str | os.PathLike | Image.Image):
         named = "PIL image" if isinstance(image, Image.Image) else os.fsdecode(image)
         try:
-            pixels = from_pillow(image) if isinstance(image, Image.Image) else read_file(image, window)
+            pixels = (
+                from_pillow(image)
+                if isinstance(image, Image.Image)
+                else read_file(image, format.window, at_least=2 * format.size)
+            )
         except Unreadable as error:
             raise UserError(f"`images` ({named}) must be an image that can be read; {error}; check it") from None
     elif isinstance(image, np.ndarray):
@@ -475,15 +464,10 @@ def _read(image: str | os.PathLike[str] | Image.Image | NDArray[Any], window: st
 
 def create_encoder(
     backbone: str,
+    format: ImageFormat,
     *,
-    in_channels: int = 3,
-    size: int = defaults.SIZE,
     stem_stride: int | None = None,
-    mean: tuple[float, ...] = (0.45,),
-    std: tuple[float, ...] = (0.225,),
     backbone_options: Mapping[str, Any] | None = None,
-    fit: str = defaults.FIT,
-    window: str = defaults.WINDOW,
     attention: str = "none",
     attention_stages: tuple[int, ...] = defaults.ATTENTION_STAGES,
 ) -> Encoder:
@@ -491,14 +475,9 @@ def create_encoder(
 
     Args:
         backbone: name of a timm model with at least three stages.
-        in_channels: 1 or 3.
-        size: side of the images in pixels.
-        stem_stride: 1, 2 or 4; default by ``size`` (:func:`automatic_stem_stride`).
-        mean: per channel or one for all, of images in [0, 1].
-        std: like ``mean``.
+        format: of the images.
+        stem_stride: 1, 2 or 4; default by the size of the images (:func:`automatic_stem_stride`).
         backbone_options: numbers or lists of numbers for the timm model.
-        fit: how images become squares, one of :data:`jigsawssl.types.FITS`.
-        window: how files of more than 8 bits were mapped, for reading such files later.
         attention: ``none``, ``se``, ``eca``, ``cbam``, ``ga`` (global), ``la`` (local) or ``ela`` (embedded local).
         attention_stages: where, see :class:`EncoderSpec`.
 
@@ -510,22 +489,16 @@ def create_encoder(
 
     Example:
         >>> narrow = {"channels": [16, 32, 64, 128]}
-        >>> encoder = create_encoder("resnet18", in_channels=1, size=64, backbone_options=narrow)
+        >>> encoder = create_encoder("resnet18", ImageFormat(64, channels=1), backbone_options=narrow)
         >>> encoder.features, list(encoder.reductions.values())
         (224, [4, 8, 16])
     """
-    stride = automatic_stem_stride(size) if stem_stride is None else stem_stride
     encoder = Encoder(
         EncoderSpec(
             backbone,
-            in_channels=in_channels,
-            size=size,
-            stem_stride=stride,
-            mean=tuple(mean),
-            std=tuple(std),
+            format,
+            stem_stride=automatic_stem_stride(format.size) if stem_stride is None else stem_stride,
             options=dict(backbone_options or {}),
-            fit=fit,
-            window=window,
             attention=attention,
             attention_stages=tuple(attention_stages),
         )
@@ -537,18 +510,18 @@ def create_encoder(
 @torch.no_grad()
 def try_size(encoder: Encoder) -> None:
     """Whether the network takes the size: what a few of them round, or refuse, shows only in a forward pass."""
-    size = encoder.spec.size
+    size = encoder.spec.format.size
     encoder.eval()
     try:
-        deepest = encoder.taps(torch.zeros(1, encoder.spec.in_channels, size, size))[encoder.tap_names[-1]]
+        deepest = encoder.taps(_blank(encoder.spec.format))[encoder.tap_names[-1]]
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"`backbone` ({encoder.spec.backbone}) cannot take images of `views.size` ({size}) with `stem_stride` "
+            f"`backbone` ({encoder.spec.backbone}) cannot take images of `size` ({size}) with `stem_stride` "
             f"{encoder.stem_stride}; {str(error) or type(error).__name__}; choose another of these"
         ) from None
     encoder.train()
     if min(deepest.features.shape[-2:]) < 2:
         raise UserError(
-            f"`views.size` ({size}) must leave the deepest tap two pixels or more, and its stride is "
+            f"`size` ({size}) must leave the deepest tap two pixels or more, and its stride is "
             f"{deepest.reduction}; use at least {2 * deepest.reduction} or a smaller `stem_stride`"
         )

@@ -134,12 +134,15 @@ def open_picture(
     return Picture(info, checked, hashlib.sha256(content).hexdigest(), notes)
 
 
-def read_file(path: str | os.PathLike[str], window: str = defaults.WINDOW) -> NDArray[Any]:
-    """Decode an image file at its own size, the middle one of several frames; see :func:`read`.
+def read_file(
+    path: str | os.PathLike[str], window: str = defaults.WINDOW, *, at_least: int | None = None
+) -> NDArray[Any]:
+    """Decode an image file, the middle one of several frames; see :func:`read`.
 
     Args:
         path: of one image; containers are not looked into.
         window: one of :data:`jigsawssl.types.WINDOW_CHOICES`.
+        at_least: see :func:`read`; default: the image's own size.
 
     Returns:
         Display values uint8 or uint16 ``(H, W, C)``, C is 1 (grey) or 3 (RGB).
@@ -163,7 +166,7 @@ def read_file(path: str | os.PathLike[str], window: str = defaults.WINDOW) -> ND
         raise Unreadable("permission denied") from None
     except OSError as error:
         raise Unreadable(f"cannot be read ({type(error).__name__})") from None
-    picture = open_picture(data, window=window, name=name)
+    picture = open_picture(data, window=window, name=name, at_least=at_least)
     return picture.frame(picture.info.frames // 2)
 
 

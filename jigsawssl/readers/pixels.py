@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
-from .. import defaults
-from ..types import LUMA
+from ..types import LUMA, ImageFormat
 
 __all__ = [
     "NOTE_CONSTANT_CHANNEL",
@@ -170,35 +169,32 @@ def to_display(values: NDArray[Any], limits: tuple[float, float], dtype: DTypeLi
     return shown
 
 
-def fit_image(
-    pixels: NDArray[Any], *, size: int, channels: int, fit: str = defaults.FIT, deep: bool = False
-) -> NDArray[Any]:
+def fit_image(pixels: NDArray[Any], format: ImageFormat, *, sixteen_bit: bool = False) -> NDArray[Any]:
     """Resize display pixels to a square, bilinear and antialiased.
 
     Args:
         pixels: uint8 or uint16 ``(H, W, C)``, C is 1 or 3.
-        size: side of the square in pixels.
-        channels: of the result, 1 (luma of ITU-R BT.601) or 3.
-        fit: one of :data:`jigsawssl.types.FITS`.
-        deep: make uint16 of everything, where 8 bits v become 257 v; else uint8, where 16 bits are rounded.
+        format: of the square; one channel is the luma of ITU-R BT.601.
+        sixteen_bit: make uint16 of everything, where 8 bits v become 257 v; else uint8, where 16 bits are rounded.
 
     Returns:
-        uint8, or uint16 if ``deep``, of shape ``(channels, size, size)``.
+        uint8, or uint16 if ``sixteen_bit``, of shape ``(channels, size, size)``.
 
-    >>> fit_image(np.full((2, 4, 1), 9, np.uint8), size=4, channels=1)[0].tolist()
+    >>> fit_image(np.full((2, 4, 1), 9, np.uint8), ImageFormat(4, channels=1))[0].tolist()
     [[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]
     """
-    if fit == "crop":
+    size, channels = format.size, format.channels
+    if format.fit == "crop":
         side = min(pixels.shape[:2])
         top, left = ((length - side) // 2 for length in pixels.shape[:2])
         pixels = pixels[top : top + side, left : left + side]
-    shape = _fitted_shape(pixels.shape[0], pixels.shape[1], size) if fit == "pad" else (size, size)
+    shape = _fitted_shape(pixels.shape[0], pixels.shape[1], size) if format.fit == "pad" else (size, size)
     pixels = _converted(pixels, channels)
     resized = _resized(pixels, shape)
-    top = 65535 if deep else 255
-    if resized.dtype != (np.uint16 if deep else np.uint8):
+    top = 65535 if sixteen_bit else 255
+    if resized.dtype != (np.uint16 if sixteen_bit else np.uint8):
         scale = top / np.iinfo(resized.dtype).max
-        resized = np.floor(resized.astype(np.float64) * scale + 0.5).astype(np.uint16 if deep else np.uint8)
+        resized = np.floor(resized.astype(np.float64) * scale + 0.5).astype(np.uint16 if sixteen_bit else np.uint8)
     square = np.zeros((channels, size, size), dtype=resized.dtype)
     y, x = (size - shape[0]) // 2, (size - shape[1]) // 2
     square[:, y : y + shape[0], x : x + shape[1]] = resized.transpose(2, 0, 1)

@@ -149,7 +149,7 @@ class Finetuning(pl.LightningModule):
     def __init__(self, model: Model, *, chain: Sequence[Any], weights: Tensor, recipe: Recipe) -> None:
         super().__init__()
         self.model = model
-        self.chain = ViewChain(chain, model.encoder.spec.size)
+        self.chain = ViewChain(chain, model.encoder.spec.format.size)
         self.loss = nn.CrossEntropyLoss(weight=weights)
         self.recipe = recipe
         self.automatic_optimization = isinstance(model, Classifier)
@@ -317,7 +317,7 @@ def train_classifier(
     epochs = planned_epochs(len(rows), recipe)
     every = -(-epochs // CHECKS)
     batch_size = _batch_size(len(rows), recipe)
-    chain = augmentation_chain(recipe.preset, model.encoder.spec.size, dataset.channels)
+    chain = augmentation_chain(recipe.preset, model.encoder.spec.format.size, dataset.format.channels)
     module = Finetuning(
         model, chain=chain, weights=class_weights(labels[rows], classes, recipe.balanced), recipe=recipe
     )

@@ -34,7 +34,7 @@ from jigsawssl.config import (
     to_yaml,
 )
 from jigsawssl.runs.folder import check_place, clear_run_folder
-from jigsawssl.types import UserError
+from jigsawssl.types import ImageFormat, UserError
 
 COMMANDS = ("pretrain", "finetune", "curve", "study", "transfer", "report", "doctor", "bench", "demo")
 LONG = "x" * 300
@@ -426,7 +426,9 @@ def test_help_may_be_cut_short() -> None:
 
 def encoder_file(path: Path) -> Path:
     options = {"channels": [8, 8, 8, 8]}
-    jigsawssl.save_encoder(path, jigsawssl.create_encoder("resnet18", in_channels=1, size=32, backbone_options=options))
+    jigsawssl.save_encoder(
+        path, jigsawssl.create_encoder("resnet18", ImageFormat(32, channels=1), backbone_options=options)
+    )
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ from PIL import Image
 import jigsawssl
 from jigsawssl import load_encoder
 from jigsawssl.cli import main
+from jigsawssl.cli.look import settled
 from jigsawssl.config import (
     BenchConfig,
     FinetuneConfig,
@@ -413,7 +415,7 @@ def test_sixteen_bits_go_all_the_way(tmp_path: Path) -> None:
     assert report["data"]["bits"] == 16 and report["data"]["images"] == 40 and report["data"]["unreadable"] == {}
     assert (run / "views.png").stat().st_size > 1000
     encoder = run / "encoder.safetensors"
-    assert jigsawssl.load_encoder(encoder).spec.fit == "crop"
+    assert jigsawssl.load_encoder(encoder).spec.format.fit == "crop"
     tuned = tmp_path / "tuned"
     arguments = ["finetune", f"data={folder}", "manifest=folders", f"encoder={encoder}", f"out={tuned}"]
     assert main([*arguments, "mode=linear", "allow_overlap=true", "precision=32"]) == 0
@@ -484,9 +486,31 @@ def test_pretraining_goes_on_from_an_encoder(pretrained: Path, tmp_path: Path) -
     small = ["block.width=16", "block.projection=16", "batch.size=64", "trainer.max_epochs=1", "precision=32"]
     assert main([*arguments, *small, f"out={tmp_path / 'on'}"]) == 0
     before, after = jigsawssl.load_encoder(file), jigsawssl.load_encoder(tmp_path / "on" / "encoder.safetensors")
-    assert after.spec.size == 48 and after.spec.backbone == before.spec.backbone
+    assert after.spec.format.size == 48 and after.spec.backbone == before.spec.backbone
     statistics = [name for name in before.state_dict() if name.endswith("running_mean")]
     assert all(not torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in statistics)
+
+
+def test_going_on_from_an_encoder_keeps_its_format_unless_a_key_says_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "start.safetensors"
+    format = jigsawssl.ImageFormat(48, channels=1, fit="crop", window="percentiles", mean=(0.3,), std=(0.2,))
+    options = {"channels": [16, 16, 16, 16]}
+    jigsawssl.save_encoder(file, jigsawssl.create_encoder("resnet18", format, backbone_options=options))
+    common = ["pretrain", "data=demo", "split=val", f"encoder={file}", "views.grids=[4,2,1]", "block.width=16"]
+    common += ["block.projection=16", "batch.size=64", "trainer.max_epochs=1", "precision=32"]
+    for name, keys, expected in (("kept", [], format), ("changed", ["reading.fit=squash", "views.size=32"], None)):
+        out = tmp_path / name
+        assert main([*common, *keys, f"out={out}"]) == 0
+        after = jigsawssl.load_encoder(out / "encoder.safetensors").spec.format
+        assert after == (expected or dataclasses.replace(format, fit="squash", size=32))
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: `")]
+        assert [line.split("`")[1] for line in told] == [key.split("=")[0] for key in sorted(keys, reverse=True)]
+        assert main([*common, *keys, f"out={out}", "resume=true"]) == 0
+        assert "nothing to do" in capsys.readouterr().out
+    assert main([*common, f"out={tmp_path / 'no'}", "views.grids=[5,2,1]"]) == 2
+    assert "`views.size` (48) must be divisible by `views.grids` (5)" in capsys.readouterr().err
 
 
 def test_fine_tuning_stops_where_pretraining_saw_the_test_images(
@@ -658,12 +682,12 @@ def test_bench_times_the_step_of_the_run(pretrained: Path, monkeypatch: pytest.M
         "batch.size=8",
         "schedule=progressive",
     ]
-    size = load_encoder(source).spec.size
+    size = load_encoder(source).spec.format.size
     config = load_config(BenchConfig, [*keys, f"views.size={size}", "views.grids=[4,2,1]"])
-    dataset = build_dataset(config, open_archive("demo").select(range(12)), None)
+    dataset = build_dataset(config, open_archive("demo").select(range(12)), 1)
     dataset.load(progress=False)
     bench = _Bench(config, dataset, 12, torch.device("cpu"))
-    encoder, expected = bench.module.encoder, starting_encoder(config, dataset.channels)
+    encoder, expected = bench.module.encoder, starting_encoder(config, dataset.format.channels)
     assert expected is not None and torch.equal(encoder.backbone.conv1.weight, expected.backbone.conv1.weight), (
         "goes on from the encoder"
     )
@@ -707,7 +731,9 @@ def test_bench_offers_nothing_twice(bfloat16: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(optim, "computes_bfloat16", lambda: bfloat16)
 
     def offered(total: int = 1000, **keys: object) -> set[str]:
-        config = load_config(BenchConfig, ["data=demo", *(f"{k.replace('__', '.')}={v}" for k, v in keys.items())])
+        config = settled(
+            load_config(BenchConfig, ["data=demo", *(f"{k.replace('__', '.')}={v}" for k, v in keys.items())])
+        )
         return {candidate.setting for candidate in _candidates(config, torch.device("cpu"), total)}
 
     assert offered() == {"views.size=112", "batch.size=512", *(["precision=32"] if bfloat16 else [])}

@@ -35,9 +35,11 @@ def test_stained_tissue_is_normalised_wherever_the_encoder_goes(tmp_path: Path) 
     for stain in ("macenko", "reinhard"):
         assert main([*common, f"out={tmp_path / stain}", f"reading.stain={stain}"]) == 0
         encoder = jigsawssl.load_encoder(tmp_path / stain / "encoder.safetensors")
-        assert encoder.spec.stain == stain and len(encoder.spec.stain_target) == (8 if stain == "macenko" else 6)
-        images = tissue(2, 40, seed=5)
-        plain = jigsawssl.models.Encoder(dataclasses.replace(encoder.spec, stain="none")).eval()
+        format = encoder.spec.format
+        assert format.stain == stain and len(format.stain_target) == (8 if stain == "macenko" else 6)
+        images = tissue(2, format.size, seed=5)
+        unstained = dataclasses.replace(format, stain="none")
+        plain = jigsawssl.models.Encoder(dataclasses.replace(encoder.spec, format=unstained)).eval()
         expected = plain.preprocess(encoder.normalize_stain(images))
         assert torch.equal(encoder.preprocess(images), expected)
         assert not torch.equal(encoder.preprocess(images), plain.preprocess(images))

@@ -21,6 +21,7 @@ from jigsawssl.config import CurveConfig, PretrainConfig, load_config
 from jigsawssl.data.holdout import is_held_out
 from jigsawssl.experiments.labelled import Source, open_labelled
 from jigsawssl.readers import fit_image
+from jigsawssl.types import ImageFormat
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("bright", "dark")
@@ -195,9 +196,9 @@ def test_fine_tuning_does_not_decode_what_pretraining_decoded(
     assert main([*readme("pretrain"), "cache=shared"]) == 0
     decoded: list[int] = []
 
-    def fit(pixels: np.ndarray, *, size: int, **settings: Any) -> np.ndarray:
-        decoded.append(size)
-        return fit_image(pixels, size=size, **settings)
+    def fit(pixels: np.ndarray, format: ImageFormat, **settings: Any) -> np.ndarray:
+        decoded.append(format.size)
+        return fit_image(pixels, format, **settings)
 
     monkeypatch.setattr("jigsawssl.data.loading.fit_image", fit)
     (clinic / "scans" / "bright" / "000.png").touch()

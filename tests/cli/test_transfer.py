@@ -150,7 +150,7 @@ def test_the_published_chain_runs_on_an_imitation_of_its_trees(tmp_path: Path) -
     assert sum(groups) == 12  # patients, none on both sides
     model, _ = jigsawssl.load_classifier(tmp_path / "out" / "2-breast" / "model.safetensors")
     spec = model.encoder.spec
-    assert (spec.backbone, spec.attention, spec.stain) == ("densenet121", "cbam", "macenko")
+    assert (spec.backbone, spec.attention, spec.format.stain) == ("densenet121", "cbam", "macenko")
     # The shallow layers are those of the source, in both stages' models but for what the second set free.
     first, _ = jigsawssl.load_classifier(tmp_path / "out" / "1-lung" / "model.safetensors")
     torch.manual_seed(1)

@@ -28,10 +28,10 @@ from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.loading import PixelDataset
 from jigsawssl.data.table import original, printable
 from jigsawssl.readers import Unreadable, fit_image
-from jigsawssl.types import UserError
+from jigsawssl.types import ImageFormat, UserError
 from tests.readers.test_dicom import STORED, dicom
 
-OPTIONS = CacheOptions(16, 1)
+OPTIONS = CacheOptions(ImageFormat(16, channels=1))
 
 
 def fill(root: Path, count: int = 40, seed: int = 0) -> Path:
@@ -92,7 +92,7 @@ def test_pixels_and_table_are_what_the_readers_give(root: Path, tmp_path: Path) 
     paths = cache.paths()
     row_of = {sample.path: row for row, sample in enumerate(archive.samples)}
     for pixels, row in zip(cache.pixels, cache.readable(), strict=True):
-        assert np.array_equal(pixels, fit_image(archive.read(row_of[paths[row]]), size=16, channels=1))
+        assert np.array_equal(pixels, fit_image(archive.read(row_of[paths[row]]), ImageFormat(16, channels=1)))
     assert {path: reason for path, _, reason in cache.unreadable()} == {
         "a/broken.png": "truncated",
         "a/empty.jpg": "empty file",
@@ -135,10 +135,10 @@ def test_other_options_and_other_archives_have_other_caches(root: Path, tmp_path
     folder = tmp_path / "cache"
     caches = [
         build(root, folder),
-        build(root, folder, CacheOptions(8, 1)),
-        build(root, folder, CacheOptions(16, 3)),
-        build(root, folder, CacheOptions(16, 1, fit="crop")),
-        build(root, folder, CacheOptions(16, 1, deep=True)),
+        build(root, folder, CacheOptions(ImageFormat(8, channels=1))),
+        build(root, folder, CacheOptions(ImageFormat(16, channels=3))),
+        build(root, folder, CacheOptions(ImageFormat(16, channels=1, fit="crop"))),
+        build(root, folder, CacheOptions(ImageFormat(16, channels=1), sixteen_bit=True)),
         build(other, folder),
     ]
     assert len({cache.path for cache in caches}) == 6 and all(cache.path.is_dir() for cache in caches)
@@ -236,7 +236,7 @@ def test_frames_that_do_not_fit_on_the_disk_stop_the_run_before_it_is_full(
     for number in range(100):
         frames = [Image.fromarray(np.full((8, 8), 40 * n + number, np.uint8)) for n in range(4)]
         frames[0].save(root / f"{number:03d}.gif", save_all=True, append_images=frames[1:])
-    options = CacheOptions(8, 1)
+    options = CacheOptions(ImageFormat(8, channels=1))
     leave_free(monkeypatch, 100 * options.item_bytes)
     with pytest.raises(UserError, match=r"36 files with 4\.0 images each, as those so far; .* run again to go on"):
         build(root, tmp_path / "cache", options)
@@ -316,16 +316,17 @@ def test_frames_of_one_file(tmp_path: Path) -> None:
     stack = np.stack([np.roll(STORED, shift, axis=0) for shift in range(7)])
     (root / "cine.dcm").write_bytes(dicom(stack))
     for frames in ("all", "middle", "every_3"):
-        cache = build(root, tmp_path / "cache", CacheOptions(16, 1, deep=True, frames=frames))
+        cache = build(
+            root, tmp_path / "cache", CacheOptions(ImageFormat(16, channels=1), sixteen_bit=True, frames=frames)
+        )
         assert cache.table()["frame"].to_pylist() == chosen_frames(7, frames)
         assert len(cache.pixels) == len(chosen_frames(7, frames))
         assert np.array_equal(
             cache.pixels[-1],
             fit_image(
                 open_archive(str(root)).open(0).frame(cache.table()["frame"][-1].as_py()),
-                size=16,
-                channels=1,
-                deep=True,
+                ImageFormat(16, channels=1),
+                sixteen_bit=True,
             ),
         )
 
@@ -335,10 +336,10 @@ def test_identifiers_are_not_written_in_clear(tmp_path: Path) -> None:
     root.mkdir()
     for name, patient in (("1.dcm", "secret-17"), ("2.dcm", "secret-17"), ("3.dcm", "other")):
         (root / name).write_bytes(dicom(PatientID=patient))
-    cache = build(root, folder, CacheOptions(16, 1, deep=True))
+    cache = build(root, folder, CacheOptions(ImageFormat(16, channels=1), sixteen_bit=True))
     hashes = cache.table()["patient"].to_pylist()
     assert hashes[0] == hashes[1] != hashes[2] and None not in hashes
-    elsewhere = build(root, tmp_path / "elsewhere", CacheOptions(16, 1, deep=True))
+    elsewhere = build(root, tmp_path / "elsewhere", CacheOptions(ImageFormat(16, channels=1), sixteen_bit=True))
     assert elsewhere.table()["patient"].to_pylist()[0] != hashes[0], "each folder has a salt of its own"
     for file in (path for path in folder.rglob("*") if path.is_file()):
         data = file.read_bytes()
@@ -358,7 +359,7 @@ def test_file_names_in_any_script_or_none(tmp_path: Path) -> None:
     cache = build(root, tmp_path / "cache")
     archive = open_archive(str(root))
     assert len(cache.pixels) == 3 and set(cache.paths()) == {sample.path for sample in archive.samples}
-    dataset = PixelDataset(archive, size=16)
+    dataset = PixelDataset(archive, ImageFormat(16, channels=1))
     dataset.use(cache)
     assert len(dataset) == 3
     for name in ("caf\udce9", r"caf\udce9", "a\\\\b\\", "plain"):
@@ -373,8 +374,8 @@ def test_a_dataset_reads_the_same_from_cache_memory_and_files(tmp_path: Path, de
             values = np.random.default_rng(number).integers(0, 3000, (20, 24), dtype=np.uint16)
             Image.fromarray(values).save(root / f"deep{number}.png")
     archive = open_archive(str(root))
-    lazy, loaded, cached = (PixelDataset(archive, size=16, workers=2) for _ in range(3))
-    assert cached.deep == deep
+    lazy, loaded, cached = (PixelDataset(archive, ImageFormat(16, channels=1), workers=2) for _ in range(3))
+    assert cached.sixteen_bit == deep
     loaded.load(progress=False)
     cached.use(build_cache(archive, tmp_path / "cache", options=cached.cache_options(), workers=2, progress=False))
     assert np.array_equal(loaded.rows, cached.rows)
@@ -393,11 +394,13 @@ def test_a_dataset_reads_the_same_from_cache_memory_and_files(tmp_path: Path, de
 def test_a_cache_of_the_whole_serves_a_part(root: Path, tmp_path: Path) -> None:
     archive = open_archive(str(root))
     cache = build(root, tmp_path / "cache")
-    part = PixelDataset(archive.select([3, 30, 7]), size=16)
+    part = PixelDataset(archive.select([3, 30, 7]), ImageFormat(16, channels=1))
     part.use(cache)
     assert sorted(part.rows.tolist()) == [0, 1, 2]
     for position, row in enumerate(part.rows):
-        assert np.array_equal(part[position].images, fit_image(part.archive.read(int(row)), size=16, channels=1))
+        assert np.array_equal(
+            part[position].images, fit_image(part.archive.read(int(row)), ImageFormat(16, channels=1))
+        )
 
 
 def late_deep_archive(root: Path) -> Path:
@@ -410,7 +413,7 @@ def late_deep_archive(root: Path) -> Path:
         values = rng.integers(0, 3000, (16, 16), dtype=np.uint16)
         path = root / f"x{number}.png"
         Image.fromarray(values).save(path)
-        if not PixelDataset(open_archive(str(root)), size=16).deep:
+        if not PixelDataset(open_archive(str(root)), ImageFormat(16, channels=1)).sixteen_bit:
             return root
         path.unlink()
     raise AssertionError("every name is sampled")
@@ -418,28 +421,28 @@ def late_deep_archive(root: Path) -> Path:
 
 def test_one_deep_image_makes_the_whole_cache_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = late_deep_archive(tmp_path / "archive")
-    dataset = PixelDataset(open_archive(str(root)), size=16, workers=2)
+    dataset = PixelDataset(open_archive(str(root)), ImageFormat(16, channels=1), workers=2)
     shallow = dataset.cache_options()
-    assert not shallow.deep
+    assert not shallow.sixteen_bit
     cache = build(root, tmp_path / "cache", shallow)
-    undisturbed = build(root, tmp_path / "other", replace(shallow, deep=True))
+    undisturbed = build(root, tmp_path / "other", replace(shallow, sixteen_bit=True))
     before = contents(cache)
-    assert cache.options.deep and before == contents(undisturbed)
+    assert cache.options.sixteen_bit and before == contents(undisturbed)
     assert not list((tmp_path / "cache").glob("*.partial"))
     decoded = count_decoded(monkeypatch)
     assert contents(build(root, tmp_path / "cache", shallow)) == before and not decoded
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(root / "new.png")
     grown = build(root, tmp_path / "cache", shallow)
-    assert grown.options.deep and decoded == ["new.png"]
+    assert grown.options.sixteen_bit and decoded == ["new.png"]
     assert contents(cache) == before, "an open cache does not mind being replaced"
     dataset.use(cache)
-    loaded = PixelDataset(open_archive(str(root)), size=16, workers=2)
+    loaded = PixelDataset(open_archive(str(root)), ImageFormat(16, channels=1), workers=2)
     loaded.load(progress=False)
-    assert dataset.deep and loaded.deep
+    assert dataset.sixteen_bit and loaded.sixteen_bit
     rows = [0, 99, 100]
     assert torch.equal(
         dataset.__getitems__(rows).images.view(torch.uint8),
-        PixelDataset(dataset.archive, size=16).__getitems__(rows).images.view(torch.uint8),
+        PixelDataset(dataset.archive, ImageFormat(16, channels=1)).__getitems__(rows).images.view(torch.uint8),
     ), "decoded on the fly, a batch with a deeper image is deep"
 
 
@@ -455,7 +458,9 @@ def test_a_growing_archive_keeps_what_is_sampled(tmp_path: Path) -> None:
                 return super().open(row, *rest, **options)
 
         part = archive.select(rows)
-        PixelDataset(Watched(**{field.name: getattr(part, field.name) for field in fields(part)}), size=16)
+        PixelDataset(
+            Watched(**{field.name: getattr(part, field.name) for field in fields(part)}), ImageFormat(16, channels=1)
+        )
         return opened
 
     before = sampled(range(300))
@@ -494,4 +499,4 @@ def test_what_a_killed_run_was_deleting_goes(root: Path, tmp_path: Path) -> None
 
 def test_options_are_in_the_meta_file(root: Path, tmp_path: Path) -> None:
     meta = json.loads((build(root, tmp_path / "cache").path / "meta.json").read_text())
-    assert CacheOptions(**meta["options"]) == OPTIONS and meta["images"] == 40
+    assert CacheOptions.from_json(meta["options"]) == OPTIONS and meta["images"] == 40

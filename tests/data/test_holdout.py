@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from jigsawssl.data.identity import Identities
 from jigsawssl.data.known import KnownImages
 from jigsawssl.data.loading import PixelDataset
 from jigsawssl.readers import fit_image, shrink_square
+from jigsawssl.types import ImageFormat
 from tests.readers.test_dicom import STORED, dicom
 
 
@@ -120,7 +122,13 @@ def test_caches_tell_the_same_as_the_files(scans: Path, tmp_path: Path) -> None:
     archive = open_archive(str(scans))
     every = np.arange(len(archive))
     fresh = Identities(archive, salt=b"s" * 32)
-    cache = build_cache(archive, tmp_path / "cache", options=CacheOptions(24, 1, deep=True), workers=2, progress=False)
+    cache = build_cache(
+        archive,
+        tmp_path / "cache",
+        options=CacheOptions(ImageFormat(24, channels=1), sixteen_bit=True),
+        workers=2,
+        progress=False,
+    )
     known = KnownImages(archive, caches_of(archive.location, tmp_path / "cache"))
     cached = Identities(archive, known=known)
     (scans / "0.png").touch()
@@ -149,7 +157,13 @@ def test_what_all_files_have_in_place_of_a_patient_is_none(patients: list[str], 
         (root / f"{number}.dcm").write_bytes(dicom(shifted.astype(STORED.dtype), PatientID=patient))
     archive = open_archive(str(root))
     every = np.arange(len(archive))
-    build_cache(archive, tmp_path / "cache", options=CacheOptions(24, 1, deep=True), workers=2, progress=False)
+    build_cache(
+        archive,
+        tmp_path / "cache",
+        options=CacheOptions(ImageFormat(24, channels=1), sixteen_bit=True),
+        workers=2,
+        progress=False,
+    )
     known = KnownImages(archive, caches_of(archive.location, tmp_path / "cache"))
     for identities in (Identities(archive), Identities(archive, known=known)):
         assert len(set(identities.units(every).tolist())) == 20
@@ -160,12 +174,24 @@ def test_what_all_files_have_in_place_of_a_patient_is_none(patients: list[str], 
 
 def test_cached_images_take_the_place_of_decoding(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = open_archive(str(scans))
-    cache = build_cache(archive, tmp_path / "cache", options=CacheOptions(24, 1, deep=True), workers=2, progress=False)
-    larger = build_cache(archive, tmp_path / "cache", options=CacheOptions(40, 1, deep=True), workers=2, progress=False)
+    cache = build_cache(
+        archive,
+        tmp_path / "cache",
+        options=CacheOptions(ImageFormat(24, channels=1), sixteen_bit=True),
+        workers=2,
+        progress=False,
+    )
+    larger = build_cache(
+        archive,
+        tmp_path / "cache",
+        options=CacheOptions(ImageFormat(40, channels=1), sixteen_bit=True),
+        workers=2,
+        progress=False,
+    )
     every = list(range(len(archive)))
 
     def images(size: int, known: KnownImages | None) -> np.ndarray:
-        dataset = PixelDataset(archive, size=size, channels=1)
+        dataset = PixelDataset(archive, ImageFormat(size, channels=1))
         dataset.load(False, known)
         return dataset.__getitems__(every).images.view(torch.int16).numpy().view(np.uint16)
 
@@ -179,13 +205,13 @@ def test_cached_images_take_the_place_of_decoding(scans: Path, tmp_path: Path, m
     # What no cache holds is made the same way, in memory or not.
     part = KnownImages(archive.select(every[:5]), [cache])
     assert np.array_equal(images(20, part), shrunk) and len(part.used) == 5
-    dataset = PixelDataset(archive, size=20, channels=1, memory_bytes=0)
+    dataset = PixelDataset(archive, ImageFormat(20, channels=1), memory_bytes=0)
     dataset.load(False, part)
     assert not dataset.cached
     assert np.array_equal(dataset.__getitems__([7, 3]).images.view(torch.int16).numpy().view(np.uint16), shrunk[[7, 3]])
-    wanted = {"size": 20, "channels": 1, "fit": "pad", "window": "file"}
+    wanted = ImageFormat(20, channels=1)
     for other in ({"size": 41}, {"channels": 3}, {"fit": "crop"}, {"window": "lung"}):
-        assert known.squares(**{**wanted, **other}) is None  # type: ignore[arg-type]
+        assert known.squares(replace(wanted, **other)) is None  # type: ignore[arg-type]
 
 
 def test_nothing_readable_is_no_split() -> None:
@@ -197,10 +223,12 @@ def test_shrinking_twice_is_close_to_shrinking_once(deep: bool) -> None:
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (20, 20), dtype=np.uint8))
     image = np.asarray(coarse.resize((256, 256), Image.Resampling.BICUBIC))[:, :, None]
-    once = fit_image(image, size=64, channels=1, deep=deep).astype(float)
-    twice = shrink_square(fit_image(image, size=80, channels=1, deep=deep), 64)
+    once = fit_image(image, ImageFormat(64, channels=1), sixteen_bit=deep).astype(float)
+    twice = shrink_square(fit_image(image, ImageFormat(80, channels=1), sixteen_bit=deep), 64)
     again = fit_image(
-        fit_image(image, size=80, channels=1, deep=deep).transpose(1, 2, 0), size=64, channels=1, deep=deep
+        fit_image(image, ImageFormat(80, channels=1), sixteen_bit=deep).transpose(1, 2, 0),
+        ImageFormat(64, channels=1),
+        sixteen_bit=deep,
     )
     error, blurred = (np.sqrt(np.mean((other - once) ** 2)) / np.ptp(once) for other in (twice, again))
     assert twice.dtype == (np.uint16 if deep else np.uint8) and error < 0.01 and error < blurred

@@ -16,7 +16,7 @@ from jigsawssl.data.identity import Identities
 from jigsawssl.data.known import KnownImages
 from jigsawssl.data.leakage import KEY_FILE, Overlap, SeenImages, seen_images
 from jigsawssl.data.table import salted
-from jigsawssl.types import UserError
+from jigsawssl.types import ImageFormat, UserError
 from tests.readers.test_dicom import STORED, dicom
 
 
@@ -44,7 +44,9 @@ def test_images_and_groups_are_found_again(tmp_path: Path, cached: bool) -> None
     manifest.write_text("path,label,group\na.png,x,patient-1\nb.png,x,patient-2\n")
     archive = open_archive(str(root), manifest=str(manifest))
     if cached:
-        build_cache(archive, tmp_path / "cache", options=CacheOptions(8, 1), workers=1, progress=False)
+        build_cache(
+            archive, tmp_path / "cache", options=CacheOptions(ImageFormat(8, channels=1)), workers=1, progress=False
+        )
     file = tmp_path / "seen.parquet"
     seen_of(archive, tmp_path / "cache").save(file)
     seen = SeenImages.load(file)
@@ -68,7 +70,13 @@ def test_patients_of_dicom_files_count_as_groups(tmp_path: Path) -> None:
             shift = number + 2 * (root == two)
             (root / f"{number}.dcm").write_bytes(dicom(np.roll(STORED, shift, axis=0), PatientID=patient))
     archive = open_archive(str(one))
-    build_cache(archive, tmp_path / "cache", options=CacheOptions(8, 1, deep=True), workers=1, progress=False)
+    build_cache(
+        archive,
+        tmp_path / "cache",
+        options=CacheOptions(ImageFormat(8, channels=1), sixteen_bit=True),
+        workers=1,
+        progress=False,
+    )
     found = overlap(seen_of(archive, tmp_path / "cache"), open_archive(str(two)), [0, 1])
     assert found.same_group.tolist() == [0] and not found.same_image.size
 

@@ -18,6 +18,7 @@ from jigsawssl.explain import gallery
 from jigsawssl.explain.gallery import save_gallery
 from jigsawssl.explain.maps import gradcam, over_images
 from jigsawssl.models import Classifier, create_encoder
+from jigsawssl.types import ImageFormat
 
 CLASSES = ("ill", "well")
 
@@ -29,14 +30,14 @@ def images(tmp_path: Path) -> PixelDataset:
         file = tmp_path / "images" / CLASSES[number % 2] / f"Jane Doe {number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(file)
-    dataset = PixelDataset(open_archive(str(tmp_path / "images"), manifest="folders"), size=64, channels=1)
+    dataset = PixelDataset(open_archive(str(tmp_path / "images"), manifest="folders"), ImageFormat(64, channels=1))
     dataset.load(progress=False)
     return dataset
 
 
 def classifier(backbone: str = "resnet18", **more: Any) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(create_encoder(backbone, in_channels=1, size=64, **more), 2)
+    return Classifier(create_encoder(backbone, ImageFormat(64, channels=1), **more), 2)
 
 
 PROBABILITIES = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.55, 0.45], [0.05, 0.95]])

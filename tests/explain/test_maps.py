@@ -19,12 +19,13 @@ from jigsawssl.explain.maps import (
     rank_agreement,
 )
 from jigsawssl.models import Classifier, HierarchicalClassifier, create_encoder
+from jigsawssl.types import ImageFormat
 
 
 def small(backbone: str = "resnet18") -> Classifier:
     torch.manual_seed(0)
     options = {"resnet18": {"channels": [16, 16, 32, 32]}, "vit_tiny_patch16_224": {"patch_size": 8}}.get(backbone, {})
-    return Classifier(create_encoder(backbone, in_channels=1, size=64, backbone_options=options), 3).eval()
+    return Classifier(create_encoder(backbone, ImageFormat(64, channels=1), backbone_options=options), 3).eval()
 
 
 @pytest.mark.parametrize("tap", ["layer2", "layer4"])
@@ -71,7 +72,7 @@ def test_every_kind_of_network_has_a_layer_for_each_tap(backbone: str) -> None:
 
 def test_a_hierarchical_classifier_is_explained_too() -> None:
     torch.manual_seed(0)
-    encoder = create_encoder("resnet18", in_channels=1, size=64, backbone_options={"channels": [16, 16, 32, 32]})
+    encoder = create_encoder("resnet18", ImageFormat(64, channels=1), backbone_options={"channels": [16, 16, 32, 32]})
     found = explain(
         HierarchicalClassifier(encoder, 2).eval(), torch.rand(3, 1, 64, 64), classes=torch.tensor([0, 1, 0])
     )
@@ -93,7 +94,7 @@ def test_the_tap_is_the_deepest_that_is_fine_enough(
     torch.manual_seed(0)
     options = {"resnet18": {"channels": [8, 8, 8, 8]}, "vit_tiny_patch16_224": {"patch_size": 8}}.get(backbone, {})
     model = Classifier(
-        create_encoder(backbone, in_channels=1, size=size, stem_stride=stride, backbone_options=options), 2
+        create_encoder(backbone, ImageFormat(size, channels=1), stem_stride=stride, backbone_options=options), 2
     ).eval()
     images = torch.rand(2, 1, size, size)
     assert choose_tap(model.encoder, images) == tap
@@ -199,7 +200,11 @@ def test_attention_maps_are_those_of_the_deepest_attention_that_has_a_place() ->
         torch.manual_seed(0)
         options = {"channels": [16, 16, 32, 32]}
         encoder = create_encoder(
-            "resnet18", in_channels=1, size=64, backbone_options=options, attention=attention, attention_stages=(3, 4)
+            "resnet18",
+            ImageFormat(64, channels=1),
+            backbone_options=options,
+            attention=attention,
+            attention_stages=(3, 4),
         )
         model = Classifier(encoder, 2).eval()
         maps = attention_maps(model, images)
@@ -263,5 +268,5 @@ def test_maps_are_compared_with_maps_that_know_nothing() -> None:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_transformer_in_part_has_no_map_of_its_own(count: int) -> None:
-    model = Classifier(create_encoder("mobilevit_xxs", in_channels=1, size=64), 2).eval()
+    model = Classifier(create_encoder("mobilevit_xxs", ImageFormat(64, channels=1)), 2).eval()
     assert attention_maps(model, torch.rand(count, 1, 64, 64)) is None

@@ -14,14 +14,14 @@ from jigsawssl import load_encoder, save_encoder
 from jigsawssl.checkpoint import resolve_encoder
 from jigsawssl.models import Encoder, create_encoder
 from jigsawssl.models.attention import GlobalAttention, LocalAttention, StageAttention
-from jigsawssl.types import ATTENTIONS, UserError
+from jigsawssl.types import ATTENTIONS, ImageFormat, UserError
 
 BACKBONES = ("resnet18", "densenet121", "efficientnet_b0", "convnext_atto")
 
 
 def build(backbone: str, attention: str, stages: tuple[int, ...] = (3, 4), size: int = 64) -> Encoder:
     torch.manual_seed(0)
-    return create_encoder(backbone, in_channels=1, size=size, attention=attention, attention_stages=stages).eval()
+    return create_encoder(backbone, ImageFormat(size, channels=1), attention=attention, attention_stages=stages).eval()
 
 
 def wake(encoder: Encoder) -> None:
@@ -192,7 +192,7 @@ def test_mistakes_are_named(backbone: str, attention: str, stages: tuple[int, ..
 )
 def test_transformers_are_encoders_too(backbone: str, options: dict[str, int], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    encoder = create_encoder(backbone, in_channels=1, size=64, backbone_options=options).eval()
+    encoder = create_encoder(backbone, ImageFormat(64, channels=1), backbone_options=options).eval()
     images = torch.rand(2, 1, 64, 64)
     taps = encoder.taps(images)
     assert len(taps) == 3 and encoder.isotropic == (backbone[:3] == "vit")
@@ -208,8 +208,7 @@ def test_maps_do_not_depend_on_the_order_in_memory(kind: str) -> None:
     torch.manual_seed(0)
     model = create_encoder(
         "resnet18",
-        in_channels=1,
-        size=64,
+        ImageFormat(64, channels=1),
         backbone_options={"channels": [16, 16, 64, 64]},
         attention=kind,
         attention_stages=(3, 4),

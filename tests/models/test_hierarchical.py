@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from jigsawssl.models.hierarchical import ALL_TAPS, Variant
-from jigsawssl.types import Tap, Taps
+from jigsawssl.types import ImageFormat, Tap, Taps
 
 VARIANTS = get_args(Variant)
 CHANNELS = {"layer2": 4, "layer3": 6, "layer4": 8}
@@ -143,7 +143,7 @@ def learned(encoder: Encoder, head: HierarchicalBlock | PlainProjector, branch: 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_the_loss_of_a_branch_teaches_its_stage_and_those_below_and_nothing_else(variant: Variant, branch: str) -> None:
     encoder = create_encoder(
-        "resnet18", size=64, backbone_options={"channels": [8, 16, 32, 64], "zero_init_last": False}
+        "resnet18", ImageFormat(64), backbone_options={"channels": [8, 16, 32, 64], "zero_init_last": False}
     )
     head = HierarchicalBlock(encoder.channels, width=8, projection=8, variant=variant)
     stages = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
@@ -158,7 +158,7 @@ def test_the_loss_of_a_branch_teaches_its_stage_and_those_below_and_nothing_else
 
 def test_the_plain_projector_reads_and_teaches_through_the_deepest_tap() -> None:
     encoder = create_encoder(
-        "resnet18", size=64, backbone_options={"channels": [8, 16, 32, 64], "zero_init_last": False}
+        "resnet18", ImageFormat(64), backbone_options={"channels": [8, 16, 32, 64], "zero_init_last": False}
     )
     head = PlainProjector(encoder.channels, projection=8)
     assert head.branches == head.required_taps(head.branches) == ("layer4",)

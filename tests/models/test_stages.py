@@ -10,7 +10,7 @@ from torch import nn
 
 from jigsawssl.models import Classifier, Encoder, create_encoder
 from jigsawssl.training.finetune import trained_stages
-from jigsawssl.types import UserError
+from jigsawssl.types import ImageFormat, UserError
 
 BACKBONES = ("resnet18", "densenet121", "efficientnet_b0", "convnext_atto", "compact_cnn", "vit_tiny_patch16_224")
 
@@ -18,7 +18,7 @@ BACKBONES = ("resnet18", "densenet121", "efficientnet_b0", "convnext_atto", "com
 def build(backbone: str, attention: str = "none") -> Encoder:
     torch.manual_seed(0)
     options = {"patch_size": 8} if backbone.startswith("vit") else {}
-    return create_encoder(backbone, in_channels=1, size=64, backbone_options=options, attention=attention)
+    return create_encoder(backbone, ImageFormat(64, channels=1), backbone_options=options, attention=attention)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

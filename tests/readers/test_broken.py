@@ -22,6 +22,7 @@ from jigsawssl.data.archive import open_archive
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.readers import Unreadable, open_picture
+from jigsawssl.types import ImageFormat
 from tests.readers.test_dicom import SHIPPED, STORED, dicom
 
 RNG = np.random.default_rng(0)
@@ -206,7 +207,9 @@ def test_an_archive_of_nothing_but_trouble(tmp_path: Path) -> None:
     denied.write_bytes(ORIGINALS["grey.png"])
     denied.chmod(0)
     archive = open_archive(str(root))
-    cache = build_cache(archive, tmp_path / "cache", options=CacheOptions(16, 1), workers=2, progress=False)
+    cache = build_cache(
+        archive, tmp_path / "cache", options=CacheOptions(ImageFormat(16, channels=1)), workers=2, progress=False
+    )
     bad = {path: reason for path, _, reason in cache.unreadable()}
     if os.geteuid() == 0:  # for whom nothing is denied
         bad.setdefault("denied.png", "permission denied")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jigsawssl.readers import Unreadable, fit_image, open_picture, read, robust_range, to_display
 from jigsawssl.readers.dicom import WINDOWS
-from jigsawssl.types import WINDOW_CHOICES
+from jigsawssl.types import WINDOW_CHOICES, ImageFormat
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -162,7 +162,7 @@ def test_large_images_are_mapped_in_parts() -> None:
     values = np.random.default_rng(0).integers(0, 4096, (1200, 1200, 3), dtype=np.uint16)
     shown = to_display(values, (100.0, 4000.0))
     assert np.array_equal(shown, np.floor(((values - 100.0) * (65535 / 3900)).clip(0, 65535) + 0.5))
-    grey = fit_image(values, size=1200, channels=1, deep=True)[0]
+    grey = fit_image(values, ImageFormat(1200, channels=1), sixteen_bit=True)[0]
     assert np.array_equal(grey, np.floor(values @ np.array([0.299, 0.587, 0.114]) + 0.5))
 
 
@@ -219,7 +219,7 @@ def test_every_named_window_has_its_values() -> None:
 @pytest.mark.parametrize(("fit", "dark", "shape"), [("pad", 24, (4, 8)), ("crop", 0, (8, 8)), ("squash", 0, (8, 8))])
 def test_fits(fit: str, dark: int, shape: tuple[int, int], deep: bool) -> None:
     pixels = np.full((20, 40, 3), 200, np.uint8)
-    square = fit_image(pixels, size=8, channels=1, fit=fit, deep=deep)
+    square = fit_image(pixels, ImageFormat(8, channels=1, fit=fit), sixteen_bit=deep)
     assert square.shape == (1, 8, 8) and square.dtype == (np.uint16 if deep else np.uint8)
     if fit == "pad":
         assert not square[0, :2].any() and not square[0, 6:].any()
@@ -229,11 +229,11 @@ def test_fits(fit: str, dark: int, shape: tuple[int, int], deep: bool) -> None:
 
 def test_crops_take_the_middle() -> None:
     pixels = np.arange(9, dtype=np.uint8)[None, :, None].repeat(3, axis=0)
-    assert fit_image(pixels, size=3, channels=1, fit="crop")[0].tolist() == [[3, 4, 5]] * 3
+    assert fit_image(pixels, ImageFormat(3, channels=1, fit="crop"))[0].tolist() == [[3, 4, 5]] * 3
 
 
 def test_resizing_sixteen_bits_agrees_with_eight() -> None:
     smooth = (127 + 100 * np.sin(np.arange(64) / 9)[:, None] * np.cos(np.arange(64) / 7)).astype(np.uint8)[..., None]
-    eight = fit_image(smooth, size=16, channels=1).astype(int) * 257
-    sixteen = fit_image(smooth.astype(np.uint16) * 257, size=16, channels=1, deep=True).astype(int)
+    eight = fit_image(smooth, ImageFormat(16, channels=1)).astype(int) * 257
+    sixteen = fit_image(smooth.astype(np.uint16) * 257, ImageFormat(16, channels=1), sixteen_bit=True).astype(int)
     assert np.abs(eight - sixteen).max() <= 2 * 257

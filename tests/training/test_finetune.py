@@ -17,7 +17,7 @@ from jigsawssl.models.encoder import Encoder
 from jigsawssl.training.adapt import adapt
 from jigsawssl.training.finetune import Recipe, class_weights, selection_score, train_classifier
 from jigsawssl.training.probe import extract_features, fit_probe, knn_probabilities, predict
-from jigsawssl.types import DivergedError
+from jigsawssl.types import DivergedError, ImageFormat
 
 CPU = torch.device("cpu")
 NOTHING = np.empty(0, dtype=np.int64)
@@ -26,7 +26,7 @@ NOTHING = np.empty(0, dtype=np.int64)
 def tiny_encoder() -> Encoder:
     torch.manual_seed(0)
     return create_encoder(
-        "resnet18", in_channels=1, size=32, stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
+        "resnet18", ImageFormat(32, channels=1), stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
     )
 
 
@@ -37,7 +37,7 @@ def bright_and_dark(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
     images = (rng.normal(80 + 80 * labels[:, None, None], 20, (40, 32, 32))).clip(0, 255).astype(np.uint8)
     path = tmp_path_factory.mktemp("npz") / "two.npz"
     np.savez(path, images=images, labels=labels)
-    dataset = PixelDataset(open_archive(str(path)), size=32)
+    dataset = PixelDataset(open_archive(str(path)), ImageFormat(32, channels=1))
     dataset.load(progress=False)
     return dataset
 

@@ -12,13 +12,13 @@ from jigsawssl.losses import HierarchicalLoss
 from jigsawssl.models import HierarchicalBlock, PlainProjector, create_encoder
 from jigsawssl.training.optim import DEFAULT_WEIGHT_DECAY, autocast_precision, create_optimizer, create_scheduler
 from jigsawssl.training.pretrain import JigsawPretraining
-from jigsawssl.types import UserError, Views
+from jigsawssl.types import ImageFormat, UserError, Views
 
 
 def build(grids: tuple[int, ...] = (4, 2, 1), share: float = 1.0, schedule: str = "joint") -> JigsawPretraining:
     torch.manual_seed(0)
     encoder = create_encoder(
-        "resnet18", in_channels=1, size=32, stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
+        "resnet18", ImageFormat(32, channels=1), stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
     )
     block: HierarchicalBlock | PlainProjector = PlainProjector(encoder.channels, projection=16)
     weights = [1.0]
