@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import CurveConfig, without_folders
+from ..data.budget import draw_subset, read_subset, subset_name
+from ..data.labelled import Labelled
 from ..experiments.curve import Plan, run_curve
-from ..experiments.labelled import Labelled, check_overlap
+from ..experiments.overlap import check_overlap
 from ..experiments.reporting import curve_report, summary
-from ..experiments.subsets import draw_subset, read_subset, subset_name
 from ..experiments.trials import Cell, EncoderChoice, adaptation_mode, load_cell
 from ..progress import Progress
 from ..runs import write_bytes

@@ -12,13 +12,14 @@ import pytorch_lightning as pl
 from ..checkpoint import save_classifier
 from ..config import FinetuneConfig, to_yaml, without_folder, without_folders
 from ..data import Archive
+from ..data.budget import draw_subset, read_images, read_subset, take_budget
+from ..data.labelled import remarks_on, write_split
 from ..data.loading import channels_of
 from ..data.splits import Rows
 from ..data.table import printable
 from ..evaluation.assessment import Predictions, judge
-from ..experiments.labelled import check_overlap, read_images, remarks_on, take_budget, write_split
+from ..experiments.overlap import check_overlap
 from ..experiments.reporting import LIMITS, write_report
-from ..experiments.subsets import draw_subset, read_subset
 from ..experiments.trials import predictions_of, save_predictions
 from ..explain.gallery import save_gallery
 from ..models import Classifier

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from ..config import StudyConfig, without_folders
+from ..data.budget import draw_subset
+from ..data.labelled import Domain, Labelled, open_domain
 from ..data.leakage import seen_images
 from ..data.loading import PixelDataset
-from ..experiments.labelled import Domain, Labelled, check_overlap, open_domain
+from ..experiments.overlap import check_overlap
 from ..experiments.ranking import IN_DOMAIN
 from ..experiments.reporting import study_report, study_summary
 from ..experiments.runner import Outcome
 from ..experiments.study import StudyPlan, cost_of, is_finished, load_search, run_searches, run_study
-from ..experiments.subsets import draw_subset
 from ..experiments.trials import EncoderChoice
 from ..progress import Progress
 from ..runs import write_bytes

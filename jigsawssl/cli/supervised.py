@@ -15,22 +15,14 @@ from numpy.typing import NDArray
 
 from ..checkpoint import read_header
 from ..config import CurveConfig, StudyConfig, SupervisedConfig, command_of, to_yaml, without_folder
+from ..data.budget import can_validate, draw_subset, write_subsets
 from ..data.census import split_counts
 from ..data.conventions import are_numbered, split_name
+from ..data.labelled import Labelled, Source, open_labelled, remarks_on, write_split
 from ..data.loading import PixelDataset, channels_of, stain_target
 from ..data.manifest import manifest_columns
 from ..data.splits import Rows
-from ..experiments.labelled import (
-    Labelled,
-    Source,
-    caches_beside,
-    can_validate,
-    open_labelled,
-    remarks_on,
-    seen_by,
-    write_split,
-)
-from ..experiments.subsets import draw_subset, write_subsets
+from ..experiments.overlap import caches_beside, seen_by
 from ..experiments.trials import EncoderChoice, adaptation_mode
 from ..functional import nearest_sizes
 from ..models import Encoder
@@ -108,7 +100,7 @@ def open_and_tell(config: SupervisedConfig, source: Source, references: Sequence
     """Open the labelled archive, and print what is in it before anything runs.
 
     Raises:
-        UserError: as :func:`jigsawssl.experiments.labelled.open_labelled`, and for grades in no order.
+        UserError: as :func:`jigsawssl.data.labelled.open_labelled`, and for grades in no order.
     """
     labelled = open_labelled(source, seen=[] if config.allow_overlap else seen_by(references))
     archive = labelled.archive

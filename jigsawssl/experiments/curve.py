@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 
+from ..data.labelled import Source
 from ..data.splits import Rows
 from ..explain.gallery import save_gallery
 from ..process import prepare_process
 from ..training.finetune import Recipe
 from ..training.probe import FeatureBank
-from .labelled import Source
 from .runner import Outcome, run_cells
 from .trials import Cell, EncoderChoice, Workplace, adaptation_mode, save_cell
 

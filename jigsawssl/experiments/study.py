@@ -16,6 +16,8 @@ import torch
 from optuna.trial import TrialState
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..data.budget import read_images
+from ..data.labelled import Domain, Source, open_domain
 from ..data.splits import Rows
 from ..explain.gallery import save_gallery
 from ..explain.maps import compare_maps
@@ -25,7 +27,6 @@ from ..runs import write_json
 from ..training.adapt import judge_recipe
 from ..training.finetune import Recipe, planned_epochs
 from ..types import DivergedError
-from .labelled import Domain, Source, open_domain, read_images
 from .runner import Outcome, error_line, run_cells
 from .trials import (
     Cell,

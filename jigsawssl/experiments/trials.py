@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from .. import defaults
 from ..checkpoint import resolve_encoder
+from ..data.budget import Budget, read_images, take_budget
+from ..data.labelled import Labelled, Source, open_labelled
 from ..data.loading import PixelDataset
 from ..data.splits import Rows
 from ..evaluation.assessment import Predictions
@@ -28,7 +30,6 @@ from ..training.finetune import Recipe
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import FeatureBank
 from ..types import ImageFormat
-from .labelled import Budget, Labelled, Source, open_labelled, read_images, take_budget
 
 __all__ = [
     "Cell",
@@ -126,7 +127,7 @@ class Workplace:
         return self._images[key]
 
     def budget(self, format: ImageFormat, *, chosen: Rows, fraction: float, seed: int) -> Budget:
-        """The labels that may be used; see :func:`jigsawssl.experiments.labelled.take_budget`."""
+        """The labels that may be used; see :func:`jigsawssl.data.budget.take_budget`."""
         dataset, rows = self.decoded(format)
         found = take_budget(self.labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=seed)
         found.facts["unreadable"] = len(found.facts["unreadable"])  # their names are not for reports

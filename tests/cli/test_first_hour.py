@@ -19,7 +19,7 @@ from jigsawssl import cli
 from jigsawssl.cli import demo, main
 from jigsawssl.config import CurveConfig, PretrainConfig, load_config
 from jigsawssl.data.holdout import is_held_out
-from jigsawssl.experiments.labelled import Source, open_labelled
+from jigsawssl.data.labelled import Source, open_labelled
 from jigsawssl.readers import fit_image
 from jigsawssl.types import ImageFormat
 

@@ -16,11 +16,11 @@ from sklearn.metrics import recall_score
 
 from jigsawssl.cli import main
 from jigsawssl.data import open_archive
+from jigsawssl.data.budget import draw_subset
+from jigsawssl.data.labelled import Source, open_labelled
 from jigsawssl.experiments import study as study_module
-from jigsawssl.experiments.labelled import Source, open_labelled
 from jigsawssl.experiments.reporting import study_report
 from jigsawssl.experiments.study import StudyPlan, domain_file, load_search
-from jigsawssl.experiments.subsets import draw_subset
 from jigsawssl.experiments.trials import Cell, EncoderChoice, load_cell, load_predictions
 from jigsawssl.training.finetune import OnCheck, Recipe
 from jigsawssl.types import DivergedError

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from jigsawssl.cli.supervised import check_draws
-from jigsawssl.experiments.labelled import Labelled, Source, open_labelled, remarks_on
-from jigsawssl.experiments.subsets import draw_subset
+from jigsawssl.data.budget import draw_subset
+from jigsawssl.data.labelled import Labelled, Source, open_labelled, remarks_on
 from jigsawssl.types import UserError
 from tests.readers.test_dicom import STORED, dicom
 

@@ -1,52 +1,40 @@
-"""A labelled archive as experiments use it: who may be trained on, who is tested, which labels a budget buys."""
+"""A labelled archive: who may be trained on, and who is tested."""
 
 from __future__ import annotations
 
 import csv
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import command_line, command_with, settings_of, without_folder
-from ..data import Archive, cross_validation_folds, holdout_split, open_archive
-from ..data.cache import caches_of
-from ..data.conventions import alike, unknown_splits
-from ..data.holdout import TEST, TEST_SHARE, TRAIN
-from ..data.identity import Identities
-from ..data.known import KnownImages
-from ..data.leakage import KEY_FILE, Overlap, SeenImages
-from ..data.loading import LabelledSet, PixelDataset
-from ..data.splits import Fold, Rows
-from ..data.table import printable
 from ..runs import write_csv
-from ..types import ImageFormat, UserError
+from ..types import UserError
 from ..words import counted
+from .archive import Archive, open_archive
+from .cache import caches_of
+from .conventions import alike, unknown_splits
+from .holdout import TEST, TEST_SHARE, TRAIN
+from .identity import Identities
+from .known import KnownImages
+from .leakage import SeenImages
+from .splits import Rows, holdout_split
+from .table import printable
 
 __all__ = [
-    "Budget",
+    "LEAST_TEST",
+    "Domain",
     "Labelled",
     "Source",
-    "caches_beside",
-    "can_validate",
-    "check_overlap",
     "open_domain",
     "open_labelled",
-    "read_images",
     "remarks_on",
-    "seen_by",
-    "take_budget",
     "write_split",
 ]
 
-SMALL_BUDGET = 200
-"""Labels below which validation is cross-validation: a fifth of fewer images would judge too coarsely."""
-
-FOLDS = 5
 LEAST_TEST = 10
 """Images of a test split that pretraining saw a part of: fewer than this are not worth testing on."""
 
@@ -340,41 +328,6 @@ def _assigned(file: Path, archive: Archive, identities: Identities) -> Labelled:
     return Labelled(archive, pool=pool, validation=validation, test=test, made_by=file.name, identities=identities)
 
 
-def _run_of(reference: str) -> Path | None:
-    """Folder of the run that an encoder, or the architecture of a fresh one, comes from."""
-    file = Path(reference.removeprefix("random:"))
-    return file.parent if file.is_file() else None
-
-
-def seen_by(references: Iterable[str]) -> list[SeenImages]:
-    """What the runs saw that some encoders come from, as far as they left it.
-
-    Fresh weights of a file's architecture count too, so that they are tested on what the file is tested on.
-
-    Args:
-        references: encoders as users name them.
-
-    Raises:
-        UserError: for a damaged file.
-    """
-    folders = dict.fromkeys(folder for folder in map(_run_of, references) if folder is not None)
-    return [SeenImages.load(folder / "seen.parquet") for folder in folders if (folder / "seen.parquet").is_file()]
-
-
-def caches_beside(references: Iterable[str]) -> tuple[str, ...]:
-    """Folders of the decoded images that some encoders were pretrained on.
-
-    Args:
-        references: encoders as users name them.
-    """
-    found = []
-    for folder in map(_run_of, references):
-        if folder is not None:
-            named = settings_of(folder).get("cache")
-            found.append(str(named) if named not in (None, "off") else str(folder / "cache"))
-    return tuple(dict.fromkeys(found))
-
-
 class Domain(NamedTuple):
     """An archive that is only tested on, as :func:`jigsawssl.data.open_archive` takes it."""
 
@@ -421,214 +374,3 @@ def open_domain(domain: Domain, *, classes: Sequence[str]) -> tuple[Labelled, ND
 def _rows(archive: Archive, split: str) -> Rows:
     rows = archive.rows_of(split)
     return rows[archive.labels[rows] >= 0]
-
-
-def read_images(
-    labelled: Labelled, rows: Rows, *, format: ImageFormat, what: str, progress: bool = True
-) -> tuple[PixelDataset, Rows]:
-    """Decode images as the encoder saw them in pretraining.
-
-    What a cache of that pretraining holds is not decoded again.
-
-    Args:
-        labelled: the archive that holds them.
-        rows: which.
-        format: of the encoder.
-        what: a word for what they are, for the note about unreadable ones.
-        progress: show a bar, and that note.
-
-    Returns:
-        The readable images and the row of each.
-    """
-    part = labelled.archive.select(rows.tolist())
-    dataset = PixelDataset(part, format, workers=os.cpu_count() or 1)
-    dataset.load(progress, labelled.identities.known)
-    if dataset.unreadable and progress:
-        print(f"{len(dataset.unreadable)} unreadable {what} images were left out; the report lists them")
-    return dataset, rows[dataset.rows]
-
-
-class Budget(NamedTuple):
-    """The labels that may be used, and JSON values that say what they are."""
-
-    labelled_set: LabelledSet
-    facts: dict[str, Any]
-
-
-def take_budget(
-    labelled: Labelled, *, dataset: PixelDataset, rows: Rows, chosen: Rows, fraction: float, seed: int
-) -> Budget:
-    """Divide the chosen labels into what is trained on and what candidates are judged by.
-
-    Args:
-        labelled: the archive.
-        dataset: decoded images that hold the chosen ones and those of the validation split.
-        rows: of ``labelled``, one for each image of ``dataset``.
-        chosen: rows whose labels may be used.
-        fraction: of the pool, for the report.
-        seed: of the folds.
-
-    Raises:
-        UserError: where fewer than two classes are left.
-    """
-    archive = labelled.archive
-    inside = np.flatnonzero(np.isin(rows, chosen))
-    outside = np.flatnonzero(np.isin(rows, labelled.validation))
-    part = dataset.subset(np.concatenate([inside, outside]))
-    rows = np.concatenate([rows[inside], rows[outside]])
-    labels = archive.labels[rows]
-    refit = np.arange(len(inside))
-    groups = labelled.groups(rows[refit])
-    if len(np.unique(labels[refit])) < 2:
-        raise UserError(f"`fraction` ({fraction}) must leave two classes; {len(inside)} labels hold one; raise it")
-    if len(labelled.validation):
-        folds: list[Fold] = [(refit, np.arange(len(inside), len(rows)))]
-        how = f"the manifest's val split, {len(outside)} labels outside the fraction"
-    else:
-        folds, how = _folds(labels[refit], groups, seed)
-    paths = {archive.samples[row].path for row in (*chosen.tolist(), *labelled.validation.tolist())}
-    facts = {
-        "fraction": fraction,
-        "labels": len(rows),
-        "labels_in_fraction": len(inside),
-        "available": len(labelled.pool),
-        "per_class": {name: int((labels[refit] == k).sum()) for k, name in enumerate(archive.classes)},
-        "groups": None if groups is None else len(np.unique(groups)),
-        "validation": how,
-        "unreadable": {printable(path): reason for path, reason in dataset.unreadable.items() if path in paths},
-    }
-    return Budget(LabelledSet(part, labels, len(archive.classes), folds, refit), facts)
-
-
-def can_validate(labelled: Labelled, chosen: Rows, seed: int) -> bool:
-    """Whether some labels are enough to train on and to judge candidates by.
-
-    Args:
-        labelled: the archive.
-        chosen: rows whose labels may be used.
-        seed: of the folds.
-    """
-    labels = labelled.archive.labels[chosen]
-    if len(np.unique(labels)) < 2:
-        return False
-    if len(labelled.validation):
-        return True
-    try:
-        _folds(labels, labelled.groups(chosen), seed)
-    except UserError:
-        return False
-    return True
-
-
-def _folds(labels: NDArray[np.int64], groups: NDArray[np.str_] | None, seed: int) -> tuple[list[Fold], str]:
-    """How candidates are judged inside the budget, and how the report names it."""
-    unit = "by image" if groups is None else "by group"
-    try:
-        if len(labels) < SMALL_BUDGET:
-            folds = cross_validation_folds(labels, groups, folds=FOLDS, seed=seed)
-            return folds, f"cross-validation {unit} with {len(folds)} folds inside the fraction"
-        fold = holdout_split(labels, groups, share=1 / FOLDS, seed=seed)
-        return [fold], f"{len(fold[1])} of the labels, {unit}, inside the fraction"
-    except UserError:
-        # Too few groups to divide, such as one patient: better a validation that flatters, and says so, than none.
-        if groups is None:
-            raise
-        folds, how = _folds(labels, None, seed)
-        return folds, f"{how}; the groups are too few to divide, so validation sees images of groups it trains on"
-
-
-def check_overlap(
-    encoder: str, *, trained: bool, labelled: Labelled, allowed: bool, source: Source | None = None
-) -> dict[str, Any]:
-    """Whether pretraining has seen what is judged by, from ``seen.parquet`` beside the encoder.
-
-    Args:
-        encoder: as the user named it.
-        trained: whether it has weights that were trained.
-        labelled: the archive that it is judged by.
-        allowed: whether somebody said that an overlap is wanted.
-        source: of the archive, for the command that fixes it.
-
-    Returns:
-        JSON values for the report.
-
-    Raises:
-        UserError: with examples and a remedy, if it has and nobody said that this is wanted.
-    """
-    if not trained or not Path(encoder).is_file():
-        return {"checked": "unknown: published weights" if trained else "not needed: fresh weights"}
-    found = seen_by([encoder])
-    if not found:
-        name = without_folder(encoder)
-        print(f"No seen.parquet lies beside {name}, so nobody can tell whether pretraining saw the test images")
-        return {"checked": "unknown: no seen.parquet beside the encoder"}
-    seen, archive = found[0], labelled.archive
-    overlap = seen.overlap(labelled.identities, labelled.judged)
-    if len(overlap.rows) and not allowed:
-        raise UserError(_refusal(encoder, labelled, overlap, source))
-    checked = "by content and group" if seen.complete else "in part: earlier training left no seen.parquet"
-    if not seen.comparable:
-        checked = f"by content alone: {KEY_FILE} is not here, without which patients and groups cannot be compared"
-        print(
-            f"Images were compared with what pretraining saw; patients and groups could not be, as {KEY_FILE} is not "
-            "beside the encoder"
-        )
-    return {
-        "checked": checked,
-        "same_image": [printable(archive.samples[row].path) for row in overlap.same_image],
-        "same_group": [printable(archive.samples[row].path) for row in overlap.same_group],
-        "left_out": labelled.saw,
-        "allowed": allowed,
-    }
-
-
-def _refusal(encoder: str, labelled: Labelled, overlap: Overlap, source: Source | None) -> str:
-    """Which of them pretraining saw, how many, and the remedy."""
-    samples, rows = labelled.archive.samples, overlap.rows.tolist()
-    groups = sorted({samples[row].group or samples[row].path for row in rows})
-    names = groups if labelled.archive.groups is not None else [samples[row].path for row in rows]
-    shown = ", ".join(printable(name) for name in names[:5])
-    kind = f"groups ({len(groups)})" if labelled.archive.groups is not None else "files"
-    if source is None:
-        remedy = "leave these out of it"
-    else:
-        remedy = (
-            f"the rest is no test split of {LEAST_TEST} images and two classes; {_remedy(encoder, labelled, source)}"
-        )
-    return (
-        f"`encoder` ({encoder}) must not have seen what it is judged by; of {len(labelled.judged)} validation and test "
-        f"images pretraining saw {len(overlap.same_image)} themselves and another of the group of "
-        f"{len(overlap.same_group)}; {kind}: {shown}{', …' if len(names) > 5 else ''}; {remedy}, or give "
-        "allow_overlap=true, which the report will say"
-    )
-
-
-def _remedy(encoder: str, labelled: Labelled, source: Source) -> str:
-    """The command that pretrains without the images that are judged by, where another pretraining would."""
-    folder = Path(encoder).parent
-    before = settings_of(folder)
-    wanted: dict[str, Any] = {"data": source.data, "manifest": source.manifest, "layout": source.layout}
-    wanted["split"] = None
-    if str(before.get("encoder")).endswith(".safetensors"):
-        wanted["encoder"] = None  # what that one has seen would count again
-    changes = {key: value for key, value in wanted.items() if value != before.get(key)}
-    given = any(sample.split is not None for sample in labelled.archive.samples)
-    every = np.arange(len(labelled.archive))
-    kept_out = given or bool((labelled.identities.split(every)[labelled.judged] == TEST).all())
-    if not kept_out or (before and not changes):
-        known = folder / "split.csv"
-        label = f"label more of the images that {known} marks as test, or " if known.is_file() and not given else ""
-        return (
-            f"another pretraining would see them too: {label}give both commands a manifest with a column `split` that "
-            "puts whole patients of every class into test"
-        )
-    if before.get("cache") is None and (folder / "cache").is_dir():
-        changes["cache"] = str(folder / "cache")
-    name = folder.resolve().name
-    changes["out"] = next(
-        str(out) for number in range(2, 1000) if not (out := folder.parent / f"{name}-{number}").exists()
-    )
-    if before:
-        return f"pretrain again without them by: {command_with('pretrain', folder, changes)}"
-    command = command_line("pretrain", {key: value for key, value in changes.items() if value is not None})
-    return f"pretrain again without them by: {command} (with the settings of that pretraining)"

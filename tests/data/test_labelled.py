@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, cohen_kappa_score, recall_s
 
 from jigsawssl.cli import main
 from jigsawssl.cli.supervised import check_unchanged
-from jigsawssl.experiments.labelled import Domain, Source, open_domain, open_labelled, remarks_on
+from jigsawssl.data.labelled import Domain, Source, open_domain, open_labelled, remarks_on
 from jigsawssl.types import UserError
 
 GRADES = ("none", "mild", "moderate", "severe")
