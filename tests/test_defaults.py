@@ -14,7 +14,7 @@ from jigsawssl.checkpoint import resolve_encoder
 from jigsawssl.cli.look import settled
 from jigsawssl.config import FinetuneConfig, PretrainConfig
 from jigsawssl.data.cache import CacheOptions
-from jigsawssl.losses import HierarchicalLoss
+from jigsawssl.losses import BarlowTwins, create_objective
 from jigsawssl.models import HierarchicalBlock, PlainProjector, create_encoder
 from jigsawssl.readers import open_picture
 from jigsawssl.training.pretrain import JigsawPretraining
@@ -25,7 +25,8 @@ KEYS: dict[Callable[..., Any], dict[str, str]] = {
     JigsawViews: {name: f"views.{name}" for name in ("size", "grids", "preset", "share")},
     HierarchicalBlock: {name: f"block.{name}" for name in ("variant", "width", "projection")},
     PlainProjector: {"projection": "block.projection"},
-    HierarchicalLoss: {"off_diagonal": "loss.off_diagonal"},
+    BarlowTwins: {"off_diagonal": "loss.off_diagonal"},
+    create_objective: {"off_diagonal": "loss.off_diagonal"},
     JigsawPretraining: {
         "schedule": "schedule",
         "optimizer": "optimizer.name",

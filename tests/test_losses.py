@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jigsawssl.losses import HierarchicalLoss
+from jigsawssl.losses import BarlowTwins, HierarchicalLoss
 
 WEIGHTS = {"layer2": 1.0, "layer3": 0.5, "layer4": 3.0, "all": 2.0}
 EPSILON = 1e-5
@@ -53,7 +53,7 @@ def pairs() -> dict[str, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("off_diagonal", [0.0, 5e-3, 1.0])
 def test_values_agree_with_the_reference(off_diagonal: float) -> None:
     given = pairs()
-    terms = HierarchicalLoss(WEIGHTS, off_diagonal=off_diagonal)(given)
+    terms = HierarchicalLoss(WEIGHTS, objective=BarlowTwins(off_diagonal=off_diagonal))(given)
     expected = {name: barlow_twins(a.numpy(), b.numpy(), off_diagonal) for name, (a, b) in given.items()}
     assert {name: term.item() for name, term in terms.branches.items()} == pytest.approx(expected, rel=1e-5)
     assert terms.total.item() == pytest.approx(sum(WEIGHTS[name] * value for name, value in expected.items()), rel=1e-5)
@@ -118,7 +118,7 @@ def test_identical_decorrelated_projections_cost_nothing() -> None:
     for _ in range(3):
         hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
     z = hadamard[:, 1:]
-    loss = HierarchicalLoss({"all": 1.0}, off_diagonal=1.0)
+    loss = HierarchicalLoss({"all": 1.0}, objective=BarlowTwins(off_diagonal=1.0))
     assert loss({"all": (z, z)}).total.item() == pytest.approx(0, abs=1e-8)
     assert loss({"all": (z, -z)}).total.item() == pytest.approx(4 * 7, rel=1e-4)
     assert loss({"all": (z, z.roll(1, dims=1))}).total.item() == pytest.approx(2 * 7, rel=1e-4)
@@ -154,3 +154,29 @@ def test_no_pair_or_a_branch_without_a_weight_is_refused(names: tuple[str, ...])
     with pytest.raises(ValueError, match="must name some of the branches layer2, layer3, layer4, all") as caught:
         HierarchicalLoss(WEIGHTS)({name: pair() for name in names})
     assert f"`pairs` ({', '.join(names)})" in str(caught.value)
+
+
+def test_diagnostics_describe_the_matrix_that_the_loss_is_made_of() -> None:
+    a, b = pair(batch=40, width=6)
+    found = HierarchicalLoss({"all": 1.0}).diagnostics({"all": (a, b)})
+    scale = [(z - z.mean(dim=0)) / (z.var(dim=0, unbiased=False) + EPSILON).sqrt() for z in (a, b)]
+    matrix = (torch.einsum("ki,kj->ij", *scale) / len(a)).numpy()
+    outside = matrix[~np.eye(6, dtype=bool)]
+    assert found["diagonal_all"] == pytest.approx(np.diag(matrix).mean(), rel=1e-5)
+    assert found["off_diagonal_all"] == pytest.approx(np.sqrt(np.mean(outside**2)), rel=1e-5)
+    redundancy = BarlowTwins(off_diagonal=1.0)(a, b) - BarlowTwins(off_diagonal=0.0)(a, b)
+    assert redundancy.item() == pytest.approx(30 * found["off_diagonal_all"] ** 2, rel=1e-4)
+
+
+def test_another_objective_takes_the_place_of_barlow_twins() -> None:
+    class Distance:
+        def __call__(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+            return (z_a - z_b).square().mean()
+
+        def diagnostics(self, z_a: Tensor, z_b: Tensor) -> dict[str, float]:
+            return {"distance": float((z_a - z_b).abs().mean())}
+
+    a, b = pair()
+    loss = HierarchicalLoss({"layer4": 2.0}, objective=Distance())
+    assert loss({"layer4": (a, b)}).total.item() == pytest.approx(2 * (a - b).square().mean().item())
+    assert loss.diagnostics({"layer4": (a, b)}) == {"distance_layer4": pytest.approx((a - b).abs().mean().item())}

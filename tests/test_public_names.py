@@ -39,7 +39,6 @@ PUBLIC = {
     ],
     "jigsawssl.evaluation": [
         "classification_metrics",
-        "correlations",
         "effective_rank",
         "feature_standard_deviation",
         "log_loss",
@@ -57,7 +56,7 @@ PUBLIC = {
         "to_tiles",
         "to_unit_range",
     ],
-    "jigsawssl.losses": ["HierarchicalLoss"],
+    "jigsawssl.losses": ["BarlowTwins", "HierarchicalLoss", "Objective", "create_objective"],
     "jigsawssl.models": [
         "Classifier",
         "Encoder",

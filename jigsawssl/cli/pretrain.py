@@ -32,7 +32,7 @@ from ..data.leakage import SeenImages, seen_images
 from ..data.loading import PixelDataset, channel_statistics, channels_of, stain_target, training_loader
 from ..data.table import printable
 from ..functional import to_channels_last, to_unit_range
-from ..losses import HierarchicalLoss
+from ..losses import HierarchicalLoss, create_objective
 from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..process import when_interrupted
 from ..report.figures import save_curves
@@ -215,6 +215,7 @@ def _write_quarantine(path: Path, dataset: PixelDataset) -> None:
 
 def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
     """Views, block, loss and rates around an encoder."""
+    objective = {key: value for key, value in vars(config.loss).items() if key != "weights"}
     views = JigsawViews(
         size=encoder.spec.format.size,
         grids=config.views.grids,
@@ -239,7 +240,7 @@ def build_module(config: PretrainConfig, encoder: Encoder) -> JigsawPretraining:
         encoder,
         block=block,
         views=views,
-        loss=HierarchicalLoss(weights, off_diagonal=config.loss.off_diagonal),
+        loss=HierarchicalLoss(weights, objective=create_objective(**objective)),
         schedule=config.schedule,
         optimizer=config.optimizer.name,
         lr=config.optimizer.lr,

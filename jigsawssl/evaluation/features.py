@@ -8,9 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..functional import cross_correlation
-from ..types import Pairs
-
 
 def effective_rank(features: Tensor) -> float:
     """RankMe: the number of directions that the features use, between 1 and ``min(N, D)``.
@@ -58,31 +55,6 @@ def feature_standard_deviation(features: Tensor) -> float:
     """
     normalised = F.normalize(_checked(features, least=2), dim=1)
     return float(normalised.std(dim=0).mean()) * math.sqrt(normalised.shape[1])
-
-
-def correlations(pairs: Pairs) -> dict[str, float]:
-    """Cross-correlation of two views, C of Barlow Twins, by branch.
-
-    Args:
-        pairs: projections of both views.
-
-    Returns:
-        ``diagonal_BRANCH`` → mean of the diagonal, 1 where views agree; ``off_diagonal_BRANCH`` → root mean square of
-        the rest, 0 where dimensions are independent.
-
-    Example:
-        >>> z = torch.tensor([[1.0], [2.0], [3.0]])
-        >>> {name: round(value, 3) for name, value in correlations({"all": (z, -z)}).items()}
-        {'diagonal_all': -1.0, 'off_diagonal_all': 0.0}
-    """
-    result = {}
-    for name, (first, second) in pairs.items():
-        matrix = cross_correlation(first.float(), second.float())
-        diagonal = matrix.diagonal()
-        off_diagonal = (matrix.square().sum() - diagonal.square().sum()) / max(1, matrix.numel() - len(matrix))
-        result[f"diagonal_{name}"] = float(diagonal.mean())
-        result[f"off_diagonal_{name}"] = float(off_diagonal.sqrt())
-    return result
 
 
 def _checked(features: Tensor, least: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from ..augment import PRESETS
-from ..evaluation import correlations, effective_rank, feature_standard_deviation
+from ..evaluation import effective_rank, feature_standard_deviation
 from ..process import when_interrupted
 from ..progress import Progress
 from ..report.figures import save_views_sheet
@@ -80,7 +80,8 @@ class Throughput(Callback):
 
 
 class Diagnostics(Callback):
-    """Signs of collapse that need no labels: C of each branch, spread and effective rank (RankMe) of the features."""
+    """Signs of collapse that need no labels: the objective's for each branch, and the features' spread and effective
+    rank (RankMe)."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
@@ -94,7 +95,7 @@ class Diagnostics(Callback):
             features = encoder(encoder.preprocess(batch.images[:DIAGNOSTIC_IMAGES])).float()
         encoder.train()
         values = {"feature_std": feature_standard_deviation(features), "effective_rank": effective_rank(features)}
-        found = {**values, **correlations(outputs["step"].terms.pairs)}
+        found = {**values, **pl_module.loss.diagnostics(outputs["step"].terms.pairs)}
         pl_module.log_dict(found, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
