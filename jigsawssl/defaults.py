@@ -25,6 +25,15 @@ RATES = {"adamw": 2e-3, "sgd": 2e-3, "lars": 0.2}
 ENCODER_SCALE = 1.0
 WARMUP = 0.1
 
+MODES = {
+    "auto": "a linear probe, full fine-tuning from it, or an average of both",
+    "full": "the whole network",
+    "linear": "a probe on its features",
+    "knn": "nearest neighbours",
+    "progressive": "jigsaw steps, fine tiles first",
+}
+"""Ways to adapt to labels and what they do; :data:`jigsawssl.training.adapt.MODES` has how."""
+
 FIT = "pad"
 WINDOW = "file"
 ATTENTION_STAGES = (4,)

@@ -17,6 +17,7 @@ from jigsawssl.data.cache import CacheOptions
 from jigsawssl.losses import BarlowTwins, create_objective
 from jigsawssl.models import HierarchicalBlock, PlainProjector, create_encoder
 from jigsawssl.readers import open_picture
+from jigsawssl.training.adapt import MODES
 from jigsawssl.training.pretrain import JigsawPretraining
 from jigsawssl.types import ImageFormat
 
@@ -58,6 +59,10 @@ def test_every_preset_has_its_chains_and_its_words() -> None:
         assert augmentation_chain(preset.original, 32, 3) and augmentation_chain(preset.distorted, 32, 3)
         crops = {"RandomResizedCrop" in type(step).__name__ for step in augmentation_chain(preset.original, 32, 1)}
         assert preset.crops == (True in crops), name
+
+
+def test_every_mode_has_its_way_and_its_words() -> None:
+    assert list(MODES) == list(defaults.MODES)
 
 
 @pytest.mark.parametrize("made", KEYS, ids=lambda made: made.__name__)

@@ -16,10 +16,11 @@ from ..data.labelled import Labelled
 from ..experiments.curve import Plan, run_curve
 from ..experiments.overlap import check_overlap
 from ..experiments.reporting import curve_report, summary
-from ..experiments.trials import Cell, EncoderChoice, adaptation_mode, load_cell
+from ..experiments.trials import Cell, EncoderChoice, load_cell
 from ..progress import Progress
 from ..runs import write_bytes
 from ..runs.folder import environment
+from ..training.adapt import MODES, adaptation_mode
 from ..training.finetune import planned_epochs
 from ..training.optim import autocast_on
 from .supervised import (
@@ -174,5 +175,5 @@ def _cost(plan: Plan, cell: Cell) -> float:
     """About how long a cell takes, in images that are trained on."""
     mode = adaptation_mode(plan.mode, not plan.encoders[cell.encoder].reference.startswith("random:"))
     count = len(plan.subsets[cell.fraction, cell.seed])
-    passes = sum(planned_epochs(count, recipe) for recipe in plan.recipes) if mode not in ("linear", "knn") else 1
+    passes = sum(planned_epochs(count, recipe) for recipe in plan.recipes) if MODES[mode].trains else 1
     return 2000.0 + count * passes

@@ -18,6 +18,7 @@ from ..data.loading import channels_of
 from ..data.splits import Rows
 from ..data.table import printable
 from ..evaluation.assessment import Predictions, judge
+from ..evaluation.metrics import METRICS
 from ..experiments.overlap import check_overlap
 from ..experiments.reporting import LIMITS, write_report
 from ..experiments.trials import predictions_of, save_predictions
@@ -201,7 +202,7 @@ def _write(
 
 
 def _summary(path: Path, metrics: dict[str, Any], adaptation: Adaptation, lines: list[str]) -> None:
-    names = ("auroc", "average_precision", "accuracy", "balanced_accuracy", "precision", "recall", "f1")
+    names = [metric.name for metric in METRICS if metric.printed]
     chosen = ", ".join(f"{key} {value}" for key, value in adaptation.chosen.items())
     print(f"\nchosen by validation: {chosen}; test split of {metrics['count']} images:\n")
     print(format_table(["metric", "test"], [[name.replace("_", " "), metrics[name]] for name in names]))

@@ -23,11 +23,12 @@ from ..data.loading import PixelDataset, channels_of, stain_target
 from ..data.manifest import manifest_columns
 from ..data.splits import Rows
 from ..experiments.overlap import caches_beside, seen_by
-from ..experiments.trials import EncoderChoice, adaptation_mode
+from ..experiments.trials import EncoderChoice
 from ..functional import nearest_sizes
 from ..models import Encoder
 from ..runs import write_json
 from ..runs.folder import check_run_folder, clear_run_folder, now
+from ..training.adapt import MODES, adaptation_mode
 from ..training.finetune import Recipe, trained_stages
 from ..training.optim import autocast_precision, training_device
 from ..types import ImageFormat, UserError
@@ -276,7 +277,7 @@ def check_encoder(config: SupervisedConfig, reference: str, *, trained: bool, en
     if config.head == "dense" and mode != "full":
         raise UserError(f"`head` (dense) goes with mode=full, not `mode` ({config.mode}); give mode=full")
     size = encoder.spec.format.size
-    for grid in config.views.grids if mode == "progressive" else ():
+    for grid in config.views.grids if MODES[mode].shuffles else ():
         if size % grid:
             raise UserError(
                 f"`views.size` ({size}, the encoder's) must be divisible by `views.grids` ({grid}); "

@@ -31,7 +31,7 @@ _CHOICES = {
     "block.variant": ("light", "paper"),
     "optimizer.name": ("adamw", "sgd", "lars"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
-    "mode": ("auto", "full", "linear", "knn", "progressive"),
+    "mode": tuple(defaults.MODES),
     "validation": ("budget", "split"),
     "budget": ("images", "groups"),
     "attention": (None, *ATTENTIONS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,12 @@ def _key(default: Any, meaning: str) -> Any:
 
 
 _KEPT = "null: as the encoder to go on from, else"
+
+
+def _listed(choices: Mapping[str, str]) -> str:
+    """Choices and what each does."""
+    *first, last = (f"{name} ({does})" for name, does in choices.items())
+    return f"{', '.join(first)} or {last}"
 
 
 def _group(kind: type) -> Any:
@@ -72,7 +79,7 @@ class ViewsConfig:
     share: float = _key(
         defaults.SHARE, "share of each batch that is shuffled; 1, as published, doubles the cost of the jigsaw"
     )
-    preset: str = _key(defaults.VIEWS, " or ".join(f"{name} ({does})" for name, does in defaults.PRESETS.items()))
+    preset: str = _key(defaults.VIEWS, _listed(defaults.PRESETS))
 
 
 @dataclass
@@ -186,10 +193,7 @@ class SupervisedConfig:
     manifest: str | None = _key(None, "CSV with path,label[,split,group], or folders; npz and demo bring their own")
     out: str = _key("", "folder of this run (required)")
     config: str | None = _key(None, "YAML file of keys, or the name of a shipped one; the command line wins over it")
-    mode: str = _key(
-        "auto",
-        "auto (a linear probe, full fine-tuning from it, or an average of both), full, linear, knn or progressive",
-    )
+    mode: str = _key("auto", _listed(defaults.MODES))
     budget: str = _key("images", "what a fraction counts: images, or groups where a group is copies of one specimen")
     validation: str = _key(
         "budget", "budget (inside the fraction) or split (the whole val split, outside the fraction)"

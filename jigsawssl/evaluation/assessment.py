@@ -12,12 +12,12 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ..words import listed
 from .decisions import at_threshold, net_benefit, threshold_for_sensitivity
-from .metrics import classification_metrics, log_loss
-from .resampling import Numbers, draw_weights, resampled_metrics
+from .metrics import METRICS, classification_metrics, log_loss, metric_of, resampled_metrics
+from .resampling import Numbers, draw_weights
 from .statistics import percentile_interval
 from .uncertainty import apply_temperature, conformal_sets, ensemble, fit_temperature, reliability, risk_coverage
 
-__all__ = ["NO_SHARES", "Predictions", "judge", "units_of"]
+__all__ = ["Predictions", "judge", "units_of"]
 
 DRAWS = 1000
 """Bootstrap samples behind an interval."""
@@ -26,9 +26,6 @@ NO_GROUPS = (
     "Each test image counts as a patient, as the manifest names none or one image of each; where that is wrong, the "
     "intervals are too narrow."
 )
-
-NO_SHARES = ("brier", "kappa", "quadratic_kappa")
-"""Metrics that are no share of cases or pairs of cases."""
 
 POINTS = 200
 """Points of a curve that a report keeps at most."""
@@ -172,15 +169,14 @@ def _intervals(
     draws = resampled_metrics(scores, target, classes, weights=weights)
     of_class, of_others = ([_units(groups, (target == k) == own) for k in range(len(classes))] for own in (True, False))
     found: dict[str, Any] = {
-        name: percentile_interval(
-            metrics[name],
-            draws[name],
-            units=units_of(name, target, groups),
-            share=name not in NO_SHARES,
+        metric.name: percentile_interval(
+            metrics[metric.name],
+            draws[metric.name],
+            units=units_of(metric.name, target, groups),
+            share=metric.share,
         )[1:]
-        for name in draws
-        # Samples with repeated cases look worse calibrated than the cases themselves: theirs would mislead.
-        if metrics.get(name) is not None and name != "calibration_error"
+        for metric in METRICS
+        if metric.resampled is not None and metrics[metric.name] is not None and not metric.biased
     }
     found["per_class"] = {
         name: {
@@ -214,7 +210,7 @@ def units_of(metric: str, labels: NDArray[np.int64], groups: NDArray[np.int64]) 
         >>> units_of("accuracy", labels, np.arange(3)), units_of("auroc", labels, np.arange(3))
         (3, 1)
     """
-    if metric in ("accuracy", "brier", "kappa", "quadratic_kappa"):
+    if metric_of(metric).on_all:
         return len(np.unique(groups))
     return min(_units(groups, labels == label) for label in np.unique(labels))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.metrics import brier_score_loss
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ from torchmetrics.functional.classification import (
 
 from jigsawssl.types import DivergedError
 
-from .resampling import calibration_error
+from .resampling import Numbers, Resamples, calibration_error, nan_mean, parts_of
 
 Array = Tensor | np.ndarray | Sequence[Any]  # whatever torch.as_tensor takes
 
@@ -113,53 +114,187 @@ def classification_metrics(
             f"`classes` must hold one distinct name for each of the {size} columns of `probabilities`, got {classes}"
         )
 
-    matrix = multiclass_confusion_matrix(scores, target, num_classes=size)
-    support = matrix.sum(dim=1)
-    present = (support > 0).tolist()
-    columns: dict[str, list[float | None]] = {
-        "auroc": [_auroc(scores, target, index) for index in range(size)],
-        "average_precision": [_average_precision(scores, target, index) for index in range(size)],
-    }
-    for name, function in (
-        ("precision", multiclass_precision),
-        ("recall", multiclass_recall),
-        ("f1", multiclass_f1_score),
-    ):
-        values = function(scores, target, num_classes=size, average="none").tolist()
-        columns[name] = [value if seen else None for value, seen in zip(values, present, strict=True)]
-    values = multiclass_specificity(scores, target, num_classes=size, average="none").tolist()
-    columns["specificity"] = [value if int(seen) < count else None for value, seen in zip(values, support, strict=True)]
-
-    ranking = slice(1, 2) if size == 2 else slice(None)
-    recall = _mean(columns["recall"])
+    judged = _Judged(scores, target, at=at, ordered=ordered)
     return {
-        "auroc": _mean(columns["auroc"][ranking]),
-        "average_precision": _mean(columns["average_precision"][ranking]),
-        "accuracy": int(matrix.diagonal().sum()) / count,
-        "balanced_accuracy": recall,
-        "precision": _mean(columns["precision"]),
-        "recall": recall,
-        "f1": _mean(columns["f1"]),
-        "kappa": _kappa(scores, target, None),
-        "quadratic_kappa": _kappa(scores, target, "quadratic") if ordered else None,
-        "sensitivity_at_specificity": _mean(
-            _at(binary_sensitivity_at_specificity, scores=scores, target=target, index=index, least=at)
-            for index in range(size)[ranking]
-        ),
-        "specificity_at_sensitivity": _mean(
-            _at(binary_specificity_at_sensitivity, scores=scores, target=target, index=index, least=at)
-            for index in range(size)[ranking]
-        ),
-        "brier": _brier(scores, target),
-        "calibration_error": calibration_error(probabilities, labels),
+        **{metric.name: metric.point(judged) for metric in METRICS},
         "per_class": {
-            name: {**{metric: values[index] for metric, values in columns.items()}, "support": int(support[index])}
+            name: {
+                **{metric: values[index] for metric, values in judged.of_class.items()},
+                "support": judged.support[index],
+            }
             for index, name in enumerate(classes)
         },
-        "confusion_matrix": matrix.tolist(),
+        "confusion_matrix": judged.matrix.tolist(),
         "count": count,
-        "absent_classes": [name for name, seen in zip(classes, present, strict=True) if not seen],
+        "absent_classes": [name for name, seen in zip(classes, judged.support, strict=True) if not seen],
     }
+
+
+def resampled_metrics(
+    probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[str], *, weights: Numbers, at: float = 0.9
+) -> dict[str, Numbers]:
+    """Every metric of :func:`classification_metrics` in each resample.
+
+    Args:
+        probabilities: float ``(N, K)`` in [0, 1].
+        labels: integers ``(N,)`` in [0, K).
+        classes: K names.
+        weights: ``(R, N)``, not negative.
+        at: the specificity, or sensitivity, at which the other is given.
+
+    Returns:
+        name → float64 ``(R,)``, NaN where a resample leaves a metric undefined. Values of one class are called
+        ``recall of NAME`` and so on.
+
+    Example:
+        >>> found = resampled_metrics([[0.9, 0.1], [0.2, 0.8]], [0, 1], ["a", "b"], weights=np.ones((1, 2)))
+        >>> float(found["auroc"][0]), float(found["recall of b"][0])
+        (1.0, 1.0)
+    """
+    scores, target = np.asarray(probabilities, np.float64), np.asarray(labels)
+    found: dict[str, list[Numbers]] = {}
+    for part in parts_of(weights):
+        resamples = Resamples(scores, target, weights=part, at=at)
+        values = {metric.name: metric.resampled(resamples) for metric in METRICS if metric.resampled is not None}
+        for k, name in enumerate(classes):
+            values[f"recall of {name}"] = resamples.recall[:, k]
+            values[f"specificity of {name}"] = resamples.specificity[:, k]
+            values[f"auroc of {name}"] = resamples.areas[k]
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+class _Judged:
+    """What the metrics of one set of predictions are computed from.
+
+    Attributes:
+        of_class: metric → its value for each class, ``None`` where it is undefined.
+    """
+
+    def __init__(self, scores: Tensor, target: Tensor, *, at: float, ordered: bool) -> None:
+        size = scores.shape[1]
+        self.scores, self.target, self.ordered, self._at = scores, target, ordered, at
+        self.matrix = multiclass_confusion_matrix(scores, target, num_classes=size)
+        self.support: list[int] = self.matrix.sum(dim=1).tolist()
+        self.of_class: dict[str, list[float | None]] = {
+            "auroc": [_auroc(scores, target, index) for index in range(size)],
+            "average_precision": [_average_precision(scores, target, index) for index in range(size)],
+        }
+        for name, function in (
+            ("precision", multiclass_precision),
+            ("recall", multiclass_recall),
+            ("f1", multiclass_f1_score),
+        ):
+            values = function(scores, target, num_classes=size, average="none").tolist()
+            self.of_class[name] = [value if seen else None for value, seen in zip(values, self.support, strict=True)]
+        values = multiclass_specificity(scores, target, num_classes=size, average="none").tolist()
+        self.of_class["specificity"] = [
+            value if seen < len(target) else None for value, seen in zip(values, self.support, strict=True)
+        ]
+        self._ranked = slice(1, 2) if size == 2 else slice(None)
+
+    def mean(self, name: str) -> float | None:
+        """Over the classes that are present."""
+        return _mean(self.of_class[name])
+
+    def ranked(self, name: str) -> float | None:
+        """Over the classes that ranking metrics count."""
+        return _mean(self.of_class[name][self._ranked])
+
+    def best(self, metric: Any) -> float | None:
+        """Sensitivity or specificity where the other is as wanted, over the same classes."""
+        every = range(self.scores.shape[1])[self._ranked]
+        return _mean(_at(metric, scores=self.scores, target=self.target, index=k, least=self._at) for k in every)
+
+
+class Metric(NamedTuple):
+    """A number about predictions that reports, curves and studies show.
+
+    Attributes:
+        name: its key in reports; see :func:`jigsawssl.words.name_of` for what people read.
+        point: its value, ``None`` where it is undefined.
+        resampled: its value in each resample ``(R,)``, NaN where it is undefined; ``None``: it gets no interval.
+        share: it is a share of cases or of pairs of cases.
+        on_all: it rests on all patients alike, and not on those of the smallest class.
+        biased: samples with repeated cases give other values than the cases themselves: no interval for one model.
+        tabled: curves and studies have it in their tables.
+        printed: fine-tuning prints it at its end.
+    """
+
+    name: str
+    point: Callable[[_Judged], float | None]
+    resampled: Callable[[Resamples], Numbers] | None
+    share: bool = True
+    on_all: bool = False
+    biased: bool = False
+    tabled: bool = True
+    printed: bool = False
+
+
+METRICS = (
+    Metric("auroc", lambda one: one.ranked("auroc"), lambda many: many.over_classes(many.areas), printed=True),
+    Metric(
+        "average_precision",
+        lambda one: one.ranked("average_precision"),
+        lambda many: many.over_classes([ranking.average_precision() for ranking in many.rankings]),
+        printed=True,
+    ),
+    Metric(
+        "accuracy",
+        lambda one: int(one.matrix.diagonal().sum()) / len(one.target),
+        lambda many: many.agreed,
+        on_all=True,
+        printed=True,
+    ),
+    Metric("balanced_accuracy", lambda one: one.mean("recall"), lambda many: nan_mean(many.recall), printed=True),
+    Metric(
+        "precision",
+        lambda one: one.mean("precision"),
+        lambda many: nan_mean(many.precision),
+        tabled=False,
+        printed=True,
+    ),
+    Metric("recall", lambda one: one.mean("recall"), None, tabled=False, printed=True),
+    Metric("f1", lambda one: one.mean("f1"), lambda many: nan_mean(many.f1), printed=True),
+    Metric(
+        "kappa",
+        lambda one: _kappa(one.scores, one.target, None),
+        lambda many: many.kappa(quadratic=False),
+        share=False,
+        on_all=True,
+    ),
+    Metric(
+        "quadratic_kappa",
+        lambda one: _kappa(one.scores, one.target, "quadratic") if one.ordered else None,
+        lambda many: many.kappa(quadratic=True),
+        share=False,
+        on_all=True,
+    ),
+    Metric(
+        "sensitivity_at_specificity",
+        lambda one: one.best(binary_sensitivity_at_specificity),
+        lambda many: many.over_classes([first for first, _ in many.best]),
+    ),
+    Metric(
+        "specificity_at_sensitivity",
+        lambda one: one.best(binary_specificity_at_sensitivity),
+        lambda many: many.over_classes([second for _, second in many.best]),
+    ),
+    Metric("brier", lambda one: _brier(one.scores, one.target), lambda many: many.brier, share=False, on_all=True),
+    Metric(
+        "calibration_error",
+        lambda one: calibration_error(one.scores, one.target),
+        lambda many: many.calibration_error,
+        biased=True,
+    ),
+)
+"""Every metric, in the order in which reports show them."""
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of that name."""
+    return next(metric for metric in METRICS if metric.name == name)
 
 
 def macro_auroc(probabilities: Array, labels: Array) -> float:

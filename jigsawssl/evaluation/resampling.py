@@ -11,7 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["BINS", "calibration_error", "confidence_bin", "draw_weights", "resampled_auroc", "resampled_metrics"]
+__all__ = [
+    "BINS",
+    "Numbers",
+    "Resamples",
+    "calibration_error",
+    "confidence_bin",
+    "draw_weights",
+    "nan_mean",
+    "parts_of",
+    "resampled_auroc",
+]
 
 BINS = 15
 """Equal bins of confidence for the expected calibration error (Guo et al. 2017, section 2)."""
@@ -71,86 +81,61 @@ def resampled_auroc(probabilities: ArrayLike, labels: ArrayLike, weights: Number
     """
     scores, target = np.asarray(probabilities, np.float64), np.asarray(labels)
     found = []
-    for part in _parts(weights):
+    for part in parts_of(weights):
         each = [_Ranking(scores[:, k], target == k, part).auroc() for k in _ranked(scores)]
-        found.append(_nan_mean(np.stack(each, axis=1)))
+        found.append(nan_mean(np.stack(each, axis=1)))
     return np.concatenate(found)
 
 
-def resampled_metrics(
-    probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[str], *, weights: Numbers, at: float = 0.9
-) -> dict[str, Numbers]:
-    """Every metric of :func:`jigsawssl.evaluation.classification_metrics` in each resample.
+class Resamples:
+    """What the metrics of many resamples are computed from.
 
-    Args:
-        probabilities: float ``(N, K)`` in [0, 1].
-        labels: integers ``(N,)`` in [0, K).
-        classes: K names.
-        weights: ``(R, N)``, not negative.
-        at: the specificity, or sensitivity, at which the other is given.
-
-    Returns:
-        name → float64 ``(R,)``, NaN where a resample leaves a metric undefined. Values of one class are called
-        ``recall of NAME`` and so on.
-
-    Example:
-        >>> found = resampled_metrics([[0.9, 0.1], [0.2, 0.8]], [0, 1], ["a", "b"], weights=np.ones((1, 2)))
-        >>> float(found["auroc"][0]), float(found["recall of b"][0])
-        (1.0, 1.0)
+    Attributes:
+        areas: AUROC of each class, each ``(R,)``.
+        best: of each class the highest sensitivity at the wanted specificity, and the reverse.
+        matrix: confusion matrices ``(R, K, K)``, rows true, columns predicted.
+        agreed: accuracy ``(R,)``.
+        recall, precision, f1, specificity: ``(R, K)``, NaN where a class is absent.
+        brier: ``(R,)``.
+        calibration_error: ``(R,)``.
     """
-    scores, target = np.asarray(probabilities, np.float64), np.asarray(labels)
-    found: dict[str, list[Numbers]] = {}
-    for part in _parts(weights):
-        for name, values in _metrics(scores, target, classes=classes, weights=part, at=at).items():
-            found.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in found.items()}
 
-
-def _metrics(
-    scores: Numbers, target: NDArray[np.int64], *, classes: Sequence[str], weights: Numbers, at: float
-) -> dict[str, Numbers]:
-    size = scores.shape[1]
-    rankings = [_Ranking(scores[:, k], target == k, weights) for k in range(size)]
-    areas, best = [ranking.auroc() for ranking in rankings], [ranking.best(at) for ranking in rankings]
-
-    def over_classes(values: Sequence[Numbers]) -> Numbers:
-        return _nan_mean(np.stack([values[k] for k in _ranked(scores)], axis=1))
-
-    predicted = scores.argmax(axis=1)
-    # (R, K, K), rows true, columns predicted
-    cell = target * size + predicted
-    counts = [np.bincount(cell, row, size * size) for row in weights]
-    matrix = np.stack(counts).astype(np.float64).reshape(-1, size, size)
-    true, called, right = matrix.sum(2), matrix.sum(1), np.diagonal(matrix, axis1=1, axis2=2)
-    total = weights.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = right / true
+    def __init__(self, scores: Numbers, target: NDArray[np.int64], *, weights: Numbers, at: float) -> None:
+        size = scores.shape[1]
+        self.rankings = [_Ranking(scores[:, k], target == k, weights) for k in range(size)]
+        self._ranked = _ranked(scores)
+        self.areas, self.best = (
+            [ranking.auroc() for ranking in self.rankings],
+            [ranking.best(at) for ranking in self.rankings],
+        )
+        predicted = scores.argmax(axis=1)
+        cell = target * size + predicted
+        counts = [np.bincount(cell, row, size * size) for row in weights]
+        self.matrix = np.stack(counts).astype(np.float64).reshape(-1, size, size)
+        true, called, right = self.matrix.sum(2), self.matrix.sum(1), np.diagonal(self.matrix, axis1=1, axis2=2)
+        total = weights.sum(1)
         present = true > 0
-        precision = np.where(present, np.where(called > 0, right / np.maximum(called, 1e-300), 0.0), np.nan)
-        f1 = np.where(present, 2 * right / (true + called), np.nan)
-        specificity = (total[:, None] - true - called + right) / (total[:, None] - true)
-        agreed = right.sum(1) / total
-        result = {
-            "auroc": over_classes(areas),
-            "average_precision": over_classes([ranking.average_precision() for ranking in rankings]),
-            "accuracy": agreed,
-            "balanced_accuracy": _nan_mean(recall),
-            "precision": _nan_mean(precision),
-            "f1": _nan_mean(f1),
-            "kappa": _kappa(matrix, quadratic=False),
-            "quadratic_kappa": _kappa(matrix, quadratic=True),
-            "sensitivity_at_specificity": over_classes([first for first, _ in best]),
-            "specificity_at_sensitivity": over_classes([second for _, second in best]),
-            "brier": weights @ _brier(scores, target) / total,
-            "calibration_error": _calibration_error(scores.max(1), predicted == target, weights),
-        }
-        for k, name in enumerate(classes):
-            result |= {f"recall of {name}": recall[:, k], f"specificity of {name}": specificity[:, k]}
-            result |= {f"auroc of {name}": areas[k]}
-    return result
+        with np.errstate(invalid="ignore", divide="ignore"):
+            self.recall = right / true
+            self.precision = np.where(present, np.where(called > 0, right / np.maximum(called, 1e-300), 0.0), np.nan)
+            self.f1 = np.where(present, 2 * right / (true + called), np.nan)
+            self.specificity = (total[:, None] - true - called + right) / (total[:, None] - true)
+            self.agreed = right.sum(1) / total
+        self.brier = weights @ _brier(scores, target) / total
+        self.calibration_error = _calibration_error(scores.max(1), predicted == target, weights)
+
+    def over_classes(self, values: Sequence[Numbers]) -> Numbers:
+        """Mean over the classes that ranking metrics count."""
+        return nan_mean(np.stack([values[k] for k in self._ranked], axis=1))
+
+    def kappa(self, *, quadratic: bool) -> Numbers:
+        """Cohen's, with squared distances for grades."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return _kappa(self.matrix, quadratic)
 
 
-def _parts(weights: Numbers) -> list[Numbers]:
+def parts_of(weights: Numbers) -> list[Numbers]:
+    """Resamples in parts that are quick to work on."""
     size = max(1, _VALUES // max(1, weights.shape[1]))
     return [weights[start : start + size] for start in range(0, len(weights), size)]
 
@@ -160,7 +145,7 @@ def _ranked(scores: Numbers) -> list[int]:
     return [1] if scores.shape[1] == 2 else list(range(scores.shape[1]))
 
 
-def _nan_mean(values: Numbers) -> Numbers:
+def nan_mean(values: Numbers) -> Numbers:
     """Mean over the second axis of what is defined."""
     known = ~np.isnan(values)
     count = known.sum(1)

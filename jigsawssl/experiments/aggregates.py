@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..evaluation.assessment import DRAWS, NO_SHARES, Predictions, judge, units_of
-from ..evaluation.metrics import classification_metrics
-from ..evaluation.resampling import Numbers, draw_weights, resampled_metrics
+from ..evaluation.assessment import DRAWS, Predictions, judge, units_of
+from ..evaluation.metrics import METRICS, classification_metrics, metric_of, resampled_metrics
+from ..evaluation.resampling import Numbers, draw_weights
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
 from ..words import counted, signed
 
 __all__ = [
     "COMPARED",
-    "METRICS",
     "Done",
     "Numbers",
     "Point",
@@ -32,19 +31,7 @@ __all__ = [
     "with_holm",
 ]
 
-METRICS = (
-    "auroc",
-    "average_precision",
-    "accuracy",
-    "balanced_accuracy",
-    "f1",
-    "kappa",
-    "quadratic_kappa",
-    "sensitivity_at_specificity",
-    "specificity_at_sensitivity",
-    "brier",
-    "calibration_error",
-)
+TABLED = tuple(metric.name for metric in METRICS if metric.tabled)
 """Metrics of the table, in its order."""
 
 COMPARED = ("auroc", "balanced_accuracy")
@@ -117,7 +104,7 @@ def points_of(
         point = points.setdefault((cell.encoder, cell.fraction), Point({}, {}, {}, count_groups))
         point.cells[cell.seed] = cell
         metrics = classification_metrics(predictions.probabilities, predictions.labels, classes, ordered=ordered)
-        point.values[cell.seed] = {name: metrics[name] for name in METRICS}
+        point.values[cell.seed] = {name: metrics[name] for name in TABLED}
         point.draws[cell.seed] = resampled_metrics(
             predictions.probabilities, predictions.labels, classes, weights=weights
         )
@@ -143,7 +130,7 @@ def row_of(encoder: str, fraction: float, point: Point) -> dict[str, Any]:
         "seconds": float(np.median([point.cells[seed].facts["seconds"] for seed in seeds])),
         "metrics": {},
     }
-    for name in METRICS:
+    for name in TABLED:
         values, draws = point.stacked(name, seeds)
         if np.isnan(values).all():
             continue
@@ -155,7 +142,7 @@ def row_of(encoder: str, fraction: float, point: Point) -> dict[str, Any]:
         if name != "calibration_error":
             tested = point.cells[seeds[0]].predictions
             units = units_of(name, tested.labels, tested.groups)
-            interval = percentile_interval(mean, draws, units=units, share=name not in NO_SHARES)
+            interval = percentile_interval(mean, draws, units=units, share=metric_of(name).share)
         row["metrics"][name] = {"mean": mean, "sd": spread, "low": interval.low, "high": interval.high}
     return row
 
@@ -181,7 +168,7 @@ def compared(
         points: finished cells.
         first: name of an encoder.
         second: the other's.
-        metric: one of :data:`METRICS`.
+        metric: one of :data:`TABLED`.
         fraction: share of the labels.
         seeds: to compare with; default: all that both have.
 
@@ -276,7 +263,7 @@ def detail_of(
     together = None
     if len(seeds) > 1:
         metrics = classification_metrics(passes.mean(axis=0), first.predictions.labels, classes, ordered=ordered)
-        together = {name: metrics[name] for name in METRICS}
+        together = {name: metrics[name] for name in TABLED}
     return {
         "encoder": encoder,
         "fraction": fraction,

@@ -14,10 +14,11 @@ from ..data.labelled import Source
 from ..data.splits import Rows
 from ..explain.gallery import save_gallery
 from ..process import prepare_process
+from ..training.adapt import adaptation_mode
 from ..training.finetune import Recipe
 from ..training.probe import FeatureBank
 from .runner import Outcome, run_cells
-from .trials import Cell, EncoderChoice, Workplace, adaptation_mode, save_cell
+from .trials import Cell, EncoderChoice, Workplace, save_cell
 
 __all__ = ["Plan", "run_curve"]
 

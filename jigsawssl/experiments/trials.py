@@ -36,7 +36,6 @@ __all__ = [
     "EncoderChoice",
     "Tested",
     "Workplace",
-    "adaptation_mode",
     "load_cell",
     "load_predictions",
     "predictions_of",
@@ -87,16 +86,6 @@ class EncoderChoice(NamedTuple):
     def fresh(self) -> bool:
         """Whether something of it comes from the random generator."""
         return self.reference.startswith("random:") or self.attention is not None
-
-
-def adaptation_mode(mode: str, trained: bool) -> str:
-    """What ``auto`` means: a network from fresh weights learned less when it began with a probe on them.
-
-    Example:
-        >>> adaptation_mode("auto", trained=False), adaptation_mode("linear", trained=False)
-        ('full', 'linear')
-    """
-    return "full" if mode == "auto" and not trained else mode
 
 
 class Tested(NamedTuple):

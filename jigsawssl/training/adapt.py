@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,9 +21,11 @@ from ..types import DivergedError
 from .finetune import Model, OnCheck, Recipe, Trained, planned_epochs, selection_score, train_classifier
 from .probe import INVERSE_REGULARISATIONS, NEIGHBOURS, FeatureBank, fit_probe, knn_probabilities, predict
 
-__all__ = ["Adaptation", "adapt", "judge_recipe"]
+__all__ = ["MODES", "Adaptation", "Mode", "adapt", "adaptation_mode", "judge_recipe"]
 
 Made = TypeVar("Made")
+Build = Callable[[Encoder, int, Recipe], Model]
+"""A network to train: a copy of the encoder, and a head for so many classes."""
 
 
 class Adaptation(NamedTuple):
@@ -92,7 +95,8 @@ def _judge(
     }
 
 
-def _knn(task: _Task) -> Adaptation:
+def _adapt_knn(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
+    """Nearest neighbours among the labelled images."""
     features = task.features(task.known.dataset)
 
     def vote(bank: NDArray[np.int64], rows: NDArray[np.int64], neighbours: int) -> Tensor:
@@ -189,9 +193,7 @@ def adapt(
     Args:
         encoder: the starting point; not changed.
         known: the labelled images.
-        mode: ``linear``, ``knn``, ``full``, ``progressive``, or ``auto``: a linear probe, full fine-tuning that starts
-            from it, or the average of both networks' weights, which is taken unless validation sees another ahead by
-            more than one standard error.
+        mode: one of :data:`MODES`.
         recipes: settings of supervised training among which validation chooses; probes take the first one's.
         device: where features are computed.
         autocast: reduced precision for inference, or ``None``.
@@ -204,17 +206,11 @@ def adapt(
     bank = FeatureBank(encoder, device=device, autocast=autocast) if features is None else features
     planned = [_planned(known.folds, recipe) for recipe in recipes]
     total = len(known.folds) * sum(planned) + (0 if known.held_out else max(planned))
-    hidden = not progress or mode in ("knn", "linear")
+    hidden = not progress or not MODES[mode].trains
     # Smoothing 0: that one training stopped early says little of the next.
     with Progress(desc="Fine-tuning", total=total, smoothing=0, disable=hidden) as bar:
-        task = _Task(
-            known=known,
-            features=bank,
-            device=device,
-            autocast=autocast,
-            bar=bar,
-        )
-        adaptation = _adapted(encoder, mode, task, recipes)
+        task = _Task(known=known, features=bank, device=device, autocast=autocast, bar=bar)
+        adaptation = MODES[mode].adapt(encoder, task, recipes)
         bar.update(total - bar.n)  # where the probe won, nothing is trained in the end
     return adaptation
 
@@ -224,22 +220,31 @@ def _planned(folds: Sequence[Fold], recipe: Recipe) -> int:
     return planned_epochs(min(len(train) for train, _ in folds), recipe)
 
 
-def _adapted(encoder: Encoder, mode: str, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
-    """Judge all candidates, and fit the best one."""
-    if mode == "knn":
-        return _knn(task)
-    if mode not in ("auto", "linear"):
-        networks, lost = _surviving(
-            recipes, lambda recipe: _train_network(encoder, method=mode, task=task, recipe=recipe)
-        )
-        if not networks:
-            raise lost[max(lost)]
-        best = max(networks, key=lambda candidate: candidate.score)
-        return _finish(task, best._replace(scores=_merged(networks)), lost)
+def _adapt_network(
+    encoder: Encoder, task: _Task, recipes: Sequence[Recipe], *, method: str, build: Build
+) -> Adaptation:
+    """Train the whole network with each recipe."""
+    networks, lost = _surviving(
+        recipes, lambda recipe: _train_network(encoder, method=method, build=build, task=task, recipe=recipe)
+    )
+    if not networks:
+        raise lost[max(lost)]
+    best = max(networks, key=lambda candidate: candidate.score)
+    return _finish(task, best._replace(scores=_merged(networks)), lost)
+
+
+def _adapt_probe(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
+    """A linear probe; the encoder stays as it is."""
+    return _finish(task, _linear(encoder, task, _choose_probe(task, recipes[0].balanced), recipes[0]))
+
+
+def _adapt_auto(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
+    """A linear probe, full fine-tuning that starts from it, or the average of both networks' weights.
+
+    The average is taken unless validation sees another ahead by more than one standard error.
+    """
     probe = _choose_probe(task, recipes[0].balanced)
     linear = _linear(encoder, task, probe, recipes[0])
-    if mode == "linear":
-        return _finish(task, linear)
     pairs, lost = _surviving(recipes, lambda recipe: _from_probe(encoder, task, recipe, probe))
     if not pairs:
         return _finish(task, linear, lost)
@@ -405,26 +410,26 @@ def judge_recipe(encoder: Encoder, known: LabelledSet, *, recipe: Recipe, on_che
     """
     device = torch.device("cpu")  # features are not asked for
     bank, bar = FeatureBank(encoder, device=device), Progress(disable=True)
-    task = _Task(
-        known=known,
-        features=bank,
-        device=device,
-        autocast=None,
-        bar=bar,
-    )
-    return _train_network(encoder, method="full", task=task, recipe=recipe, on_check=on_check).score
+    task = _Task(known=known, features=bank, device=device, autocast=None, bar=bar)
+    return _train_network(encoder, method="full", build=_plain, task=task, recipe=recipe, on_check=on_check).score
+
+
+def _plain(encoder: Encoder, classes: int, recipe: Recipe) -> Model:
+    return _with_head(encoder, classes=classes, head=None, dropout=recipe.dropout, kind=recipe.head)
+
+
+def _hierarchical(encoder: Encoder, classes: int, recipe: Recipe) -> Model:
+    return HierarchicalClassifier(copy.deepcopy(encoder), classes)
 
 
 def _train_network(
-    encoder: Encoder, *, method: str, task: _Task, recipe: Recipe, on_check: OnCheck | None = None
+    encoder: Encoder, *, method: str, build: Build, task: _Task, recipe: Recipe, on_check: OnCheck | None = None
 ) -> _Candidate:
     """Train on each fold; the number of epochs is the one that does best on all of them."""
 
     def start() -> Model:
         torch.manual_seed(recipe.seed)
-        if method == "progressive":
-            return HierarchicalClassifier(copy.deepcopy(encoder), task.known.classes)
-        return _with_head(encoder, classes=task.known.classes, head=None, dropout=recipe.dropout, kind=recipe.head)
+        return build(encoder, task.known.classes, recipe)
 
     # One schedule for folds of any size and for the final fit, or the chosen epoch would mean different things.
     recipe = recipe._replace(max_epochs=_planned(task.known.folds, recipe))
@@ -448,3 +453,40 @@ def _train_network(
     scores = {f"{method} lr={recipe.lr:g} epochs={epoch}": score for epoch, score in by_epoch.items()}
     history = {"train_loss": runs[0].losses, "val_auroc": list(by_epoch.items())}
     return _Candidate(judged=pooled[best], score=by_epoch[best], fit=fit, chosen=chosen, scores=scores, history=history)
+
+
+class Mode(NamedTuple):
+    """A way to adapt.
+
+    Attributes:
+        adapt: judges its candidates, and fits the best one.
+        trains: whether it trains networks, which takes long.
+        shuffles: whether its steps shuffle tiles, which must divide the images.
+        for_fresh: the mode that takes its place where weights are fresh; ``None``: none does.
+    """
+
+    adapt: Callable[[Encoder, _Task, Sequence[Recipe]], Adaptation]
+    trains: bool = True
+    shuffles: bool = False
+    for_fresh: str | None = None
+
+
+MODES = {
+    # A network from fresh weights learned less when it began with a probe on them.
+    "auto": Mode(_adapt_auto, for_fresh="full"),
+    "full": Mode(functools.partial(_adapt_network, method="full", build=_plain)),
+    "linear": Mode(_adapt_probe, trains=False),
+    "knn": Mode(_adapt_knn, trains=False),
+    "progressive": Mode(functools.partial(_adapt_network, method="progressive", build=_hierarchical), shuffles=True),
+}
+"""Ways to adapt, by the names of :data:`jigsawssl.defaults.MODES`."""
+
+
+def adaptation_mode(mode: str, trained: bool) -> str:
+    """The mode that is meant for trained or for fresh weights.
+
+    Example:
+        >>> adaptation_mode("auto", trained=False), adaptation_mode("linear", trained=False)
+        ('full', 'linear')
+    """
+    return mode if trained else MODES[mode].for_fresh or mode

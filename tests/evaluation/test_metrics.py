@@ -13,7 +13,8 @@ from torch import Tensor
 
 from jigsawssl.evaluation import classification_metrics, log_loss, macro_auroc, paired_auroc_difference
 from jigsawssl.evaluation.assessment import Predictions, judge
-from jigsawssl.evaluation.resampling import BINS, resampled_metrics
+from jigsawssl.evaluation.metrics import resampled_metrics
+from jigsawssl.evaluation.resampling import BINS
 from jigsawssl.types import UserError
 
 SEVEN = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")

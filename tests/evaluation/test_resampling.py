@@ -8,7 +8,8 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from jigsawssl.evaluation import classification_metrics
-from jigsawssl.evaluation.resampling import draw_weights, resampled_auroc, resampled_metrics
+from jigsawssl.evaluation.metrics import resampled_metrics
+from jigsawssl.evaluation.resampling import draw_weights, resampled_auroc
 from jigsawssl.evaluation.statistics import percentile_interval
 
 
