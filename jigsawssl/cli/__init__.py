@@ -15,79 +15,23 @@ from types import ModuleType
 from typing import Any
 
 from .. import __version__
-from ..config import (
-    BenchConfig,
-    CurveConfig,
-    DemoConfig,
-    DoctorConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    ReportConfig,
-    StudyConfig,
-    TransferConfig,
-    configs_of,
-    describe_keys,
-    load_config,
-    summary_of,
-)
+from ..config import COMMANDS, configs_of, describe_keys, load_config, summary_of
 from ..process import Interrupts, prepare_process
 from ..types import UserError
 
 __all__ = ["main"]
 
-_COMMANDS = {
-    "pretrain": (PretrainConfig, "pretrain an encoder on unlabeled images", "data=ARCHIVE out=RUN"),
-    "finetune": (
-        FinetuneConfig,
-        "adapt an encoder to few labels and test it once",
-        "data=ARCHIVE manifest=labels.csv encoder=RUN out=RUN2 [fraction=1%]",
-    ),
-    "curve": (
-        CurveConfig,
-        "say how many labels an encoder saves: adapt several to growing shares of the labels, and compare",
-        "data=ARCHIVE manifest=labels.csv out=CURVE encoders='{jigsaw: RUN, scratch: \"random:./RUN\"}'",
-    ),
-    "study": (
-        StudyConfig,
-        "compare kinds of encoders: a search of equal size for each, repetitions, tests in and out of the domain",
-        "FILE.yaml data=ARCHIVE manifest=labels.csv out=STUDY",
-    ),
-    "transfer": (
-        TransferConfig,
-        "learn in stages, each from what the one before learned",
-        "FILE.yaml out=CHAIN",
-    ),
-    "report": (ReportConfig, "rebuild report.html of a run, curve or study from its files", "RUN"),
-    "doctor": (DoctorConfig, "say what is in an archive, and what is wrong with it", "ARCHIVE [out=DIR]"),
-    "bench": (
-        BenchConfig,
-        "say how fast a pretraining would be here, where its time goes, and what would help",
-        "data=ARCHIVE [every key of pretrain]",
-    ),
-    "demo": (DemoConfig, "pretrain on embedded synthetic images, probe with few labels", "[out=runs/demo]"),
-}
-
-_BARE = {"report": "run", "study": "config", "transfer": "config", "doctor": "data", "bench": "data"}
-"""Key of the first argument, where it may stand alone."""
-
 _WIDTH, _COLUMN = 100, 36
 _FIXED = "\N{NO-BREAK SPACE}"
-_KEPT = {
-    "finetune": "; fine-tuning saves nothing before its end; resume=true starts over",
-    "curve": "; what is finished of the curve is kept; go on with resume=true",
-    "study": "; what is finished of the study is kept; go on with resume=true",
-    "transfer": "; finished stages, and finished epochs of a pretraining, are kept; go on with resume=true",
-}
-"""What an interrupted command leaves; the others, and a pretraining that has not begun, leave nothing."""
 
 
 def _help(command: str | None) -> str:
     if command is None:
         lines = ["usage: jigsawssl COMMAND key=value …", "", "commands:"]
-        for name, (_, meaning, _) in _COMMANDS.items():
-            lines += _entry(name, meaning, 12)
+        for name, one in COMMANDS.items():
+            lines += _entry(name, one.meaning, 12)
         return "\n".join([*lines, "", "jigsawssl COMMAND --help lists every key; jigsawssl --version"])
-    schema, meaning, usage = _COMMANDS[command]
+    schema, meaning, usage, *_ = COMMANDS[command]
     keys = describe_keys(schema)
     if any(key == "config" for key, _, _ in keys) and "FILE.yaml" not in usage:
         usage += " [config=FILE.yaml]"
@@ -132,10 +76,10 @@ def _show(text: str) -> None:
 
 def _no_command(given: str) -> str:
     """What to say of a first argument that is no command."""
-    commands = ", ".join(_COMMANDS)
+    commands = ", ".join(COMMANDS)
     if "=" in given:
         return f"the command must come before `{given}`, as in jigsawssl pretrain {given}; commands are {commands}"
-    near = difflib.get_close_matches(given.lower().replace("-", "").replace("_", ""), _COMMANDS, n=1)
+    near = difflib.get_close_matches(given.lower().replace("-", "").replace("_", ""), COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else "see jigsawssl --help"
     return f"command ({given}) must be one of {commands}; {hint}"
 
@@ -205,22 +149,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
-    command = arguments[0] if arguments and arguments[0] in _COMMANDS else None
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else None
     if not arguments or "--help" in arguments or "-h" in arguments:
         _show(_help(command))
         return 0
     config: Any = None
-    interrupts = Interrupts(argv is None, _KEPT.get(command or "", "; run it again"), ask=command == "pretrain")
+    kept = COMMANDS[command].kept if command else ""
+    interrupts = Interrupts(argv is None, kept, ask=command == "pretrain")
     try:
         if command is None:
             raise UserError(_no_command(arguments[0]))
-        rest = arguments[1:]
-        if command in _BARE and rest and "=" not in rest[0] and not rest[0].startswith("-"):
-            rest = [f"{_BARE[command]}={rest[0]}", *rest[1:]]
+        rest, bare = arguments[1:], COMMANDS[command].bare
+        if bare is not None and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+            rest = [f"{bare}={rest[0]}", *rest[1:]]
         from .look import look  # here, as --help needs none of the libraries that it takes
 
         prepare_process()
-        config = look(load_config(_COMMANDS[command][0], rest))
+        config = look(load_config(COMMANDS[command].schema, rest))
         with interrupts.importing():
             module = _imported(command)
         code = module.run(config)

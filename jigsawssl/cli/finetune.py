@@ -25,11 +25,11 @@ from ..experiments.trials import predictions_of, save_predictions
 from ..explain.gallery import save_gallery
 from ..models import Classifier
 from ..runs import format_table, write_csv
-from ..runs.folder import check_run_folder, clear_run_folder, environment, now
+from ..runs.folder import clear_run_folder, environment, now
 from ..training.adapt import Adaptation, adapt
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
-from .look import RESUME_MAY_CHANGE
+from .look import run_folder
 from .supervised import (
     check_draws,
     check_encoder,
@@ -55,13 +55,7 @@ def run(config: FinetuneConfig) -> None:
         UserError: for a mistake that the user can fix.
     """
     began = now()
-    path = check_run_folder(
-        config.out,
-        resume=config.resume,
-        overwrite=config.overwrite,
-        config=to_yaml(config),
-        free=RESUME_MAY_CHANGE["finetune"],
-    )
+    path = run_folder(config)
     if config.resume and (path / "report.json").is_file():
         print(f"{path} holds the finished run of this configuration; nothing to do")
         return

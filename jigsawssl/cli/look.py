@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from .. import defaults
 from ..config import (
-    BenchConfig,
+    COMMANDS,
     CurveConfig,
     DemoConfig,
     DoctorConfig,
@@ -36,19 +36,10 @@ from ..header import find_encoder, read_header
 from ..runs.folder import check_entries, check_place, check_run_folder
 from ..types import UserError
 
-__all__ = ["RESUME_MAY_CHANGE", "format_changes", "look", "place_at_fault", "settled"]
+__all__ = ["format_changes", "look", "place_at_fault", "run_folder", "settled", "stage_names"]
 
 Config = TypeVar("Config")
 Pretraining = TypeVar("Pretraining", bound=PretrainConfig)
-
-RESUME_MAY_CHANGE = {
-    "pretrain": ("config", "out", "data", "manifest", "cache", "trainer", "batch.workers"),
-    "finetune": ("config",),
-    "curve": ("config", "jobs", "out"),
-    "study": ("config", "jobs", "out"),
-    "transfer": ("config", "out"),
-}
-"""Keys that may differ on resume, by command: names of places, how long to pretrain, and how many at a time."""
 
 _FEW = 100
 """Rows of a manifest whose files are looked for; where one is missing, the whole of it is opened."""
@@ -172,20 +163,25 @@ def _look_at_out(config: Any) -> None:
             check_entries(folder, _DOCTOR_WRITES, kind="doctor run")
     if isinstance(config, PretrainConfig) and config.cache not in (None, "off"):
         check_place(str(config.cache), key="cache")
-    if isinstance(config, BenchConfig) or not _is_first_process():
-        return
-    command = command_of(type(config))
-    if command in RESUME_MAY_CHANGE:
-        stages = config.stages if isinstance(config, TransferConfig) else []
-        names = [f"{number}-{stage['name']}" for number, stage in enumerate(stages, start=1)]
-        check_run_folder(
-            config.out,
-            resume=config.resume,
-            overwrite=config.overwrite,
-            config=to_yaml(config),
-            free=RESUME_MAY_CHANGE[command],
-            also=names,
-        )
+    if COMMANDS[command_of(type(config))].may_change is not None and _is_first_process():
+        run_folder(config)
+
+
+def run_folder(config: PretrainConfig | SupervisedConfig | TransferConfig) -> Path:
+    """The folder of a run that may be written to; see :func:`jigsawssl.runs.folder.check_run_folder`."""
+    return check_run_folder(
+        config.out,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        config=to_yaml(config),
+        free=COMMANDS[command_of(type(config))].may_change or (),
+        also=stage_names(config) if isinstance(config, TransferConfig) else (),
+    )
+
+
+def stage_names(config: TransferConfig) -> list[str]:
+    """Folders of the stages of a chain."""
+    return [f"{number}-{stage['name']}" for number, stage in enumerate(config.stages, start=1)]
 
 
 def _is_first_process() -> bool:

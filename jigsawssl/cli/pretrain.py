@@ -37,7 +37,7 @@ from ..models import Encoder, HierarchicalBlock, PlainProjector, create_encoder
 from ..process import when_interrupted
 from ..report.figures import save_curves
 from ..runs import write_csv
-from ..runs.folder import check_run_folder, clear_run_folder, environment, now
+from ..runs.folder import clear_run_folder, environment, now
 from ..training.finetune import trained_stages
 from ..training.monitors import (
     Checkpoint,
@@ -55,7 +55,7 @@ from ..training.pretrain import JigsawPretraining
 from ..types import ImageFormat, UserError
 from ..words import counted
 from .census import census_table, told
-from .look import RESUME_MAY_CHANGE, format_changes, settled
+from .look import format_changes, run_folder, settled
 from .unlabeled import SEEN, Unlabeled, keep_out, sides_in_words, unlabeled_archive, write_sides
 
 __all__ = [
@@ -298,13 +298,7 @@ def run(config: PretrainConfig) -> Path:
     config = settled(config)
     began, path, first = now(), Path(config.out), _is_first()
     if first:
-        path = check_run_folder(
-            config.out,
-            resume=config.resume,
-            overwrite=config.overwrite,
-            config=to_yaml(config),
-            free=RESUME_MAY_CHANGE["pretrain"],
-        )
+        path = run_folder(config)
         if config.resume and _nothing_to_do(config, path):
             return path / "encoder.safetensors"
     device = training_device(config.trainer.accelerator)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..checkpoint import read_header
-from ..config import CurveConfig, StudyConfig, SupervisedConfig, command_of, to_yaml, without_folder
+from ..config import CurveConfig, StudyConfig, SupervisedConfig, to_yaml, without_folder
 from ..data.budget import can_validate, draw_subset, write_subsets
 from ..data.census import split_counts
 from ..data.conventions import are_numbered, split_name
@@ -27,13 +27,13 @@ from ..experiments.trials import EncoderChoice
 from ..functional import nearest_sizes
 from ..models import Encoder
 from ..runs import write_json
-from ..runs.folder import check_run_folder, clear_run_folder, now
+from ..runs.folder import clear_run_folder, now
 from ..training.adapt import MODES, adaptation_mode
 from ..training.finetune import Recipe, trained_stages
 from ..training.optim import autocast_precision, training_device
 from ..types import ImageFormat, UserError
 from .census import census_table, told
-from .look import RESUME_MAY_CHANGE
+from .look import run_folder
 
 MOST_SUBGROUPS = 20
 MOST_JOBS = 8
@@ -80,10 +80,7 @@ def open_cells(config: CurveConfig | StudyConfig) -> Opened:
     Raises:
         UserError: for a mistake that the user can fix.
     """
-    free = RESUME_MAY_CHANGE[command_of(type(config))]
-    path = check_run_folder(
-        config.out, resume=config.resume, overwrite=config.overwrite, config=to_yaml(config), free=free
-    )
+    path = run_folder(config)
     device = training_device(config.trainer.accelerator)
     if isinstance(config, CurveConfig):
         references = list(config.encoders.values())

@@ -10,10 +10,10 @@ from typing import Any
 from ..config import FinetuneConfig, PretrainConfig, TransferConfig, config_of, to_yaml, without_folders
 from ..experiments.reporting import LIMITS, write_report
 from ..runs import format_table
-from ..runs.folder import check_run_folder, clear_run_folder
+from ..runs.folder import clear_run_folder
 from ..types import UserError
 from . import finetune, pretrain
-from .look import RESUME_MAY_CHANGE
+from .look import run_folder, stage_names
 
 __all__ = ["run"]
 
@@ -27,11 +27,7 @@ def run(config: TransferConfig) -> None:
     Raises:
         UserError: for a mistake that the user can fix.
     """
-    names = [f"{number}-{stage['name']}" for number, stage in enumerate(config.stages, start=1)]
-    free = RESUME_MAY_CHANGE["transfer"]
-    path = check_run_folder(
-        config.out, resume=config.resume, overwrite=config.overwrite, config=to_yaml(config), free=free, also=names
-    )
+    names, path = stage_names(config), run_folder(config)
     # All of it is read before anything is written, so that a mistake in the last stage shows now.
     left = [WEIGHTS[stage.get("objective", "supervised")] for stage in config.stages]
     stages = [

@@ -14,8 +14,9 @@ from typing import Any, TypeVar, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .. import defaults
 from ..types import UserError
-from .checks import check, keys_of, single_values
+from .keys import check_keys, keys_of, single_values
 from .repeat import command_line
 from .schemas import (
     BenchConfig,
@@ -195,6 +196,7 @@ _EXAMPLES = {
     "subgroups": "[site]",
     "encoders": '{ours: RUN/encoder.safetensors, scratch: "random:RUN/encoder.safetensors"}',
     "backbone_options": "{channels: [32, 64, 128, 256]}",
+    "views.size": str(defaults.SIZE),
 }
 """Of keys whose default is empty."""
 
@@ -213,6 +215,7 @@ def _form(key: str, kind: Any, value: Any, schema: type) -> str:
     if origin is None:
         if kind is str:
             return "text; in a YAML file, put it in quotes"
+        default = _EXAMPLES.get(key, default)
         example = "" if default is None or kind is bool else f", such as {key}={default}"
         return f"{_WORDS[kind]}{example}" if kind is bool else f"a {_WORDS[kind]}{example}"
     example = _EXAMPLES.get(key, str(default) if default else "")
@@ -321,11 +324,11 @@ def _build(schema: type[Config], *sources: Mapping[str, Any]) -> Config:
         for key, value in source.items():
             _set(config, key, value, schema)
     try:
-        check(config, schema)
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration cannot be used; {_reason(error)}; see `--help`") from None
     assert isinstance(result, schema)
+    check_keys(result)
     return result
 
 

@@ -11,18 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from .checks import keys_of
-from .schemas import CurveConfig, FinetuneConfig, PretrainConfig, StudyConfig, TransferConfig
+from .keys import keys_of
+from .schemas import COMMANDS
 
 __all__ = ["command_line", "command_to_repeat", "command_with", "command_with_file", "settings_of"]
 
-_SCHEMAS: dict[str, type] = {
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "curve": CurveConfig,
-    "study": StudyConfig,
-    "transfer": TransferConfig,
-}
 _FIRST = ("config", "data", "manifest", "layout", "encoder", "encoders", "out")
 
 
@@ -87,7 +80,7 @@ def command_to_repeat(command: str, values: Mapping[str, Any]) -> str:
         >>> command_to_repeat("pretrain", {"data": "my scans", "out": "run", "seed": 0, "views": {"grids": [8, 4, 2]}})
         "jigsawssl pretrain data='my scans' out=run views.grids='[8, 4, 2]'"
     """
-    schema = _SCHEMAS[command]
+    schema = COMMANDS[command].schema
     # A chain stands in its file; what the file of another run says is spelled out here, so that it is not needed.
     left_out = {"resume", "overwrite", "stages" if command == "transfer" else "config"}
     settings = {}

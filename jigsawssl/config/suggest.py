@@ -4,32 +4,12 @@ from __future__ import annotations
 
 import difflib
 
-from .checks import keys_of
-from .schemas import (
-    BenchConfig,
-    CurveConfig,
-    DemoConfig,
-    DoctorConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    ReportConfig,
-    StudyConfig,
-    TransferConfig,
-)
+from .keys import keys_of
+from .schemas import COMMANDS
 
 __all__ = ["SCHEMAS", "command_of", "is_misspelt", "meant", "unknown_key"]
 
-SCHEMAS: tuple[type, ...] = (
-    PretrainConfig,
-    FinetuneConfig,
-    CurveConfig,
-    StudyConfig,
-    TransferConfig,
-    ReportConfig,
-    DoctorConfig,
-    BenchConfig,
-    DemoConfig,
-)
+SCHEMAS = tuple(command.schema for command in COMMANDS.values())
 
 _ELSEWHERE = {
     "trainer.max_epochs": "epochs epoch n_epochs num_epochs max_epochs num_train_epochs passes",
@@ -70,16 +50,18 @@ def command_of(schema: type) -> str:
     """The command that a schema belongs to.
 
     Example:
+        >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
         >>> command_of(PretrainConfig)
         'pretrain'
     """
-    return schema.__name__.removesuffix("Config").lower()
+    return next(name for name, command in COMMANDS.items() if command.schema is schema)
 
 
 def is_misspelt(key: str, schema: type) -> bool:
     """Whether a key nearly is one of a schema, or is one.
 
     Example:
+        >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
         >>> is_misspelt("fractions", FinetuneConfig), is_misspelt("mode", PretrainConfig)
         (True, False)
     """
@@ -90,6 +72,7 @@ def meant(word: str, schema: type) -> str | None:
     """The key of a schema that a word stands for, itself included; None where that would be a guess.
 
     Example:
+        >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
         >>> meant("epochs", PretrainConfig), meant("batch-size", PretrainConfig), meant("model", FinetuneConfig)
         ('trainer.max_epochs', 'batch.size', 'encoder')
     """
@@ -126,6 +109,7 @@ def unknown_key(key: str, schema: type) -> str:
     """What to say of a key that a command does not have.
 
     Example:
+        >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
         >>> unknown_key("fraction", PretrainConfig)
         'pretrain has no key `fraction`; finetune and study do; `--help` lists the keys'
     """

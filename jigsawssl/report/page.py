@@ -15,7 +15,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..config import command_to_repeat, command_with_file
+from ..config import COMMANDS, command_to_repeat, command_with_file
 from ..runs.files import write_bytes
 from ..words import duration, name_of, signed
 from .plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg
@@ -48,14 +48,6 @@ _FILES = {
 _FIRST_METRICS = ("auroc", "balanced_accuracy")
 """Metrics that every table begins with; the rest folds away."""
 
-_TITLES = {
-    "pretrain": "Pretraining",
-    "finetune": "Fine-tuning",
-    "curve": "Label efficiency",
-    "study": "Comparison of encoders",
-    "transfer": "Staged transfer",
-}
-
 
 def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
     """Write ``report.html`` into the folder of a run, from its report and the pictures that lie there.
@@ -76,7 +68,7 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> Path:
     # As it is read back from disk, so that a rebuilt page is the same.
     plain = json.loads(json.dumps(report))
     page = environment.get_template("page.html.j2").render(
-        title=_TITLES[plain["command"]],
+        title=COMMANDS[plain["command"]].title,
         report=plain,
         verdict=verdict(plain),
         when=_when(plain),

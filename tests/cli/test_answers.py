@@ -20,7 +20,7 @@ from PIL import Image
 import jigsawssl
 from jigsawssl import cli
 from jigsawssl.cli import main
-from jigsawssl.cli.look import look, place_at_fault
+from jigsawssl.cli.look import look, place_at_fault, settled
 from jigsawssl.config import (
     CurveConfig,
     DoctorConfig,
@@ -342,7 +342,7 @@ def write_place(root: Path) -> None:
     for run in ("unfinished", "runs/one"):
         (root / run / "checkpoints").mkdir(parents=True)
         (root / run / "checkpoints" / "last.ckpt").touch()
-        config = load_config(PretrainConfig, ["data=scans", f"out={run}"])
+        config = settled(load_config(PretrainConfig, ["data=scans", f"out={run}"]))
         (root / run / "config.yaml").write_text(to_yaml(config))
     (root / "runs" / "one" / "encoder.safetensors").touch()
 
@@ -481,7 +481,7 @@ def test_the_command_that_finishes_a_run_works_as_printed(tmp_path: Path, monkey
     arguments = ["data=scans", "manifest=labels.csv", "out=new", "encoder=my runs"]
     with pytest.raises(UserError, match=r"to finish it, add resume=true to the command that began it$"):
         look(load_config(FinetuneConfig, arguments))
-    begun = load_config(PretrainConfig, ["data=scans", "out=my runs", "overwrite=true", "seed=5"])
+    begun = settled(load_config(PretrainConfig, ["data=scans", "out=my runs", "overwrite=true", "seed=5"]))
     (run / "config.yaml").write_text(to_yaml(begun))
     with pytest.raises(UserError, match="finish it with ") as caught:
         look(load_config(FinetuneConfig, arguments))
@@ -497,7 +497,9 @@ def test_what_is_right_passes(place: Path) -> None:
     assert look(config) == config and config.fraction == 0.1
     folders = load_config(FinetuneConfig, ["data=scans", "manifest=folders", *arguments[2:]])
     assert look(folders) == folders
-    pretrain = load_config(PretrainConfig, ["data=scans", "out=unfinished", "resume=true", "trainer.max_epochs=7"])
+    pretrain = settled(
+        load_config(PretrainConfig, ["data=scans", "out=unfinished", "resume=true", "trainer.max_epochs=7"])
+    )
     assert look(pretrain) == pretrain
     assert not (place / "new").exists()
 
@@ -510,7 +512,7 @@ def test_a_sound_archive_is_not_opened_twice(place: Path, monkeypatch: pytest.Mo
 
 
 def test_only_the_first_of_several_processes_looks_at_the_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config(PretrainConfig, ["data=scans", "out=unfinished"])
+    config = settled(load_config(PretrainConfig, ["data=scans", "out=unfinished"]))
     with pytest.raises(UserError, match=r"`out` .* must be new or empty"):
         look(config)
     monkeypatch.setenv("LOCAL_RANK", "1")
