@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import UndefinedError
 
+from ..config import COMMANDS
 from ..report.page import write_page
 from ..report.verdict import verdict, verdict_lines
 from ..runs import format_table, write_csv, write_json
@@ -81,7 +82,7 @@ def _with_verdict(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _completed(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """A report with what lies beside it, as a run of any version left it."""
-    found: dict[str, Any] = {"limits": LIMITS[report["command"]], **report}
+    found: dict[str, Any] = {"limits": LIMITS.get(report["command"], []), **report}
     if found["command"] == "finetune":
         found["judgement"] = {**found["judgement"], "metrics": found["test"]}
     if found["command"] == "pretrain":
@@ -321,8 +322,9 @@ def rebuild(folder: Path) -> Path:
             made(folder)
             return folder / "report.html"
         command = found.get("command")
-        if command not in LIMITS or (command == "finetune" and "judgement" not in found):
-            raise UserError(f"`run` ({folder}) must be of pretrain, finetune, transfer, curve or study; run it again")
+        reporting = [name for name, one in COMMANDS.items() if one.title]
+        if command not in reporting or (command == "finetune" and "judgement" not in found):
+            raise UserError(f"`run` ({folder}) must be of one of {', '.join(reporting)}; run it again")
         return write_page(folder, _completed(folder, found))
     except UserError:
         raise

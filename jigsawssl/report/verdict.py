@@ -64,15 +64,17 @@ def verdict(report: Mapping[str, Any]) -> Verdict:
     """The first lines of a report.
 
     Args:
-        report: what ``report.json`` of any command holds; what an older one lacks is left out.
+        report: what ``report.json`` of any command holds; what an older one lacks is left out. One that is not about
+            encoders says itself what was ``done`` and the ``result``.
     """
-    done, result = {
+    of_encoders = {
         "pretrain": _pretraining,
         "finetune": _finetuning,
         "curve": _curve,
         "study": _study,
         "transfer": _transfer,
-    }[report["command"]](report)
+    }.get(report["command"])
+    done, result = (report["done"], report["result"]) if of_encoders is None else of_encoders(report)
     return Verdict(done, result, flags(report))
 
 
