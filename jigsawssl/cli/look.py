@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import defaults
 from ..config import (
     COMMANDS,
     CurveConfig,
@@ -29,6 +28,7 @@ from ..config import (
     config_of,
     to_yaml,
 )
+from ..config.keys import keys_of
 from ..data.archive import open_archive
 from ..data.manifest import csv_rows, manifest_columns
 from ..data.walk import IMAGE_SUFFIXES
@@ -113,12 +113,11 @@ def look(config: Config) -> Config:
 
 
 _FORMAT = {
-    "views.size": ("size", defaults.SIZE),
-    "reading.fit": ("fit", defaults.FIT),
-    "reading.window": ("window", defaults.WINDOW),
-    "reading.stain": ("stain", "none"),
+    key: (key.rpartition(".")[2], entry.metadata["fallback"])
+    for key, (entry, _) in keys_of(PretrainConfig).items()
+    if entry.metadata["fallback"] is not None
 }
-"""Keys about the format of images: their name in an encoder's file, and their default."""
+"""Keys about the format of images: their name in an encoder's file, and what null means without one."""
 
 
 def settled(config: Pretraining) -> Pretraining:

@@ -44,17 +44,20 @@ class ReadingConfig:
         None,
         f"how images become square: pad (whole, on black), crop (the centre) or squash; {_KEPT} {defaults.FIT}",
         choices=(None, *FITS),
+        fallback=defaults.FIT,
     )
     window: str | None = key(
         None,
         "more than 8 bits: file (the DICOM's window, else percentiles), percentiles, or for CT lung, mediastinum, "
         f"abdomen, brain, bone; {_KEPT} {defaults.WINDOW}",
         choices=(None, *WINDOW_CHOICES),
+        fallback=defaults.WINDOW,
     )
     stain: str | None = key(
         None,
         f"stained tissue: none, macenko, or reinhard (to the archive's own average colours); {_KEPT} none",
         choices=(None, *STAINS),
+        fallback="none",
     )
     frames: str = key("all", "frames of multi-frame files: all, middle or every_N, such as every_5")
 
@@ -66,7 +69,9 @@ class ReadingConfig:
 
 @dataclass
 class ViewsConfig:
-    size: int | None = key(None, f"side of the square views in pixels; {_KEPT} {defaults.SIZE}", least=8)
+    size: int | None = key(
+        None, f"side of the square views in pixels; {_KEPT} {defaults.SIZE}", least=8, fallback=defaults.SIZE
+    )
     grids: list[int] = key(
         list(defaults.GRIDS),
         "tiles per side for each tap, finest first; 1 keeps the order; [] is plain Barlow Twins",

@@ -20,6 +20,7 @@ def key(
     least: float | None = None,
     most: float | None = None,
     positive: bool = False,
+    fallback: Any = None,
 ) -> Any:
     """A field of a schema.
 
@@ -30,8 +31,16 @@ def key(
         least: the smallest number that it may be.
         most: the largest number that it may be.
         positive: whether it, or each of several, must be above 0.
+        fallback: what null means where no encoder says otherwise.
     """
-    metadata = {"meaning": meaning, "choices": tuple(choices), "least": least, "most": most, "positive": positive}
+    metadata = {
+        "meaning": meaning,
+        "choices": tuple(choices),
+        "least": least,
+        "most": most,
+        "positive": positive,
+        "fallback": fallback,
+    }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -87,7 +87,8 @@ def command_to_repeat(command: str, values: Mapping[str, Any]) -> str:
     for key, (entry, _) in sorted(keys_of(schema).items(), key=lambda pair: _place(pair[0])):
         default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
         value = _at(values, key, default)
-        if key not in left_out and value != default:
+        meant = None if values.get("encoder") else entry.metadata["fallback"]
+        if key not in left_out and value not in (default, meant):
             settings[key] = value
     return command_line(command, settings)
 
