@@ -137,16 +137,15 @@ class JigsawViews(nn.Module):
         super().__init__()
         for grid in grids:
             if grid < 1:
-                raise ValueError(f"`views.grids` ({grid}) must be at least 1; 1 leaves the tiles in order")
+                raise ValueError(f"`grids` ({grid}) must be at least 1; 1 leaves the tiles in order")
             if size % grid:
                 raise ValueError(
-                    f"`views.size` ({size}) must be divisible by `views.grids` ({grid}); "
-                    f"nearest sizes: {nearest_sizes(size, grid)}"
+                    f"`size` ({size}) must be divisible by `grids` ({grid}); nearest sizes: {nearest_sizes(size, grid)}"
                 )
         if not 0 < share <= 1:
-            raise ValueError(f"`views.share` ({share}) must lie in (0, 1]")
+            raise ValueError(f"`share` ({share}) must lie in (0, 1]")
         if preset not in PRESETS:
-            raise ValueError(f"`views.preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.size = size
         self.grids = tuple(grids)
         self.preset = preset

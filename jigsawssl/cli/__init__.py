@@ -106,7 +106,6 @@ _KEYS = {
     "fit": "reading.fit",
     "grids": "views.grids",
     "lr": "optimizer.lr",
-    "optimizer": "optimizer.name",
     "preset": "views.preset",
     "share": "views.share",
     "size": "views.size",

@@ -21,12 +21,12 @@ from ..evaluation.assessment import Predictions, judge
 from ..evaluation.metrics import METRICS
 from ..experiments.overlap import check_overlap
 from ..experiments.reporting import LIMITS, write_report
-from ..experiments.trials import predictions_of, save_predictions
+from ..experiments.trials import adapt_and_test, save_predictions
 from ..explain.gallery import save_gallery
 from ..models import Classifier
 from ..runs import format_table, write_csv
 from ..runs.folder import clear_run_folder, environment, now
-from ..training.adapt import Adaptation, adapt
+from ..training.adapt import Adaptation
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
 from .look import run_folder
@@ -92,20 +92,21 @@ def run(config: FinetuneConfig) -> None:
     print(f"{labels}; validation: {budget.facts['validation']}; mode {config.mode}")
     print(test_line(labelled))
     start = time.perf_counter()
-    adaptation = adapt(
+    tested = adapt_and_test(
         encoder,
-        budget.labelled_set,
+        labelled,
+        budget=budget,
+        test=lambda: read_images(labelled, labelled.test, format=encoder.spec.format, what="test"),
         mode=mode,
         recipes=recipes,
         device=device,
         autocast=autocast,
         progress=True,
     )
-    test, rows = read_images(labelled, labelled.test, format=encoder.spec.format, what="test")
+    adaptation, predictions, test, rows, _ = tested
+    seconds = time.perf_counter() - start
     if known.used:
         print(f"{len(known.used)} images were taken from the cache of the pretraining")
-    predictions = predictions_of(adaptation, probabilities=adaptation.probabilities(test), labelled=labelled, rows=rows)
-    seconds = time.perf_counter() - start
     passes = None
     if config.dropout and isinstance(adaptation.model, Classifier):
         passes = dropout_probabilities(

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ __all__ = [
     "EncoderChoice",
     "Tested",
     "Workplace",
+    "adapt_and_test",
     "load_cell",
     "load_predictions",
     "predictions_of",
@@ -89,12 +90,64 @@ class EncoderChoice(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """An adapted model, what it says of the test images, those images, and facts for a report."""
+    """An adapted model, what it says of the test images, those images and the row of each, and facts for a report."""
 
     adaptation: Adaptation
     predictions: Predictions
     images: PixelDataset
+    rows: Rows
     facts: dict[str, Any]
+
+
+def adapt_and_test(
+    encoder: Encoder,
+    labelled: Labelled,
+    *,
+    budget: Budget,
+    test: Callable[[], tuple[PixelDataset, Rows]],
+    mode: str,
+    recipes: list[Recipe],
+    device: torch.device,
+    autocast: torch.dtype | None,
+    progress: bool = False,
+    features: FeatureBank | None = None,
+) -> Tested:
+    """Adapt to the labels of a budget, and test once: what fine-tuning, a curve and a study have in common.
+
+    Args:
+        encoder: the starting point; not changed.
+        labelled: the archive.
+        budget: the labels that may be used.
+        test: gives the test images and the row of each, when the adapted model is there.
+        mode: see :func:`jigsawssl.training.adapt.adapt`, as for the rest.
+        recipes: the same.
+        device: the same.
+        autocast: the same.
+        progress: the same.
+        features: the same.
+    """
+    adaptation = adapt(
+        encoder,
+        budget.labelled_set,
+        mode=mode,
+        recipes=recipes,
+        device=device,
+        autocast=autocast,
+        progress=progress,
+        features=features,
+    )
+    images, rows = test()
+    predictions = predictions_of(
+        adaptation, probabilities=adaptation.probabilities(images), labelled=labelled, rows=rows
+    )
+    facts = {
+        "mode": mode,
+        "budget": budget.facts,
+        "chosen": adaptation.chosen,
+        "validation": adaptation.validation,
+        "candidates": len(adaptation.validation["scores"]),
+    }
+    return Tested(adaptation=adaptation, predictions=predictions, images=images, rows=rows, facts=facts)
 
 
 class Workplace:
@@ -135,31 +188,19 @@ class Workplace:
     ) -> Tested:
         """Adapt to the chosen labels, with ``seed`` in every recipe, and test once."""
         pl.seed_everything(seed, verbose=False)
-        labelled = self.labelled
-        budget = self.budget(encoder.spec.format, chosen=chosen, fraction=fraction, seed=seed)
-        adaptation = adapt(
+        dataset, rows = self.decoded(encoder.spec.format)
+        tested = np.flatnonzero(np.isin(rows, self.labelled.test))
+        return adapt_and_test(
             encoder,
-            budget.labelled_set,
+            self.labelled,
+            budget=self.budget(encoder.spec.format, chosen=chosen, fraction=fraction, seed=seed),
+            test=lambda: (dataset.subset(tested), rows[tested]),
             mode=mode,
             recipes=[recipe._replace(seed=seed) for recipe in recipes],
             device=self.device,
             autocast=self.autocast,
             features=features,
         )
-        dataset, rows = self.decoded(encoder.spec.format)
-        tested = np.flatnonzero(np.isin(rows, labelled.test))
-        images, rows = dataset.subset(tested), rows[tested]
-        predictions = predictions_of(
-            adaptation, probabilities=adaptation.probabilities(images), labelled=labelled, rows=rows
-        )
-        facts = {
-            "mode": mode,
-            "budget": budget.facts,
-            "chosen": adaptation.chosen,
-            "validation": adaptation.validation,
-            "candidates": len(adaptation.validation["scores"]),
-        }
-        return Tested(adaptation=adaptation, predictions=predictions, images=images, facts=facts)
 
 
 def predictions_of(

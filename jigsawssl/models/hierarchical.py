@@ -90,7 +90,7 @@ class HierarchicalBlock(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in ("light", "paper"):
-            raise ValueError(f"`block.variant` must be light or paper, got {variant!r}")
+            raise ValueError(f"`variant` must be light or paper, got {variant!r}")
         branch = _Paper if variant == "paper" else _Light
         pooled = 2 * width if variant == "paper" else width
 

@@ -260,7 +260,7 @@ class FiniteLoss(Callback):
         if loss is not None and not torch.isfinite(loss):
             raise UserError(
                 f"`loss` must stay finite and was {float(loss)} in epoch {trainer.current_epoch}; "
-                "start again with a lower `optimizer.lr` or precision=32 in another `out`"
+                "start again with a lower `lr` or precision=32 in another `out`"
             )
 
 

@@ -73,7 +73,7 @@ def create_optimizer(
         [('encoder/decay', 0.05), ('encoder/no_decay', 0.0)]
     """
     if name not in defaults.RATES:
-        raise ValueError(f"`optimizer.name` ({name}) must be one of {', '.join(defaults.RATES)}")
+        raise ValueError(f"`name` ({name}) must be one of {', '.join(defaults.RATES)}")
     groups = _parameter_groups(parts, DEFAULT_WEIGHT_DECAY[name] if weight_decay is None else weight_decay)
     # One kernel for all parameters: on a CPU five times as fast as a loop over them.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for g in groups for p in g["params"])
@@ -114,7 +114,7 @@ def training_device(accelerator: str) -> torch.device:
         return pl.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
     except (MisconfigurationException, RuntimeError) as error:
         raise UserError(
-            f"`trainer.accelerator` ({accelerator}) must be a device of this machine; {error}; use auto or cpu"
+            f"`accelerator` ({accelerator}) must be a device of this machine; {error}; use auto or cpu"
         ) from None
 
 

@@ -235,8 +235,8 @@ def test_images_of_another_type_or_shape_are_refused(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("size", "grids", "message"),
     [
-        (32, (8, 3), r"`views.size` \(32\) must be divisible by `views.grids` \(3\); nearest sizes: 30, 33"),
-        (32, (0,), r"`views.grids` \(0\) must be at least 1"),
+        (32, (8, 3), r"`size` \(32\) must be divisible by `grids` \(3\); nearest sizes: 30, 33"),
+        (32, (0,), r"`grids` \(0\) must be at least 1"),
     ],
 )
 def test_grids_that_do_not_suit_the_size_are_refused(size: int, grids: tuple[int, ...], message: str) -> None:
@@ -246,19 +246,19 @@ def test_grids_that_do_not_suit_the_size_are_refused(size: int, grids: tuple[int
 
 def test_a_grid_finer_than_the_view_is_refused_without_naming_size_zero() -> None:
     with pytest.raises(
-        ValueError, match=r"`views.size` \(32\) must be divisible by `views.grids` \(64\); nearest sizes: 64$"
+        ValueError, match=r"`size` \(32\) must be divisible by `grids` \(64\); nearest sizes: 64$"
     ):
         JigsawViews(size=32, grids=(64,))
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=rf"^`views.share` \({share}\) must lie in \(0, 1\]"):
+    with pytest.raises(ValueError, match=rf"^`share` \({share}\) must lie in \(0, 1\]"):
         JigsawViews(size=32, grids=(2,), share=share)
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"`views.preset` must be one of strong, paper, got 'weak'"):
+    with pytest.raises(ValueError, match=r"`preset` must be one of strong, paper, got 'weak'"):
         JigsawViews(size=32, grids=(2,), preset="weak")
 
 
