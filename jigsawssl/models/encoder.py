@@ -45,7 +45,7 @@ class EncoderSpec:
         backbone: name of a timm model.
         format: of the images that :meth:`Encoder.preprocess` makes.
         stem_stride: by how much the image shrinks before the first stage: 4 as published, less for small images, as
-            far as the network's stem allows (:attr:`Encoder.stem_stride` is what came of it).
+            far as the network's stem allows (:attr:`Encoder.stem_stride` is the result).
         options: numbers or lists of numbers for the timm model, such as ``{"channels": [32, 64, 128, 256]}``.
         attention: one of :data:`jigsawssl.types.ATTENTIONS`.
         attention_stages: where; stage k is the one whose features are 2^(k+1) times smaller than the image in the

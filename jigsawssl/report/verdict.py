@@ -53,7 +53,7 @@ class Flag(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What was done, what came of it, and what failed."""
+    """What was done, what the result is, and what failed."""
 
     done: str
     result: str
@@ -123,7 +123,7 @@ def _judged(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_supervised(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Flag]:
-    """Flags of one adapted encoder: ``report`` says what it was trained on, ``judged`` what came of it."""
+    """Flags of one adapted encoder: ``report`` says what it was trained on, ``judged`` what the test gave."""
     return [
         *_of_result(judged),
         *_of_classes(report, judged),
