@@ -23,14 +23,7 @@ from .models import Classifier, Encoder, EncoderSpec, HierarchicalClassifier, cr
 from .models.encoder import try_size
 from .types import ImageFormat, UserError
 
-__all__ = [
-    "load_classifier",
-    "load_encoder",
-    "read_header",
-    "resolve_encoder",
-    "save_classifier",
-    "save_encoder",
-]
+__all__ = ["load_classifier", "load_encoder", "read_header", "resolve_encoder", "save_classifier", "save_encoder"]
 
 
 def _versions() -> dict[str, str]:

@@ -14,8 +14,6 @@ from safetensors import SafetensorError, safe_open
 from .config import command_with
 from .types import UserError
 
-__all__ = ["FORMAT", "HEADER", "find_encoder", "read_header"]
-
 FORMAT = 1
 HEADER = "jigsawssl"
 _KINDS = ("encoder", "classifier", "hierarchical_classifier")

@@ -7,8 +7,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["LINE_SECONDS", "Progress"]
-
 LINE_SECONDS = 60.0
 """Between two lines where there is no terminal; what takes less leaves none."""
 

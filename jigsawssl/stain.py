@@ -7,9 +7,6 @@ from torch import Tensor
 
 from .types import STAINS
 
-__all__ = ["MACENKO_TARGET", "normalize_stain", "reinhard_statistics"]
-
-
 MACENKO_TARGET = (0.5626, 0.7201, 0.4062, 0.2159, 0.8012, 0.5581, 1.9705, 1.0308)
 """Reference of Macenko et al.'s own program: optical density of haematoxylin and of eosin in red, green and blue, and
 the 99th percentile of the concentration of each."""

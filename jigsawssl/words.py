@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["clock", "counted", "duration", "listed", "name_of", "signed"]
-
 NAMES = {
     "auroc": "AUROC",
     "brier": "Brier score",

@@ -214,11 +214,7 @@ def test_a_required_key_that_is_missing_is_asked_for_by_name(schema: type) -> No
         (PretrainConfig, "trials=3", "pretrain has no key `trials`; study does; `--help` lists the keys"),
         (PretrainConfig, "qqqq=3", "pretrain has no key `qqqq`; `--help` lists the keys"),
         (PretrainConfig, "epochs=2", "pretrain has no key `epochs`; did you mean `trainer.max_epochs`?"),
-        (
-            PretrainConfig,
-            "training.epochs=2",
-            "pretrain has no key `training.epochs`; did you mean `trainer.max_e",
-        ),
+        (PretrainConfig, "training.epochs=2", "pretrain has no key `training.epochs`; did you mean `trainer.max_e"),
         (PretrainConfig, "lr=0.1", "pretrain has no key `lr`; did you mean `optimizer.lr`?"),
         (PretrainConfig, "batch_size=8", "pretrain has no key `batch_size`; did you mean `batch.size`?"),
         (PretrainConfig, "model=resnet50", "pretrain has no key `model`; did you mean `backbone`?"),

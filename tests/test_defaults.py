@@ -37,16 +37,8 @@ KEYS: dict[Callable[..., Any], dict[str, str]] = {
         "warmup": "optimizer.warmup",
         "seed": "seed",
     },
-    create_encoder: {
-        "stem_stride": "stem_stride",
-        "attention_stages": "attention_stages",
-    },
-    ImageFormat: {
-        "size": "views.size",
-        "fit": "reading.fit",
-        "window": "reading.window",
-        "stain": "reading.stain",
-    },
+    create_encoder: {"stem_stride": "stem_stride", "attention_stages": "attention_stages"},
+    ImageFormat: {"size": "views.size", "fit": "reading.fit", "window": "reading.window", "stain": "reading.stain"},
     CacheOptions: {"frames": "reading.frames"},
     open_picture: {"window": "reading.window"},
     resolve_encoder: {"attention": "attention", "attention_stages": "attention_stages"},

@@ -15,8 +15,6 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 from ..functional import to_unit_range
 from ..types import LUMA
 
-__all__ = ["ViewChain"]
-
 _CHUNK = 1 << 20  # values that are worked on at a time on a CPU: larger intermediate results leave its caches
 _BESIDE = 8  # images, of which a multiple is worked on at a time: alone, large ones are blurred half as fast
 _LARGE = 128  # pixels

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..functional import invert_permutation, permute_tiles, sample_permutations
 
-__all__ = ["Jigsaw"]
-
 
 class Jigsaw(GeometricAugmentationBase2D):
     """Cut each image into ``grid x grid`` tiles and shuffle them, each image by its own permutation (FG-SSL, sec. 3).

@@ -14,8 +14,6 @@ from ..functional import nearest_sizes, permute_tiles, sample_permutations
 from ..types import Views
 from .chain import ViewChain
 
-__all__ = ["PRESETS", "JigsawViews", "ViewParameters", "augmentation_chain"]
-
 
 class Preset(NamedTuple):
     """How the two views of an image are made.

@@ -20,20 +20,12 @@ from ..data.loading import PixelDataset
 from ..functional import to_channels_last
 from ..progress import Progress
 from ..runs import format_table
-from ..training.optim import (
-    autocast_on,
-    autocast_precision,
-    computes_bfloat16,
-    create_optimizer,
-    training_device,
-)
+from ..training.optim import autocast_on, autocast_precision, computes_bfloat16, create_optimizer, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import Batch, UserError, Views
 from ..words import duration
 from .pretrain import build_dataset, build_module, encoder_to_train, planned_dataset, starting_encoder
 from .unlabeled import unlabeled_archive
-
-__all__ = ["run"]
 
 SAMPLED = 512
 """Images of the archive that are decoded, at most, and at least one batch."""
@@ -229,14 +221,7 @@ def _arithmetic(config: BenchConfig, device: torch.device) -> str:
 
 
 def _print_now(
-    config: BenchConfig,
-    bench: _Bench,
-    measured: Measured,
-    *,
-    images: int,
-    total: int,
-    decoding: float,
-    decodings: int,
+    config: BenchConfig, bench: _Bench, measured: Measured, *, images: int, total: int, decoding: float, decodings: int
 ) -> None:
     every = sum(measured.parts.values())
     print(

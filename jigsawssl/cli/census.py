@@ -7,8 +7,6 @@ from typing import Any
 
 from ..runs import format_table
 
-__all__ = ["census_table", "class_counts", "told"]
-
 _CLASSES_SHOWN = 10
 
 

@@ -42,8 +42,6 @@ from .supervised import (
     subgroups_of,
 )
 
-__all__ = ["run"]
-
 
 def run(config: CurveConfig) -> int:
     """Work on every cell that is not finished, then report.

@@ -10,8 +10,6 @@ from ..config import DemoConfig, FinetuneConfig, PretrainConfig, load_config
 from ..runs import format_table
 from . import finetune, pretrain
 
-__all__ = ["run"]
-
 FRACTION = 0.1
 
 

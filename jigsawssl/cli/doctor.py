@@ -23,8 +23,6 @@ from ..runs import format_table, write_json
 from ..types import ImageFormat, UserError
 from .census import census_table, class_counts
 
-__all__ = ["run"]
-
 THUMBNAIL = 96
 """Side of the images on contact sheets in pixels."""
 

@@ -43,8 +43,6 @@ from .supervised import (
     test_line,
 )
 
-__all__ = ["run"]
-
 DROPOUT_PASSES = 50
 
 

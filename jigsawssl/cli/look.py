@@ -36,8 +36,6 @@ from ..header import find_encoder, read_header
 from ..runs.folder import check_entries, check_place, check_run_folder
 from ..types import UserError
 
-__all__ = ["format_changes", "look", "place_at_fault", "run_folder", "settled", "stage_names"]
-
 Config = TypeVar("Config")
 Pretraining = TypeVar("Pretraining", bound=PretrainConfig)
 

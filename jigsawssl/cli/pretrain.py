@@ -58,17 +58,6 @@ from .census import census_table, told
 from .look import format_changes, run_folder, settled
 from .unlabeled import SEEN, Unlabeled, keep_out, sides_in_words, unlabeled_archive, write_sides
 
-__all__ = [
-    "build_dataset",
-    "build_module",
-    "encoder_to_train",
-    "fresh_encoder",
-    "image_format",
-    "planned_dataset",
-    "run",
-    "starting_encoder",
-]
-
 SMALL_ENOUGH = 128
 """Side of the views in pixels above which a run on a CPU is said to take long."""
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from ..config import ReportConfig
 from ..experiments.reporting import rebuild
 
-__all__ = ["run"]
-
 
 def run(config: ReportConfig) -> None:
     """Rebuild the page from the files of a run or curve.

@@ -43,8 +43,6 @@ from .supervised import (
     subgroups_of,
 )
 
-__all__ = ["run"]
-
 READ_AHEAD = 16
 """Images of an archive that are read before anything is trained."""
 

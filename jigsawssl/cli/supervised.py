@@ -40,29 +40,6 @@ MOST_JOBS = 8
 STAINED, STAINED_SIZE = 256, 128
 """Images that average colours are taken from, and their side in pixels."""
 
-__all__ = [
-    "Opened",
-    "begin_cells",
-    "check_draws",
-    "check_encoder",
-    "check_unchanged",
-    "choice_of",
-    "counted",
-    "data_facts",
-    "default_jobs",
-    "digest",
-    "end_cells",
-    "fingerprint",
-    "open_and_tell",
-    "open_cells",
-    "provenance_of",
-    "recipes_of",
-    "source_of",
-    "split_fingerprint",
-    "subgroups_of",
-    "test_line",
-]
-
 
 class Opened(NamedTuple):
     """What a command of many cells works in and on; nothing of it was touched."""

@@ -15,8 +15,6 @@ from ..types import UserError
 from . import finetune, pretrain
 from .look import run_folder, stage_names
 
-__all__ = ["run"]
-
 WEIGHTS = {"supervised": "model.safetensors", "jigsaw": "encoder.safetensors"}
 """What a stage of either kind leaves."""
 

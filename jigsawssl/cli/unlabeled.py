@@ -19,8 +19,6 @@ from ..data.table import printable
 from ..runs import write_csv
 from ..types import UserError
 
-__all__ = ["SEEN", "Unlabeled", "keep_out", "sides_in_words", "unlabeled_archive", "write_sides"]
-
 SEEN = "seen"
 """Side of what would be tested on, had the weights that a run starts from not seen it."""
 

@@ -73,8 +73,7 @@ class ViewsConfig:
         None, f"side of the square views in pixels; {_KEPT} {defaults.SIZE}", least=8, fallback=defaults.SIZE
     )
     grids: list[int] = key(
-        list(defaults.GRIDS),
-        "tiles per side for each tap, finest first; 1 keeps the order; [] is plain Barlow Twins",
+        list(defaults.GRIDS), "tiles per side for each tap, finest first; 1 keeps the order; [] is plain Barlow Twins"
     )
     share: float = key(
         defaults.SHARE, "share of each batch that is shuffled; 1, as published, doubles the cost of the jigsaw"
@@ -135,9 +134,7 @@ class OptimizerConfig:
         None, "null: adamw 0.05, sgd 5e-4, lars 1.5e-6; never on norms and biases", least=0
     )
     encoder_scale: float = key(
-        defaults.ENCODER_SCALE,
-        "the encoder's learning rate as a multiple of lr (0.1 as published)",
-        positive=True,
+        defaults.ENCODER_SCALE, "the encoder's learning rate as a multiple of lr (0.1 as published)", positive=True
     )
     warmup: float = key(defaults.WARMUP, "share of the run in which the learning rate warms up")
 

@@ -9,8 +9,6 @@ from typing import Any, get_type_hints
 
 from ..types import UserError
 
-__all__ = ["check_keys", "group", "key", "keys_of", "listed", "single_values"]
-
 
 def key(
     default: Any,

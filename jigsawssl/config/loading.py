@@ -33,8 +33,6 @@ from .schemas import (
 from .shipped import find_config
 from .suggest import SCHEMAS, command_of, is_misspelt, meant, unknown_key
 
-__all__ = ["config_of", "describe_keys", "load_config", "to_yaml", "without_folder", "without_folders"]
-
 Config = TypeVar(
     "Config",
     PretrainConfig,

@@ -14,8 +14,6 @@ from omegaconf import OmegaConf
 from .keys import keys_of
 from .schemas import COMMANDS
 
-__all__ = ["command_line", "command_to_repeat", "command_with", "command_with_file", "settings_of"]
-
 _FIRST = ("config", "data", "manifest", "layout", "encoder", "encoders", "out")
 
 

@@ -26,21 +26,6 @@ from .groups import (
 )
 from .keys import group, key, listed
 
-__all__ = [
-    "COMMANDS",
-    "BenchConfig",
-    "Command",
-    "CurveConfig",
-    "DemoConfig",
-    "DoctorConfig",
-    "FinetuneConfig",
-    "PretrainConfig",
-    "ReportConfig",
-    "StudyConfig",
-    "SupervisedConfig",
-    "TransferConfig",
-]
-
 _LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
 _PRECISIONS = ("auto", "bf16", "16", "32")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

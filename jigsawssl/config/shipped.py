@@ -8,8 +8,6 @@ from pathlib import Path
 
 from ..types import UserError
 
-__all__ = ["configs_of", "find_config", "shipped_configs", "summary_of"]
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HIDDEN = "smoke"
 """Folder of the configurations that only tests use: found by their whole name, and listed nowhere."""

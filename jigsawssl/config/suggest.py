@@ -7,8 +7,6 @@ import difflib
 from .keys import keys_of
 from .schemas import COMMANDS
 
-__all__ = ["SCHEMAS", "command_of", "is_misspelt", "meant", "unknown_key"]
-
 SCHEMAS = tuple(command.schema for command in COMMANDS.values())
 
 _ELSEWHERE = {

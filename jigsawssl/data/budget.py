@@ -18,17 +18,6 @@ from .loading import LabelledSet, PixelDataset
 from .splits import Fold, Rows, cross_validation_folds, holdout_split, label_fraction
 from .table import printable
 
-__all__ = [
-    "Budget",
-    "can_validate",
-    "draw_subset",
-    "read_images",
-    "read_subset",
-    "subset_name",
-    "take_budget",
-    "write_subsets",
-]
-
 SMALL_BUDGET = 200
 """Labels below which validation is cross-validation: a fifth of fewer images would judge too coarsely."""
 

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from ..types import ImageFormat, UserError
 from .table import LEFT_OUT, TABLE_SCHEMA, original, salted
 
-__all__ = ["Cache", "CacheOptions", "archive_digest", "caches_of", "chosen_frames", "short_digest"]
-
 SALT_FILE = "salt"
 """In the folder of caches: the salt of their hashed identifiers."""
 

@@ -37,8 +37,6 @@ try:
 except ImportError:  # not on Windows, where two runs must not share a cache folder
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["build_cache"]
-
 _FORMAT = 4
 _FLUSHED = 64
 _IN_FLIGHT = 256 * 2**20
@@ -338,10 +336,7 @@ def _write_table(partial: Path, refused: Iterable[tuple[str, str]]) -> int:
 
 
 def _ordered(
-    rows: Iterable[int],
-    prepare: Callable[[int], bytes | None],
-    work: Callable[[int, bytes | None], Any],
-    workers: int,
+    rows: Iterable[int], prepare: Callable[[int], bytes | None], work: Callable[[int, bytes | None], Any], workers: int
 ) -> Iterator[tuple[int, Any]]:
     """Results in the order of the rows, with few of them in memory."""
     with ThreadPoolExecutor(max(1, workers)) as pool:

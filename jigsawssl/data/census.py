@@ -10,8 +10,6 @@ from ..types import Sample
 from .archive import Archive
 from .conventions import SPLITS
 
-__all__ = ["split_counts"]
-
 
 def split_counts(archive: Archive, among: Container[str] | None = None) -> list[dict[str, Any]]:
     """The census of an archive, a row for each split: train, val and test first, images without a split last.

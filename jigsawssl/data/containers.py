@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 from ..readers import Unreadable
 
-__all__ = ["CONTAINER_SUFFIXES", "MAX_BYTES", "Listed", "is_container", "is_sequential", "list_members", "read_member"]
-
 CONTAINER_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Endings of the files that are looked into, in lower case; capitals count as well."""
 

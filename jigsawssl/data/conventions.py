@@ -10,18 +10,6 @@ from collections.abc import Iterable, Sequence
 from ..types import Sample, UserError
 from .containers import CONTAINER_SUFFIXES
 
-__all__ = [
-    "SPLITS",
-    "alike",
-    "are_numbered",
-    "folder_samples",
-    "is_missing",
-    "natural_order",
-    "ordered_classes",
-    "split_name",
-    "unknown_splits",
-]
-
 SPLITS = ("train", "val", "test")
 """The splits that commands know, in the order in which they are shown."""
 

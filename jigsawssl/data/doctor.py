@@ -21,8 +21,6 @@ from .quality import near_duplicates
 from .table import LEFT_OUT, printable
 from .walk import NO_IMAGES
 
-__all__ = ["Defect", "Diagnosis", "diagnose"]
-
 BLANK = 2 / 255
 """Standard deviation of display values in [0, 1] below which an image counts as blank."""
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["COPY", "TEST", "TEST_SHARE", "TRAIN", "derive_split", "is_held_out", "units_of"]
-
 TEST_SHARE = 0.2
 """Share of the patients, groups or images that are kept out of pretraining to test on."""
 

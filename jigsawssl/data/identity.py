@@ -17,8 +17,6 @@ from .holdout import derive_split, is_held_out, units_of
 from .known import Found, KnownImages
 from .table import content_key, salted
 
-__all__ = ["Identities"]
-
 _TOGETHER = 1024
 """Files that wait to be opened at a time, as each takes memory."""
 

@@ -13,8 +13,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-__all__ = ["MAY_PASS", "KnownFiles", "count_images", "journal_entries", "recover"]
-
 MAY_PASS = ("needs ", "permission denied", "cannot be read", "vanished")
 """Beginnings of reasons that have nothing to do with the file itself, and may be gone the next time."""
 

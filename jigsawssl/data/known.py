@@ -15,8 +15,6 @@ from .archive import Archive
 from .cache import Cache
 from .table import content_key
 
-__all__ = ["Found", "KnownImages", "Squares"]
-
 
 class Found(NamedTuple):
     """What a table says of an image: key of its content, and its patient, hashed with the salt of the cache."""

@@ -24,17 +24,6 @@ from .leakage import SeenImages
 from .splits import Rows, holdout_split
 from .table import printable
 
-__all__ = [
-    "LEAST_TEST",
-    "Domain",
-    "Labelled",
-    "Source",
-    "open_domain",
-    "open_labelled",
-    "remarks_on",
-    "write_split",
-]
-
 LEAST_TEST = 10
 """Images of a test split that pretraining saw a part of: fewer than this are not worth testing on."""
 

@@ -26,8 +26,6 @@ import numpy as np
 from ..types import Sample, UserError
 from .splits import cross_validation_folds
 
-__all__ = ["LAYOUTS", "medmnist_file", "samples_of_layout"]
-
 _FOLDS = 5
 _BREAKHIS = re.compile(
     r"SOB_(?P<kind>[BM])_(?P<subtype>[A-Z]+)-(?P<year>\d+)-(?P<slide>\w+)-(?P<magnification>\d+)-\d+\.png$", re.I

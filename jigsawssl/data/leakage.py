@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from ..types import UserError
 from .identity import Identities
 
-__all__ = ["KEY_FILE", "Overlap", "SeenImages", "seen_images"]
-
 KEY_FILE = "seen.key"
 """Name of the file of keys beside ``seen.parquet``."""
 

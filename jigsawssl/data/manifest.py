@@ -15,8 +15,6 @@ from pathlib import Path, PureWindowsPath
 from ..types import UserError
 from .conventions import SPLITS, is_missing, split_name
 
-__all__ = ["classes_beside", "csv_rows", "manifest_columns", "remedy_for_path"]
-
 _USUAL = {
     "path": "filename file_name file filepath file_path image image_path image_name image_id imagename img img_path "
     "img_name name id dicom dicom_path",

@@ -12,8 +12,6 @@ from scipy.ndimage import uniform_filter
 from ..readers import NOTE_CONSTANT_CHANNEL, Notes, fit_image, note_narrow
 from ..types import ImageFormat
 
-__all__ = ["HASH_BITS", "examine", "near_duplicates", "note_looks", "perceptual_hash"]
-
 HASH_BITS = 256
 _SAMPLED, _KEPT = ImageFormat(32, channels=1, fit="squash"), 16
 _BANDS = 16  # looked up as a whole: hashes that differ in 20 bits still agree in five of them on average

@@ -7,8 +7,6 @@ import re
 
 import pyarrow as pa
 
-__all__ = ["LEFT_OUT", "TABLE_SCHEMA", "content_key", "is_fault", "original", "printable", "salted"]
-
 TABLE_SCHEMA = pa.schema(
     [
         ("path", pa.string()),

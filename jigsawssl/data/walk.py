@@ -12,8 +12,6 @@ from jigsawssl.data.containers import CONTAINER_SUFFIXES, is_container, list_mem
 from jigsawssl.data.table import LEFT_OUT
 from jigsawssl.readers import SNIFFED, Unreadable, sniff
 
-__all__ = ["IMAGE_SUFFIXES", "NO_IMAGES", "Found", "NoImages", "find_images", "is_inside", "look_into"]
-
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom", ".ima"),
     *CONTAINER_SUFFIXES,

@@ -17,8 +17,6 @@ from .resampling import Numbers, draw_weights
 from .statistics import percentile_interval
 from .uncertainty import apply_temperature, conformal_sets, ensemble, fit_temperature, reliability, risk_coverage
 
-__all__ = ["Predictions", "judge", "units_of"]
-
 DRAWS = 1000
 """Bootstrap samples behind an interval."""
 
@@ -170,10 +168,7 @@ def _intervals(
     of_class, of_others = ([_units(groups, (target == k) == own) for k in range(len(classes))] for own in (True, False))
     found: dict[str, Any] = {
         metric.name: percentile_interval(
-            metrics[metric.name],
-            draws[metric.name],
-            units=units_of(metric.name, target, groups),
-            share=metric.share,
+            metrics[metric.name], draws[metric.name], units=units_of(metric.name, target, groups), share=metric.share
         )[1:]
         for metric in METRICS
         if metric.resampled is not None and metrics[metric.name] is not None and not metric.biased

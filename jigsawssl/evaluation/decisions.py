@@ -10,8 +10,6 @@ from sklearn.metrics import roc_curve
 
 from .resampling import Numbers
 
-__all__ = ["OperatingPoint", "at_threshold", "net_benefit", "threshold_for_sensitivity"]
-
 
 def threshold_for_sensitivity(scores: ArrayLike, positive: ArrayLike, sensitivity: float) -> float | None:
     """The highest threshold on the validation cases at which at least this share of the positives is called.

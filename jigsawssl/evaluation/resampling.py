@@ -11,18 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "BINS",
-    "Numbers",
-    "Resamples",
-    "calibration_error",
-    "confidence_bin",
-    "draw_weights",
-    "nan_mean",
-    "parts_of",
-    "resampled_auroc",
-]
-
 BINS = 15
 """Equal bins of confidence for the expected calibration error (Guo et al. 2017, section 2)."""
 

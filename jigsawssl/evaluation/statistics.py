@@ -13,19 +13,6 @@ from sklearn.isotonic import IsotonicRegression
 
 from .resampling import Numbers
 
-__all__ = [
-    "Bound",
-    "Comparison",
-    "Interval",
-    "LabelSaving",
-    "compare",
-    "holm",
-    "joint_samples",
-    "label_saving",
-    "percentile_interval",
-]
-
-
 # Gauss-Legendre quadrature over probabilities, dense where variances are large: tails of any t to six digits.
 _POINTS, _SHARES = np.polynomial.legendre.leggauss(64)
 _NODES: Numbers = ((_POINTS + 1) / 2) ** 6

@@ -11,19 +11,6 @@ from scipy.optimize import minimize_scalar
 
 from .resampling import BINS, Numbers, confidence_bin
 
-__all__ = [
-    "ConformalSets",
-    "Reliability",
-    "RiskCoverage",
-    "apply_temperature",
-    "conformal_sets",
-    "ensemble",
-    "fit_temperature",
-    "reliability",
-    "risk_coverage",
-]
-
-
 _TINY = float(np.finfo(np.float32).eps)
 
 

@@ -15,22 +15,6 @@ from ..evaluation.resampling import Numbers, draw_weights
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
 from ..words import counted, signed
 
-__all__ = [
-    "COMPARED",
-    "Done",
-    "Numbers",
-    "Point",
-    "common_seeds",
-    "compared",
-    "detail_of",
-    "difference_in_words",
-    "on_common_cases",
-    "points_of",
-    "row_of",
-    "verdict",
-    "with_holm",
-]
-
 TABLED = tuple(metric.name for metric in METRICS if metric.tabled)
 """Metrics of the table, in its order."""
 

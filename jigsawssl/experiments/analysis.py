@@ -26,8 +26,6 @@ from .aggregates import (
     with_holm,
 )
 
-__all__ = ["analyse", "saving_in_words"]
-
 
 def analyse(
     cells: Sequence[Done],

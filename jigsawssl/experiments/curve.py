@@ -20,8 +20,6 @@ from ..training.probe import FeatureBank
 from .runner import Outcome, run_cells
 from .trials import Cell, EncoderChoice, Workplace, save_cell
 
-__all__ = ["Plan", "run_curve"]
-
 
 class Plan(NamedTuple):
     """All that a process needs to work on cells; plain values, as it travels between processes.

@@ -15,12 +15,6 @@ from ..data.leakage import KEY_FILE, Overlap, SeenImages
 from ..data.table import printable
 from ..types import UserError
 
-__all__ = [
-    "caches_beside",
-    "check_overlap",
-    "seen_by",
-]
-
 
 def _run_of(reference: str) -> Path | None:
     """Folder of the run that an encoder, or the architecture of a fresh one, comes from."""

@@ -26,8 +26,6 @@ from .aggregates import (
     with_holm,
 )
 
-__all__ = ["IN_DOMAIN", "analyse_study", "cliques", "rank_variants"]
-
 IN_DOMAIN = "in domain"
 """What the test split of the archive that was trained on is called."""
 

@@ -21,12 +21,8 @@ from .ranking import IN_DOMAIN, analyse_study
 from .study import domain_file, load_search
 from .trials import Cell, load_cell, load_predictions
 
-__all__ = ["LIMITS", "curve_report", "rebuild", "study_report", "study_summary", "summary", "write_report"]
-
 LIMITS = {
-    "pretrain": [
-        "Nothing here says how well the encoder serves a task; adapt it to labelled images, or draw a curve.",
-    ],
+    "pretrain": ["Nothing here says how well the encoder serves a task; adapt it to labelled images, or draw a curve."],
     "finetune": [
         "One draw of labels and one test split: another draw gives other numbers; a curve shows how different.",
         "The intervals hold for other patients like these, not for another clinic, device or year.",

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from threadpoolctl import threadpool_limits
 
-__all__ = ["Outcome", "error_line", "run_cells"]
-
 
 class Outcome(NamedTuple):
     """How a cell ended: ``error`` is ``None``, or what went wrong in one line, its kind and place before a colon."""

@@ -40,8 +40,6 @@ from .trials import (
     save_predictions,
 )
 
-__all__ = ["StudyPlan", "cost_of", "domain_file", "is_finished", "load_search", "run_searches", "run_study"]
-
 WARMUP = 2
 """Epochs that every trial may have."""
 
@@ -175,12 +173,7 @@ class _Searcher:
 
         recipe = plan.recipe._replace(seed=0, **found)
         try:
-            score = judge_recipe(
-                encoder,
-                budget.labelled_set,
-                recipe=recipe,
-                on_check=check,
-            )
+            score = judge_recipe(encoder, budget.labelled_set, recipe=recipe, on_check=check)
         except (optuna.TrialPruned, DivergedError) as end:
             # One that diverges was tried like any other: asked again, the search would propose it again.
             trial.set_user_attr("state", "pruned" if isinstance(end, optuna.TrialPruned) else "diverged")

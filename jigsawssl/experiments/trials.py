@@ -31,19 +31,6 @@ from ..training.optim import autocast_dtype, training_device
 from ..training.probe import FeatureBank
 from ..types import ImageFormat
 
-__all__ = [
-    "Cell",
-    "EncoderChoice",
-    "Tested",
-    "Workplace",
-    "adapt_and_test",
-    "load_cell",
-    "load_predictions",
-    "predictions_of",
-    "save_cell",
-    "save_predictions",
-]
-
 
 class Cell(NamedTuple):
     """One encoder, share of the labels and draw of them."""

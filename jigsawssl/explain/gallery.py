@@ -18,8 +18,6 @@ from ..report.figures import save_explanations
 from ..runs import write_csv
 from .maps import BORDER, FINE, attention_maps, border_share, explain, over_images, rank_agreement
 
-__all__ = ["save_gallery"]
-
 SHOWN = 8
 """Images of either kind."""
 

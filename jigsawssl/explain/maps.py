@@ -17,19 +17,6 @@ from torch import Tensor, nn
 
 from ..models import Classifier, Encoder, HierarchicalClassifier
 
-__all__ = [
-    "Explanation",
-    "attention_maps",
-    "border_share",
-    "choose_tap",
-    "compare_maps",
-    "deletion_and_insertion",
-    "explain",
-    "gradcam",
-    "over_images",
-    "rank_agreement",
-]
-
 Model = Classifier | HierarchicalClassifier
 
 BORDER = 0.1

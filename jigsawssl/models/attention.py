@@ -15,8 +15,6 @@ from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GlobalAttention", "LocalAttention", "StageAttention"]
-
 """Squeeze and excitation, efficient channel attention, convolutional block attention; global and local self-attention
 after a stage, and local self-attention inside its last block (Piater et al. 2024, section 3)."""
 

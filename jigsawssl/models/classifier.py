@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from .encoder import Encoder
 from .hierarchical import HierarchicalBlock
 
-__all__ = ["Classifier", "HierarchicalClassifier"]
-
 DENSE_WIDTHS = (256, 128, 64)
 """Of the three layers before the last of a dense head."""
 

@@ -7,8 +7,6 @@ from typing import Any
 from timm.models import register_model
 from torch import Tensor, nn
 
-__all__ = ["CompactCNN", "compact_cnn"]
-
 
 class CompactCNN(nn.Module):
     """Five blocks of convolution, ReLU, batch norm and max pooling, each halving the image.

@@ -27,8 +27,6 @@ from . import compact as compact  # registers its network with timm
 from .attention import StageAttention
 from .stem import PUBLISHED_STRIDE, Stem, plan_stem
 
-__all__ = ["Encoder", "EncoderSpec", "create_encoder"]
-
 OneImage = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 Images = OneImage | list[OneImage] | tuple[OneImage, ...]
 """What :meth:`Encoder.preprocess` takes."""

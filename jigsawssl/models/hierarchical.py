@@ -13,8 +13,6 @@ from .. import defaults
 from ..functional import average_positions
 from ..types import Taps
 
-__all__ = ["ALL_TAPS", "HierarchicalBlock", "PlainProjector", "Variant"]
-
 ALL_TAPS = "all"
 """Name of the branch on the concatenation of the taps."""
 
@@ -41,11 +39,7 @@ class _Light(nn.Sequential):
     """Convolution 1x1 with BN and ReLU, and global average pooling: ``(B, C, H, W)`` → ``(B, width)``."""
 
     def __init__(self, channels: int, width: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, width, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        )
+        super().__init__(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
     def forward(self, features: Tensor) -> Tensor:
         """Average over positions."""
@@ -55,10 +49,7 @@ class _Light(nn.Sequential):
 def _paper_head(width: int, output: int) -> nn.Module:
     """BN, Linear, BN, ELU, as in FG-SSL (section 3.2) after PMG's classifier."""
     return nn.Sequential(
-        nn.BatchNorm1d(width),
-        nn.Linear(width, output, bias=False),
-        nn.BatchNorm1d(output),
-        nn.ELU(inplace=True),
+        nn.BatchNorm1d(width), nn.Linear(width, output, bias=False), nn.BatchNorm1d(output), nn.ELU(inplace=True)
     )
 
 

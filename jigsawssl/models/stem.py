@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PUBLISHED_STRIDE", "Stem", "plan_stem"]
-
 PUBLISHED_STRIDE = 4
 """By how much an image shrinks before the first stage of networks as published."""
 

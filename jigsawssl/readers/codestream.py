@@ -11,8 +11,6 @@ from pydicom.pixels.processing import convert_color_space
 
 from .pixels import Notes, Unreadable
 
-__all__ = ["Decoded", "decode_stream", "kind_of_stream"]
-
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 _BARE_MARKERS = frozenset(range(0xD0, 0xD9)) | {0x01}

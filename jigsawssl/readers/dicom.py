@@ -46,8 +46,6 @@ from .pixels import (
     to_display,
 )
 
-__all__ = ["WINDOWS", "DicomFile"]
-
 WINDOWS = {
     "lung": (-600.0, 1500.0),
     "mediastinum": (40.0, 400.0),

@@ -11,8 +11,6 @@ from pydicom.dataset import Dataset
 
 from .pixels import Notes
 
-__all__ = ["element_bytes", "integer", "items", "looks_like_dicom", "numbers", "text", "value_of"]
-
 _FIRST_GROUPS = (0x0002, 0x0008)
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())

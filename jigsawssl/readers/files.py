@@ -20,17 +20,6 @@ from .png import PngChunks, png_size
 from .sniff import SNIFFED, Kind, sniff
 from .tiff import TiffImages
 
-__all__ = [
-    "MAX_PIXELS",
-    "ImageInfo",
-    "Picture",
-    "Unreadable",
-    "from_pillow",
-    "open_picture",
-    "read",
-    "read_file",
-]
-
 MAX_PIXELS = 89_478_485
 """The largest frame that is decoded, in pixels: Pillow's own limit against decompression bombs."""
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from .pixels import Notes, Unreadable
 
-__all__ = ["Descriptor", "LookupTable", "colour_depth", "expand_segments", "grey_depth", "read_entries"]
-
 _LEAST_DEPTH = 8
 _MOST_ENTRIES = 1 << 16
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["known_patient", "tells_apart"]
-
 ONE_FOR_ALL = 10
 """Images from which on an identifier that all of them share is taken for a placeholder; fewer may be one patient's."""
 

@@ -12,28 +12,6 @@ from PIL import Image
 
 from ..types import LUMA, ImageFormat
 
-__all__ = [
-    "NOTE_CONSTANT_CHANNEL",
-    "NOTE_FLAT_TABLE",
-    "NOTE_HIGH_BITS",
-    "NOTE_NARROW",
-    "ORIENTATION",
-    "ImageInfo",
-    "NotAnImage",
-    "Notes",
-    "Unreadable",
-    "check_size",
-    "deep_to_display",
-    "fit_image",
-    "note_narrow",
-    "over_black",
-    "robust_range",
-    "shrink_square",
-    "to_display",
-    "upright",
-]
-
-
 _PERCENTILES = (0.5, 99.5)
 _PART = 1 << 20  # values
 

@@ -11,8 +11,6 @@ from PIL import Image
 
 from .pixels import ORIENTATION, Notes, Unreadable
 
-__all__ = ["PngChunks", "png_size"]
-
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WITH_ORIENTATION = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from .elements import looks_like_dicom
 
-__all__ = ["SNIFFED", "Kind", "sniff"]
-
 SNIFFED = 512
 """Bytes from the beginning of a file that are enough to tell what it is."""
 

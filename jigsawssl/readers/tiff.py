@@ -15,8 +15,6 @@ from PIL import Image
 from .lookup import colour_depth
 from .pixels import ImageInfo, Notes, Unreadable, check_size, deep_to_display, over_black, upright
 
-__all__ = ["TiffImages"]
-
 # It reports each oddity of a broken file to standard error, and the reason is in the status already.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 

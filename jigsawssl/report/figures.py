@@ -357,11 +357,7 @@ def honest_limits(family: str, curves: History) -> tuple[float, float]:
 
 
 def save_finetune_curves(
-    history: History,
-    probabilities: Array,
-    labels: Array,
-    classes: Sequence[str],
-    path: str | os.PathLike[str],
+    history: History, probabilities: Array, labels: Array, classes: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
     """Draw up to four panels: losses by epoch, AUROC by epoch, ROC of the test set, precision-recall of the test set.
 

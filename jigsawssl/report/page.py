@@ -21,8 +21,6 @@ from ..words import duration, name_of, signed
 from .plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg
 from .verdict import learning_rule, validation_sentence, verdict
 
-__all__ = ["write_page"]
-
 _FILES = {
     "report.json": "everything on this page, for programs",
     "config.yaml": "every setting",

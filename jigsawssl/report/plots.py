@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 from ..words import name_of
 from .figures import COLOURS, LINES, REST, History, class_styles, draw_history, families_of, legend_below, tell_the_rest
 
-__all__ = ["critical_difference_svg", "curve_svg", "history_svgs", "judgement_svgs", "variants_svg"]
-
 MARKERS = ("o", "s", "^", "D", "v")
 _INK = "#010203"  # stands for the page's text colour
 _STYLE: Any = {

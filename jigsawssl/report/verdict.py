@@ -10,8 +10,6 @@ from scipy.stats import binom
 from ..data.doctor import TOO_FEW
 from ..words import counted, duration, listed
 
-__all__ = ["Flag", "Verdict", "flags", "learning_rule", "validation_sentence", "verdict", "verdict_lines"]
-
 WORSE_CALIBRATION = 0.005
 """Rise of the test calibration error by the temperature above which the temperature did harm: half a percentage point
 of confidence, as less changes no decision."""
@@ -159,10 +157,7 @@ def _of_classes(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Fl
         found.append(Flag("no cases", f"No test image shows {listed(absent)}: how well the model finds it is unknown."))
     if few := [f"{name} ({count})" for name, count in cases.items() if 0 < count < FEW_CASES]:
         found.append(
-            Flag(
-                "few cases",
-                f"Fewer than {FEW_CASES} test images show {listed(few)}: those results are unreliable.",
-            )
+            Flag("few cases", f"Fewer than {FEW_CASES} test images show {listed(few)}: those results are unreliable.")
         )
     called = [sum(column) for column in zip(*judged["metrics"]["confusion_matrix"], strict=True)]
     if len(called) > 1 and sum(count > 0 for count in called) == 1:
@@ -243,8 +238,7 @@ def _of_validation(report: Mapping[str, Any]) -> list[Flag]:
     if "groups it trains on" in report["budget"].get("validation", ""):
         found.append(
             Flag(
-                "validation groups",
-                "Validation has images of patients in the training data: its score is optimistic.",
+                "validation groups", "Validation has images of patients in the training data: its score is optimistic."
             )
         )
     return found

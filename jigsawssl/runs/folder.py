@@ -18,16 +18,6 @@ from ..types import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "check_entries",
-    "check_place",
-    "check_run_folder",
-    "clear_run_folder",
-    "environment",
-    "is_leftover",
-    "now",
-]
-
 _WRITTEN_HERE = frozenset(
     {
         "cells",

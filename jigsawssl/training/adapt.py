@@ -21,8 +21,6 @@ from ..types import DivergedError
 from .finetune import Model, OnCheck, Recipe, Trained, planned_epochs, selection_score, train_classifier
 from .probe import INVERSE_REGULARISATIONS, NEIGHBOURS, FeatureBank, fit_probe, knn_probabilities, predict
 
-__all__ = ["MODES", "Adaptation", "Mode", "adapt", "adaptation_mode", "judge_recipe"]
-
 Made = TypeVar("Made")
 Build = Callable[[Encoder, int, Recipe], Model]
 """A network to train: a copy of the encoder, and a head for so many classes."""

@@ -23,20 +23,6 @@ from ..models import Classifier, HierarchicalClassifier
 from ..types import Batch, UserError
 from .optim import create_optimizer, create_scheduler
 
-__all__ = [
-    "Finetuning",
-    "Fold",
-    "Model",
-    "OnCheck",
-    "OnEpoch",
-    "Recipe",
-    "Trained",
-    "planned_epochs",
-    "selection_score",
-    "train_classifier",
-    "trained_stages",
-]
-
 CHECKS = 10
 """How often a run is judged: validation chooses among that many lengths of training."""
 

@@ -22,18 +22,6 @@ from ..types import Batch, UserError
 from ..words import clock, duration
 from .pretrain import JigsawPretraining
 
-__all__ = [
-    "Checkpoint",
-    "Diagnostics",
-    "FiniteLoss",
-    "MetricsFile",
-    "RunProgress",
-    "Throughput",
-    "ViewsSheet",
-    "epochs",
-    "saved_epochs",
-]
-
 DIAGNOSTIC_IMAGES = 512
 """Images whose features are judged each epoch: enough to see collapse, cheap enough for a CPU."""
 
@@ -69,11 +57,7 @@ class Throughput(Callback):
         self.total += now - self._mark
         self._mark = now
         self.images += len(batch.images) * trainer.world_size
-        values = {
-            "images/s": self.images / self.total,
-            "data_wait": self.waited / self.total,
-            "seconds": self.total,
-        }
+        values = {"images/s": self.images / self.total, "data_wait": self.waited / self.total, "seconds": self.total}
         options = {"on_step": True, "on_epoch": False, "batch_size": len(batch.images)}
         for name, value in values.items():
             pl_module.log(name, value, **options)

@@ -16,17 +16,6 @@ from torch.optim import Optimizer
 from .. import defaults
 from ..types import UserError
 
-__all__ = [
-    "DEFAULT_WEIGHT_DECAY",
-    "autocast_dtype",
-    "autocast_on",
-    "autocast_precision",
-    "computes_bfloat16",
-    "create_optimizer",
-    "create_scheduler",
-    "training_device",
-]
-
 """Learning rates where none is given: AdamW from our trials, SGD from FG-SSL (section 4), LARS from Barlow Twins."""
 
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1.5e-6}
@@ -53,9 +42,7 @@ def _parameter_groups(
 
 
 def create_optimizer(
-    name: str,
-    parts: Mapping[str, tuple[nn.Module | Sequence[nn.Module], float]],
-    weight_decay: float | None = None,
+    name: str, parts: Mapping[str, tuple[nn.Module | Sequence[nn.Module], float]], weight_decay: float | None = None
 ) -> Optimizer:
     """An optimizer over named parts, each with its own learning rate.
 

@@ -17,8 +17,6 @@ from ..types import Batch, LossTerms, Pairs, Step, Views
 from .optim import create_optimizer, create_scheduler
 from .view_by_view import PartialGradients, catch_up, running_statistics_last
 
-__all__ = ["JigsawPretraining"]
-
 SAMPLED = 8
 """Images of an epoch's first batch whose views callbacks may show."""
 

@@ -17,17 +17,6 @@ from ..functional import to_channels_last
 from ..models import Classifier, Encoder, HierarchicalClassifier
 from ..types import UserError
 
-__all__ = [
-    "INVERSE_REGULARISATIONS",
-    "NEIGHBOURS",
-    "FeatureBank",
-    "dropout_probabilities",
-    "extract_features",
-    "fit_probe",
-    "knn_probabilities",
-    "predict",
-]
-
 INVERSE_REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation (scikit-learn's C) of the linear probe, among which validation chooses."""
 

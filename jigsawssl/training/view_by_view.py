@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PartialGradients", "catch_up", "running_statistics_last"]
-
 
 class _Known(torch.autograd.Function):
     """A value whose gradients are known already."""

@@ -245,9 +245,7 @@ def test_grids_that_do_not_suit_the_size_are_refused(size: int, grids: tuple[int
 
 
 def test_a_grid_finer_than_the_view_is_refused_without_naming_size_zero() -> None:
-    with pytest.raises(
-        ValueError, match=r"`size` \(32\) must be divisible by `grids` \(64\); nearest sizes: 64$"
-    ):
+    with pytest.raises(ValueError, match=r"`size` \(32\) must be divisible by `grids` \(64\); nearest sizes: 64$"):
         JigsawViews(size=32, grids=(64,))
 
 

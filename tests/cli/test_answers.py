@@ -68,10 +68,7 @@ ANSWERS: list[tuple[list[str], str]] = [
         [*FINETUNE, "encoder=random:resnet18", "fraction=10"],
         "`fraction` (10.0) must lie in (0, 1]; 1 is all labels, and 10 per cent is 0.1 or 10%",
     ),
-    (
-        ["pretrain", "scans", "out=new"],
-        "argument (scans) must have the form key=value; write data=scans",
-    ),
+    (["pretrain", "scans", "out=new"], "argument (scans) must have the form key=value; write data=scans"),
     (["pretrain", "data=", "scans"], "argument (scans) must have the form key=value; write data=scans"),
     # configurations
     (
@@ -197,10 +194,7 @@ ANSWERS: list[tuple[list[str], str]] = [
         [*FINETUNE, "encoder=scans"],
         "`encoder` (scans) must be a run's folder with encoder.safetensors or model.safetensors; it holds a, b; check",
     ),
-    (
-        [*FINETUNE, "encoder=runs/onne/encoder.safetensors"],
-        "`encoder` (runs/onne/encoder.safetensors) must exist; did",
-    ),
+    ([*FINETUNE, "encoder=runs/onne/encoder.safetensors"], "`encoder` (runs/onne/encoder.safetensors) must exist; did"),
     (
         [*FINETUNE, "encoder=nothing.safetensors"],
         "`encoder` (nothing.safetensors) must be a file; nothing is there; ch",

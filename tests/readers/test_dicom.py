@@ -307,10 +307,7 @@ STREAMS = {
     "native": None,
     "JPEG 2000": (JPEG2000Lossless, lambda values, bits: imagecodecs.jpeg2k_encode(values, level=0, codecformat="j2k")),
     "JPEG-LS": (JPEGLSLossless, lambda values, bits: imagecodecs.jpegls_encode(values)),
-    "JPEG": (
-        JPEGLosslessSV1,
-        lambda values, bits: imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=bits),
-    ),
+    "JPEG": (JPEGLosslessSV1, lambda values, bits: imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=bits)),
 }
 
 

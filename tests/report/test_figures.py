@@ -218,10 +218,7 @@ def test_explanations_have_one_colour_bar_from_low_to_high(tmp_path: Path) -> No
     right = flat[:, flat.shape[1] * 8 // 10 :]
     bright, dark = (
         np.flatnonzero(condition.any(axis=1))
-        for condition in (
-            (abs(right - [252, 255, 164]).max(axis=2) < 30),
-            (right.max(axis=2) < 20),
-        )
+        for condition in ((abs(right - [252, 255, 164]).max(axis=2) < 30), (right.max(axis=2) < 20))
     )
     assert bright.min() < dark.max() and bright.mean() < flat.shape[0] / 2  # high is above
 

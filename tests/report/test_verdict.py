@@ -251,10 +251,7 @@ def test_a_chain_flags_its_stages_by_name() -> None:
         ("cross-validation by image with 5 folds inside the fraction", "trained on only part of the labels"),
         ("40 of the labels, by group, inside the fraction", "trained without these labels"),
         ("the manifest's val split, 40 labels outside the fraction", "the manifest defines both splits"),
-        (
-            "8 of the labels, by image; validation sees images of groups it trains on",
-            "patients in the training data",
-        ),
+        ("8 of the labels, by image; validation sees images of groups it trains on", "patients in the training data"),
     ],
 )
 def test_validation_beside_the_test_says_why_they_differ(how: str, reason: str) -> None:

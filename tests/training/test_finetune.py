@@ -138,13 +138,7 @@ def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_cl
     encoder = tiny_encoder()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     recipe = Recipe(lr=1e-3, max_epochs=8, batch_size=16)
-    result = adapt(
-        encoder,
-        LabelledSet(two_classes, labels, 2, folds, every),
-        mode=mode,
-        recipes=[recipe],
-        device=CPU,
-    )
+    result = adapt(encoder, LabelledSet(two_classes, labels, 2, folds, every), mode=mode, recipes=[recipe], device=CPU)
     assert (result.probabilities(two_classes).argmax(dim=1).numpy() == labels).mean() >= 0.9
     assert result.validation["scores"] and result.chosen["method"]
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
@@ -158,11 +152,7 @@ def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset) -> Non
     good = Recipe(lr=1e-3, max_epochs=2, batch_size=10, precision="32")
     bad = good._replace(lr=1e30)
     result = adapt(
-        tiny_encoder(),
-        LabelledSet(two_classes, labels, 2, folds, every),
-        mode=mode,
-        recipes=[bad, good],
-        device=CPU,
+        tiny_encoder(), LabelledSet(two_classes, labels, 2, folds, every), mode=mode, recipes=[bad, good], device=CPU
     )
     assert result.validation["diverged"] == ["lr=1e+30"]
     assert result.chosen.get("lr", good.lr) == good.lr
@@ -170,19 +160,11 @@ def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset) -> Non
     if mode == "full":
         with pytest.raises(DivergedError, match="lower the learning rate"):
             adapt(
-                tiny_encoder(),
-                LabelledSet(two_classes, labels, 2, folds, every),
-                mode=mode,
-                recipes=[bad],
-                device=CPU,
+                tiny_encoder(), LabelledSet(two_classes, labels, 2, folds, every), mode=mode, recipes=[bad], device=CPU
             )
     else:  # the probe is left
         alone = adapt(
-            tiny_encoder(),
-            LabelledSet(two_classes, labels, 2, folds, every),
-            mode=mode,
-            recipes=[bad],
-            device=CPU,
+            tiny_encoder(), LabelledSet(two_classes, labels, 2, folds, every), mode=mode, recipes=[bad], device=CPU
         )
         assert alone.chosen["method"] == "linear"
 
@@ -197,11 +179,7 @@ def test_the_average_wins_unless_another_is_clearly_ahead(
     for ahead, wins in ((0.02, True), (0.04, False)):
         monkeypatch.setattr("jigsawssl.training.adapt.paired_auroc_difference", lambda *_, a=ahead: (a, 0.03))
         result = adapt(
-            tiny_encoder(),
-            LabelledSet(two_classes, labels, 2, folds, every),
-            mode="auto",
-            recipes=[recipe],
-            device=CPU,
+            tiny_encoder(), LabelledSet(two_classes, labels, 2, folds, every), mode="auto", recipes=[recipe], device=CPU
         )
         assert (result.chosen["method"] == "average of probe and full") == wins
         judged = {re.split(" strength| lr", name)[0] for name in result.validation["scores"]}
