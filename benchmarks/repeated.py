@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jigsawssl.evaluation.assessment import Criteria
 from jigsawssl.experiments.aggregates import Done, compared, points_of, with_holm
 from jigsawssl.experiments.trials import load_predictions
 from jigsawssl.runs import format_table
@@ -37,7 +38,7 @@ def main() -> None:
             cells.append(Done(name, 1.0, report["config"]["seed"], predictions, {"budget": report["budget"]}))
         rows.append([name, len(reports), *(f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in columns.values())])
     print(format_table(["", "seeds", *columns], rows))
-    points = points_of(cells, classes=reports[0]["data"]["classes"], ordered=False, count_groups=False)
+    points = points_of(cells, Criteria(reports[0]["data"]["classes"]), count_groups=False)
     first, *others = options
     for metric in ("auroc", "balanced_accuracy"):
         found = [compared(points, first=first, second=other, metric=metric, fraction=1.0) for other in others]

@@ -17,7 +17,7 @@ from ..data.labelled import remarks_on, write_split
 from ..data.loading import channels_of
 from ..data.splits import Rows
 from ..data.table import printable
-from ..evaluation.assessment import Predictions, judge
+from ..evaluation.assessment import Criteria, Predictions, judge
 from ..evaluation.metrics import METRICS
 from ..experiments.overlap import check_overlap
 from ..experiments.reporting import LIMITS, write_report
@@ -110,15 +110,9 @@ def run(config: FinetuneConfig) -> None:
         passes = dropout_probabilities(
             adaptation.model, test, passes=DROPOUT_PASSES, batch_size=256, device=device, autocast=autocast
         )
-    judgement = judge(
-        predictions,
-        archive.classes,
-        subgroups=subgroups_of(config, labelled, rows),
-        ordered=config.ordered,
-        sensitivity=config.sensitivity,
-        coverage=config.coverage,
-        passes=passes,
-    )
+    by_subgroup = subgroups_of(config, labelled, labelled.test)
+    criteria = Criteria(archive.classes, config.ordered, config.sensitivity, config.coverage, by_subgroup)
+    judgement = judge(predictions, criteria, passes=passes)
     metrics = judgement["metrics"]
     judgement["notes"] += (f"{remark[:1].upper()}{remark[1:]}." for remark in remarks_on(labelled))
     if adaptation.validation.get("diverged"):

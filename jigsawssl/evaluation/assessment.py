@@ -56,25 +56,30 @@ class Predictions(NamedTuple):
         )
 
 
-def judge(
-    predictions: Predictions,
-    classes: Sequence[str],
-    *,
-    subgroups: Mapping[str, ArrayLike] | None = None,
-    ordered: bool = False,
-    sensitivity: float = 0.95,
-    coverage: float = 0.9,
-    passes: ArrayLike | None = None,
-) -> dict[str, Any]:
+class Criteria(NamedTuple):
+    """What predictions are judged by.
+
+    Attributes:
+        classes: K names; of two, the second is the one that is looked for.
+        ordered: the classes are grades.
+        sensitivity: that the operating point has to reach on the validation cases.
+        coverage: of conformal sets.
+        subgroups: column → the value of each test case, by its number; ``""`` where unknown.
+    """
+
+    classes: Sequence[str]
+    ordered: bool = False
+    sensitivity: float = 0.95
+    coverage: float = 0.9
+    subgroups: Mapping[str, ArrayLike] | None = None
+
+
+def judge(predictions: Predictions, criteria: Criteria, *, passes: ArrayLike | None = None) -> dict[str, Any]:
     """Judge test predictions; whatever is chosen is chosen on the validation cases.
 
     Args:
         predictions: of one model, or the mean of several.
-        classes: K names; of two, the second is the one that is looked for.
-        subgroups: column → the value of each test case, ``""`` where unknown.
-        ordered: the classes are grades.
-        sensitivity: that the operating point has to reach on the validation cases.
-        coverage: of conformal sets.
+        criteria: what they are judged by.
         passes: float ``(M, N, K)`` of several models or passes with dropout, for their disagreement.
 
     Returns:
@@ -88,10 +93,11 @@ def judge(
         >>> positive = np.clip(0.3 + 0.4 * labels + rng.normal(0, 0.2, 80), 0.01, 0.99)
         >>> scores = np.stack([1 - positive, positive], 1)
         >>> every = np.arange(80)
-        >>> found = judge(Predictions(scores, labels, every, scores, labels, every), ["well", "ill"])
+        >>> found = judge(Predictions(scores, labels, every, scores, labels, every), Criteria(["well", "ill"]))
         >>> found["intervals"]["auroc"][0] < found["metrics"]["auroc"] < found["intervals"]["auroc"][1]
         True
     """
+    classes, ordered, sensitivity, coverage, subgroups = criteria
     scores, target = np.asarray(predictions.probabilities, np.float64), np.asarray(predictions.labels)
     weights = draw_weights(predictions.groups, DRAWS, seed=0)
     metrics = classification_metrics(scores, target, classes, ordered=ordered)
@@ -103,9 +109,7 @@ def judge(
         notes.append(f"No test image shows {listed(absent)}: no recall and no AUROC there, and no mean counts them.")
     result: dict[str, Any] = {
         "metrics": metrics,
-        "intervals": _intervals(
-            metrics, scores=scores, target=target, classes=classes, groups=predictions.groups, weights=weights
-        ),
+        "intervals": _intervals(metrics, predictions, classes, weights),
         "unit": unit,
         "units": len(np.unique(predictions.groups)),
         "curves": _curves(scores, target, classes),
@@ -140,14 +144,7 @@ def judge(
         result["disagreement"] = _disagreement(np.asarray(passes, np.float64), target)
     if subgroups:
         result["subgroups"] = {
-            column: _subgroups(
-                np.asarray(values),
-                groups=predictions.groups,
-                scores=scores,
-                target=target,
-                classes=classes,
-                ordered=ordered,
-            )
+            column: _subgroups(np.asarray(values)[predictions.cases], predictions, criteria)
             for column, values in subgroups.items()
         }
     result["notes"] = notes
@@ -155,16 +152,11 @@ def judge(
 
 
 def _intervals(
-    metrics: Mapping[str, Any],
-    *,
-    scores: Numbers,
-    target: NDArray[np.int64],
-    classes: Sequence[str],
-    groups: NDArray[np.int64],
-    weights: Numbers,
+    metrics: Mapping[str, Any], predictions: Predictions, classes: Sequence[str], weights: Numbers
 ) -> dict[str, Any]:
     """Low and high of each metric that has a value; those of a class under ``per_class``."""
-    draws = resampled_metrics(scores, target, classes, weights=weights)
+    target, groups = predictions.labels, predictions.groups
+    draws = resampled_metrics(predictions.probabilities, target, classes, weights=weights)
     of_class, of_others = ([_units(groups, (target == k) == own) for k in range(len(classes))] for own in (True, False))
     found: dict[str, Any] = {
         metric.name: percentile_interval(
@@ -299,33 +291,18 @@ def _disagreement(passes: Numbers, target: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _subgroups(
-    values: NDArray[Any],
-    *,
-    groups: NDArray[np.int64],
-    scores: Numbers,
-    target: NDArray[np.int64],
-    classes: Sequence[str],
-    ordered: bool,
-) -> list[dict[str, Any]]:
+def _subgroups(values: NDArray[Any], predictions: Predictions, criteria: Criteria) -> list[dict[str, Any]]:
     rows = []
     for value in np.unique(values).tolist():
-        inside = values == value
-        metrics = classification_metrics(scores[inside], target[inside], classes, ordered=ordered)
-        weights = draw_weights(groups[inside], DRAWS, seed=0)
-        intervals = _intervals(
-            metrics,
-            scores=scores[inside],
-            target=target[inside],
-            classes=classes,
-            groups=groups[inside],
-            weights=weights,
-        )
+        part = predictions.only(predictions.cases[values == value])
+        metrics = classification_metrics(part.probabilities, part.labels, criteria.classes, ordered=criteria.ordered)
+        weights = draw_weights(part.groups, DRAWS, seed=0)
+        intervals = _intervals(metrics, part, criteria.classes, weights)
         rows.append(
             {
                 "value": str(value) or "unknown",
-                "images": int(inside.sum()),
-                "units": len(np.unique(groups[inside])),
+                "images": len(part.labels),
+                "units": len(np.unique(part.groups)),
                 **{
                     name: {"value": metrics[name], "interval": intervals.get(name)}
                     for name in ("auroc", "balanced_accuracy", "accuracy", "calibration_error")

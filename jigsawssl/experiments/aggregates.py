@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from ..evaluation.assessment import DRAWS, Predictions, judge, units_of
+from ..evaluation.assessment import DRAWS, Criteria, Predictions, judge, units_of
 from ..evaluation.metrics import METRICS, classification_metrics, metric_of, resampled_metrics
 from ..evaluation.resampling import Numbers, draw_weights
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
@@ -68,15 +67,12 @@ def on_common_cases(cells: Sequence[Done]) -> tuple[list[Done], list[str]]:
     return [cell._replace(predictions=cell.predictions.only(common)) for cell in cells], notes
 
 
-def points_of(
-    cells: Sequence[Done], *, classes: Sequence[str], ordered: bool, count_groups: bool
-) -> dict[tuple[str, float], Point]:
+def points_of(cells: Sequence[Done], criteria: Criteria, *, count_groups: bool) -> dict[tuple[str, float], Point]:
     """Metrics of finished cells and of their bootstrap samples, by encoder and share of the labels.
 
     Args:
         cells: on the same test cases, see :func:`on_common_cases`.
-        classes: K names.
-        ordered: the classes are grades.
+        criteria: what they are judged by.
         count_groups: what labels cost is counted in groups.
     """
     weights: Numbers | None = None
@@ -87,10 +83,12 @@ def points_of(
             weights = draw_weights(predictions.groups, DRAWS, seed=0)
         point = points.setdefault((cell.encoder, cell.fraction), Point({}, {}, {}, count_groups))
         point.cells[cell.seed] = cell
-        metrics = classification_metrics(predictions.probabilities, predictions.labels, classes, ordered=ordered)
+        metrics = classification_metrics(
+            predictions.probabilities, predictions.labels, criteria.classes, ordered=criteria.ordered
+        )
         point.values[cell.seed] = {name: metrics[name] for name in TABLED}
         point.draws[cell.seed] = resampled_metrics(
-            predictions.probabilities, predictions.labels, classes, weights=weights
+            predictions.probabilities, predictions.labels, criteria.classes, weights=weights
         )
     return points
 
@@ -220,33 +218,17 @@ def verdict(row: Mapping[str, Any]) -> str:
     return text if row["seeds"] > 1 else f"{text}, though one repetition does not show how much training itself varies"
 
 
-def detail_of(
-    encoder: str,
-    *,
-    fraction: float,
-    point: Point,
-    classes: Sequence[str],
-    ordered: bool,
-    sensitivity: float,
-    coverage: float,
-    subgroups: Mapping[str, ArrayLike] | None,
-) -> dict[str, Any]:
+def detail_of(encoder: str, *, fraction: float, point: Point, criteria: Criteria) -> dict[str, Any]:
     """Everything about the first seed, and what all seeds say together (a deep ensemble: Lakshminarayanan 2017)."""
     seeds = sorted(point.cells)
     first = point.cells[seeds[0]]
     passes = np.stack([point.cells[seed].predictions.probabilities for seed in seeds])
-    judged = judge(
-        first.predictions,
-        classes,
-        subgroups=subgroups,
-        ordered=ordered,
-        sensitivity=sensitivity,
-        coverage=coverage,
-        passes=passes if len(seeds) > 1 else None,
-    )
+    judged = judge(first.predictions, criteria, passes=passes if len(seeds) > 1 else None)
     together = None
     if len(seeds) > 1:
-        metrics = classification_metrics(passes.mean(axis=0), first.predictions.labels, classes, ordered=ordered)
+        metrics = classification_metrics(
+            passes.mean(axis=0), first.predictions.labels, criteria.classes, ordered=criteria.ordered
+        )
         together = {name: metrics[name] for name in TABLED}
     return {
         "encoder": encoder,

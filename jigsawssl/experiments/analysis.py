@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from ..evaluation.assessment import NO_GROUPS
+from ..evaluation.assessment import NO_GROUPS, Criteria
 from ..evaluation.statistics import joint_samples, label_saving
 from ..words import counted
 from .aggregates import (
@@ -28,15 +27,7 @@ from .aggregates import (
 
 
 def analyse(
-    cells: Sequence[Done],
-    *,
-    encoders: Sequence[str],
-    classes: Sequence[str],
-    ordered: bool = False,
-    sensitivity: float = 0.95,
-    coverage: float = 0.9,
-    subgroups: Mapping[str, ArrayLike] | None = None,
-    count_groups: bool = False,
+    cells: Sequence[Done], *, encoders: Sequence[str], criteria: Criteria, count_groups: bool = False
 ) -> dict[str, Any]:
     """Say what a curve shows.
 
@@ -46,18 +37,14 @@ def analyse(
     Args:
         cells: finished ones; some may be missing.
         encoders: names in the order given by the user; the first is compared with each of the others.
-        classes: K names.
-        ordered: the classes are grades.
-        sensitivity: of the operating point, see :func:`jigsawssl.evaluation.assessment.judge`.
-        coverage: of conformal sets.
-        subgroups: column → value of each test case, by its number.
+        criteria: what predictions are judged by.
         count_groups: what labels cost is counted in groups.
 
     Returns:
         JSON values: ``table``, ``comparisons``, ``savings``, ``sentences``, ``details`` and ``notes``.
     """
     cells, notes = on_common_cases(cells)
-    points = points_of(cells, classes=classes, ordered=ordered, count_groups=count_groups)
+    points = points_of(cells, criteria, count_groups=count_groups)
     table = [row_of(encoder, fraction, point) for (encoder, fraction), point in points.items()]
     comparisons, savings = [], []
     for other in encoders[1:]:
@@ -69,25 +56,12 @@ def analyse(
         )
     if cells and cells[0].predictions.groups.max(initial=0) + 1 == len(cells[0].predictions.groups):
         notes.append(NO_GROUPS)
-    common: Any = cells[0].predictions.cases if cells else []
-    parts = {column: np.asarray(values)[common] for column, values in (subgroups or {}).items()}
     details = []
     for encoder in encoders:
         fractions = sorted({fraction for name, fraction in points if name == encoder})
         for fraction in sorted({*fractions[:1], *fractions[-1:]}):
             point = points[encoder, fraction]
-            details.append(
-                detail_of(
-                    encoder,
-                    fraction=fraction,
-                    point=point,
-                    classes=classes,
-                    ordered=ordered,
-                    sensitivity=sensitivity,
-                    coverage=coverage,
-                    subgroups=parts,
-                )
-            )
+            details.append(detail_of(encoder, fraction=fraction, point=point, criteria=criteria))
     return {
         "table": table,
         "comparisons": comparisons,

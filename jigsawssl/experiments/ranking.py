@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.stats import friedmanchisquare, rankdata
 
-from ..evaluation.assessment import NO_GROUPS
+from ..evaluation.assessment import NO_GROUPS, Criteria
 from ..words import counted
 from .aggregates import (
     COMPARED,
@@ -43,12 +42,8 @@ def analyse_study(
     *,
     against: Mapping[str, str],
     searches: Mapping[str, Mapping[str, Any]],
-    classes: Sequence[str],
+    criteria: Criteria,
     fraction: float,
-    ordered: bool = False,
-    sensitivity: float = 0.95,
-    coverage: float = 0.9,
-    subgroups: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, Any]:
     """Say what a study shows.
 
@@ -56,12 +51,8 @@ def analyse_study(
         cells: finished ones for each archive that was tested on, :data:`IN_DOMAIN` first; some may be missing.
         against: variant → the one it is compared with; the keys are all variants in the order given by the user.
         searches: what each variant's search found.
-        classes: K names.
+        criteria: what predictions are judged by.
         fraction: share of the labels.
-        ordered: the classes are grades.
-        sensitivity: of the operating point, see :func:`jigsawssl.evaluation.assessment.judge`.
-        coverage: of conformal sets.
-        subgroups: column → value of each test case in the domain, by its number.
 
     Returns:
         JSON values: ``table``, ``comparisons``, ``ranking``, ``explanations``, ``best``, ``sentences``, ``details`` and
@@ -73,8 +64,8 @@ def analyse_study(
     pairs = _pairs(against)
     for domain, found in cells.items():
         found, left_out = on_common_cases(found)
-        notes += [f"{_place(domain)} {note}" for note in [*left_out, *_gaps(found, classes)]]
-        points = points_of(found, classes=classes, ordered=ordered, count_groups=False)
+        notes += [f"{_place(domain)} {note}" for note in [*left_out, *_gaps(found, criteria.classes)]]
+        points = points_of(found, criteria, count_groups=False)
         table += [
             {"domain": domain, **row_of(name, fraction, points[name, fraction])}
             for name in against
@@ -93,20 +84,8 @@ def analyse_study(
         elif found:
             notes.append(f"{_place(domain)} No ranks: they need two or more variants with a repetition in common.")
         if domain == IN_DOMAIN and best is not None and (best, fraction) in points:
-            point, common = points[best, fraction], found[0].predictions.cases
-            parts = {column: np.asarray(values)[common] for column, values in (subgroups or {}).items()}
-            details.append(
-                detail_of(
-                    best,
-                    fraction=fraction,
-                    point=point,
-                    classes=classes,
-                    ordered=ordered,
-                    sensitivity=sensitivity,
-                    coverage=coverage,
-                    subgroups=parts,
-                )
-            )
+            point = points[best, fraction]
+            details.append(detail_of(best, fraction=fraction, point=point, criteria=criteria))
     return {
         "table": table,
         "comparisons": comparisons,

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import UndefinedError
 
 from ..config import COMMANDS
+from ..evaluation.assessment import Criteria
 from ..report.page import write_page
 from ..report.verdict import verdict, verdict_lines
 from ..runs import format_table, write_csv, write_json
@@ -113,11 +114,7 @@ def curve_report(folder: Path) -> dict[str, Any]:
     analysis = analyse(
         done,
         encoders=list(task["encoders"]),
-        classes=task["data"]["classes"],
-        ordered=task["config"]["ordered"],
-        sensitivity=task["config"]["sensitivity"],
-        coverage=task["config"]["coverage"],
-        subgroups=task["subgroups"],
+        criteria=_criteria(task),
         count_groups=task["config"]["budget"] == "groups",
     )
     _place_pictures(analysis["details"])
@@ -172,12 +169,8 @@ def study_report(folder: Path) -> dict[str, Any]:
         cells,
         against={name: facts["against"] for name, facts in variants.items()},
         searches=searches,
-        classes=task["data"]["classes"],
+        criteria=_criteria(task),
         fraction=fraction,
-        ordered=task["config"]["ordered"],
-        sensitivity=task["config"]["sensitivity"],
-        coverage=task["config"]["coverage"],
-        subgroups=task["subgroups"],
     )
     galleries = [
         {"encoder": cell.encoder, "explanations": cell.facts["explanations"]}
@@ -218,6 +211,12 @@ def _write(folder: Path, report: dict[str, Any], columns: Mapping[str, str]) -> 
     ]
     write_csv(folder / "table.csv", [*columns, "metric", *of_value], rows)
     write_page(folder, found)
+
+
+def _criteria(task: Mapping[str, Any]) -> Criteria:
+    chosen = task["config"]
+    classes, subgroups = task["data"]["classes"], task["subgroups"]
+    return Criteria(classes, chosen["ordered"], chosen["sensitivity"], chosen["coverage"], subgroups)
 
 
 def _remarks(task: Mapping[str, Any]) -> list[str]:

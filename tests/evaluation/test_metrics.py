@@ -12,7 +12,7 @@ from sklearn import metrics as reference
 from torch import Tensor
 
 from jigsawssl.evaluation import classification_metrics, log_loss, macro_auroc, paired_auroc_difference
-from jigsawssl.evaluation.assessment import Predictions, judge
+from jigsawssl.evaluation.assessment import Criteria, Predictions, judge
 from jigsawssl.evaluation.metrics import resampled_metrics
 from jigsawssl.evaluation.resampling import BINS
 from jigsawssl.types import UserError
@@ -221,7 +221,7 @@ def test_there_is_one_calibration_error(steps: int) -> None:
     positive = rng.random(40) if not steps else rng.integers(0, steps + 1, 40) / steps
     scores, labels = np.stack([1 - positive, positive], axis=1), rng.integers(0, 2, 40)
     every = np.arange(40)
-    judged = judge(Predictions(scores, labels, every, scores[:0], labels[:0], every), ["a", "b"])
+    judged = judge(Predictions(scores, labels, every, scores[:0], labels[:0], every), Criteria(["a", "b"]))
     points = judged["calibration"]["before"]["reliability"]
     from_points = (points["cases"] * np.abs(points["accuracy"] - points["confidence"])).sum() / 40
     resampled = resampled_metrics(scores, labels, ["a", "b"], weights=np.ones((1, 40)))["calibration_error"][0]
@@ -238,7 +238,7 @@ def test_intervals_of_few_patients_and_perfect_results() -> None:
         (np.arange(80) // 20, 0.025 ** (1 / 4), 0.025 ** (1 / 4)),
         (np.zeros(80, int), None, None),
     ):
-        judged = judge(Predictions(scores, labels, groups, scores, labels, np.arange(80)), ["a", "b"])
+        judged = judge(Predictions(scores, labels, groups, scores, labels, np.arange(80)), Criteria(["a", "b"]))
         for name, low in (("accuracy", low_accuracy), ("auroc", low_auroc)):
             found = judged["intervals"][name]
             assert found == ((None, None) if low is None else (pytest.approx(low), 1.0))

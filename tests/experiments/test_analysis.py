@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jigsawssl.evaluation.assessment import Predictions
+from jigsawssl.evaluation.assessment import Criteria, Predictions
 from jigsawssl.experiments.aggregates import Done, difference_in_words
 from jigsawssl.experiments.analysis import analyse, saving_in_words
 
@@ -37,7 +37,7 @@ def curve(values: dict[str, list[float]], seeds: int = 3, **options: Any) -> dic
         for fraction, value in zip(COSTS, line, strict=True)
         for seed in range(seeds)
     ]
-    return analyse(cells, encoders=list(values), classes=["well", "ill"], **options)
+    return analyse(cells, encoders=list(values), criteria=Criteria(["well", "ill"]), **options)
 
 
 def test_labels_saved_are_told_from_the_cheaper_encoder() -> None:
@@ -143,7 +143,7 @@ def test_a_budget_of_groups_is_counted_in_groups() -> None:
 
 def test_nothing_is_compared_where_the_test_split_shows_one_class() -> None:
     cells = [cell(name, fraction, 0, 0.9, np.arange(40)) for name in ("a", "b") for fraction in COSTS]
-    found = analyse(cells, encoders=["a", "b"], classes=["well", "ill"])
+    found = analyse(cells, encoders=["a", "b"], criteria=Criteria(["well", "ill"]))
     assert found["savings"] == [] and not any(row["metric"] == "auroc" for row in found["comparisons"])
     assert not any("nan" in sentence for sentence in found["sentences"])
     assert any("not defined on this test split" in note for note in found["notes"])
@@ -151,7 +151,9 @@ def test_nothing_is_compared_where_the_test_split_shows_one_class() -> None:
 
 def test_cells_are_compared_on_the_cases_that_all_have() -> None:
     cells = [cell("a", 0.01, 0, 0.9), cell("b", 0.01, 0, 0.9, np.delete(np.arange(80), [3, 70]))]
-    found = analyse(cells, encoders=["a", "b"], classes=["well", "ill"], subgroups={"site": np.array(["x", "y"] * 40)})
+    found = analyse(
+        cells, encoders=["a", "b"], criteria=Criteria(["well", "ill"], subgroups={"site": np.array(["x", "y"] * 40)})
+    )
     assert found["comparisons"][0]["difference"] == 0
     assert any("2 test images could not be read" in note for note in found["notes"])
     for detail in found["details"]:
@@ -160,16 +162,18 @@ def test_cells_are_compared_on_the_cases_that_all_have() -> None:
 
 
 def test_missing_cells_and_single_encoders_are_no_trouble() -> None:
-    assert analyse([], encoders=["a", "b"], classes=["well", "ill"])["table"] == []
-    alone = analyse([cell("a", 0.01, 1, 0.9)], encoders=["a"], classes=["well", "ill"])
+    assert analyse([], encoders=["a", "b"], criteria=Criteria(["well", "ill"]))["table"] == []
+    alone = analyse([cell("a", 0.01, 1, 0.9)], encoders=["a"], criteria=Criteria(["well", "ill"]))
     assert alone["comparisons"] == alone["savings"] == [] and alone["details"][0]["ensemble"] is None
     assert re.match(r"With 1 % of the labels \(10 labels\), a reaches an AUROC of 0.900", alone["sentences"][0])
-    uneven = analyse([cell("a", 0.01, 0, 0.9), cell("b", 0.01, 1, 0.8)], encoders=["a", "b"], classes=["well", "ill"])
+    uneven = analyse(
+        [cell("a", 0.01, 0, 0.9), cell("b", 0.01, 1, 0.8)], encoders=["a", "b"], criteria=Criteria(["well", "ill"])
+    )
     assert uneven["comparisons"] == []
 
 
 def test_images_without_patients_are_called_images() -> None:
     each = [cell("a", 0.01, 0, 0.9)]
     each[0] = each[0]._replace(predictions=each[0].predictions._replace(groups=np.arange(80)))
-    found = analyse(each, encoders=["a"], classes=["well", "ill"])
+    found = analyse(each, encoders=["a"], criteria=Criteria(["well", "ill"]))
     assert any("counts as a patient" in note for note in found["notes"]) and found["details"][0]["unit"] == "images"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare
 
-from jigsawssl.evaluation.assessment import Predictions
+from jigsawssl.evaluation.assessment import Criteria, Predictions
 from jigsawssl.experiments.aggregates import Done
 from jigsawssl.experiments.ranking import IN_DOMAIN, analyse_study, cliques
 from jigsawssl.report.plots import critical_difference_svg, variants_svg
@@ -48,7 +48,7 @@ def study(wrong: dict[str, list[int]], against: dict[str, str] | None = None) ->
         {IN_DOMAIN: cells},
         against=against or dict.fromkeys(wrong, first),
         searches=searches,
-        classes=["well", "ill"],
+        criteria=Criteria(["well", "ill"]),
         fraction=1.0,
     )
 
@@ -95,7 +95,7 @@ def test_one_repetition_is_said_to_be_little() -> None:
 def test_no_repetition_in_common_is_said() -> None:
     cells = [cell("a", 0, 10), cell("b", 1, 12)]
     found = analyse_study(
-        {IN_DOMAIN: cells}, against={"a": "a", "b": "a"}, searches={}, classes=["well", "ill"], fraction=1.0
+        {IN_DOMAIN: cells}, against={"a": "a", "b": "a"}, searches={}, criteria=Criteria(["well", "ill"]), fraction=1.0
     )
     assert found["ranking"] == {} and any("No ranks" in note for note in found["notes"])
 
@@ -114,7 +114,7 @@ def test_explanations_are_means_over_repetitions() -> None:
 
 def test_nothing_finished_is_no_error() -> None:
     found = analyse_study(
-        {IN_DOMAIN: []}, against={"a": "a", "b": "a"}, searches={}, classes=["well", "ill"], fraction=1.0
+        {IN_DOMAIN: []}, against={"a": "a", "b": "a"}, searches={}, criteria=Criteria(["well", "ill"]), fraction=1.0
     )
     assert found["table"] == found["comparisons"] == found["sentences"] == [] and found["best"] is None
 

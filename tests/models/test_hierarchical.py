@@ -119,7 +119,7 @@ def test_every_parameter_learns_when_all_branches_are_asked(variant: Variant) ->
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"`block\.variant` must be light or paper, got 'heavy'"):
+    with pytest.raises(ValueError, match=r"`variant` must be light or paper, got 'heavy'"):
         HierarchicalBlock(CHANNELS, variant="heavy")  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jigsawssl.cli import main
-from jigsawssl.evaluation.assessment import Predictions, judge
+from jigsawssl.evaluation.assessment import Criteria, Predictions, judge
 from jigsawssl.experiments.reporting import rebuild
 from jigsawssl.report.page import _FILES, write_page
 from jigsawssl.report.plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg
@@ -28,7 +28,7 @@ def predictions(size: int, count: int = 60) -> Predictions:
 
 
 def report(classes: list[str], folder: Path) -> dict:  # type: ignore[type-arg]
-    judged = judge(predictions(len(classes)), classes)
+    judged = judge(predictions(len(classes)), Criteria(classes))
     found = {
         "command": "finetune",
         "config": {
