@@ -6,12 +6,13 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runs import write_csv
+from ..runs.parts import BudgetFacts
 from ..types import ImageFormat, UserError
 from .labelled import Labelled
 from .loading import LabelledSet, PixelDataset
@@ -77,7 +78,7 @@ class Budget(NamedTuple):
     """The labels that may be used, and JSON values that say what they are."""
 
     labelled_set: LabelledSet
-    facts: dict[str, Any]
+    facts: BudgetFacts
 
 
 def read_images(
@@ -137,7 +138,7 @@ def take_budget(
     else:
         folds, how = _folds(labels[refit], groups, seed)
     paths = {archive.samples[row].path for row in (*chosen.tolist(), *labelled.validation.tolist())}
-    facts = {
+    facts: BudgetFacts = {
         "fraction": fraction,
         "labels": len(rows),
         "labels_in_fraction": len(inside),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from ..runs.parts import Judgement
 from ..words import listed
 from .decisions import at_threshold, net_benefit, threshold_for_sensitivity
 from .metrics import METRICS, classification_metrics, log_loss, metric_of, resampled_metrics
@@ -74,7 +75,7 @@ class Criteria(NamedTuple):
     subgroups: Mapping[str, ArrayLike] | None = None
 
 
-def judge(predictions: Predictions, criteria: Criteria, *, passes: ArrayLike | None = None) -> dict[str, Any]:
+def judge(predictions: Predictions, criteria: Criteria, *, passes: ArrayLike | None = None) -> Judgement:
     """Judge test predictions; whatever is chosen is chosen on the validation cases.
 
     Args:
@@ -107,14 +108,18 @@ def judge(predictions: Predictions, criteria: Criteria, *, passes: ArrayLike | N
         notes.append(NO_GROUPS)
     if absent := metrics["absent_classes"]:
         notes.append(f"No test image shows {listed(absent)}: no recall and no AUROC there, and no mean counts them.")
-    result: dict[str, Any] = {
+    result: Judgement = {
         "metrics": metrics,
         "intervals": _intervals(metrics, predictions, classes, weights),
         "unit": unit,
         "units": len(np.unique(predictions.groups)),
         "curves": _curves(scores, target, classes),
         "risk_coverage": _risk_coverage(scores, target),
-        **dict.fromkeys(("validation", "conformal", "operating_point", "net_benefit", "disagreement")),
+        "validation": None,
+        "conformal": None,
+        "operating_point": None,
+        "net_benefit": None,
+        "disagreement": None,
     }
     temperature = 1.0
     if len(predictions.validation_labels):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ..evaluation.assessment import DRAWS, Criteria, Predictions, judge, units_o
 from ..evaluation.metrics import METRICS, classification_metrics, metric_of, resampled_metrics
 from ..evaluation.resampling import Numbers, draw_weights
 from ..evaluation.statistics import Interval, compare, holm, percentile_interval
+from ..runs.parts import Contrast, Corrected, Row
 from ..words import counted, signed
 
 TABLED = tuple(metric.name for metric in METRICS if metric.tabled)
@@ -93,12 +94,12 @@ def points_of(cells: Sequence[Done], criteria: Criteria, *, count_groups: bool) 
     return points
 
 
-def row_of(encoder: str, fraction: float, point: Point) -> dict[str, Any]:
+def row_of(encoder: str, fraction: float, point: Point) -> Row:
     """JSON values of one point: what it cost, and each metric's mean, spread over seeds and interval over patients."""
     seeds = sorted(point.cells)
     budgets = [point.cells[seed].facts["budget"] for seed in seeds]
     groups = [budget["groups"] for budget in budgets if budget["groups"] is not None]
-    row: dict[str, Any] = {
+    row: Row = {
         "encoder": encoder,
         "fraction": fraction,
         "mode": point.cells[seeds[0]].facts["mode"],
@@ -119,9 +120,8 @@ def row_of(encoder: str, fraction: float, point: Point) -> dict[str, Any]:
         mean = float(np.nanmean(values))
         with np.errstate(invalid="ignore"):
             spread = float(np.nanstd(values, ddof=1)) if (~np.isnan(values)).sum() > 1 else None
-        # See judgement: an interval for that would mislead.
         interval = Interval(mean, None, None)
-        if name != "calibration_error":
+        if not metric_of(name).biased:
             tested = point.cells[seeds[0]].predictions
             units = units_of(name, tested.labels, tested.groups)
             interval = percentile_interval(mean, draws, units=units, share=metric_of(name).share)
@@ -143,7 +143,7 @@ def compared(
     metric: str,
     fraction: float,
     seeds: Sequence[int] | None = None,
-) -> dict[str, Any] | None:
+) -> Contrast | None:
     """What :func:`jigsawssl.evaluation.statistics.compare` says of two encoders with the same seeds and patients.
 
     Args:
@@ -171,16 +171,16 @@ def compared(
     test_share = len(cell.predictions.labels) / cell.facts["budget"]["labels"]
     result = compare(a, b, first_draws=a_draws, second_draws=b_draws, test_share=test_share)
     names = {"first": first, "second": second, "metric": metric, "fraction": fraction}
-    return {**names, "first_mean": float(a.mean()), **result._asdict()}
+    return cast(Contrast, {**names, "first_mean": float(a.mean()), **result._asdict()})
 
 
-def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_holm(rows: Sequence[Contrast]) -> list[Corrected]:
     """The same comparisons with ``p_holm``: their p-values corrected for their number."""
     corrected = holm([row["p"] for row in rows])
-    return [{**row, "p_holm": value} for row, value in zip(rows, corrected, strict=True)]
+    return [Corrected(**row, p_holm=value) for row, value in zip(rows, corrected, strict=True)]
 
 
-def difference_in_words(row: Mapping[str, Any], name: str) -> str:
+def difference_in_words(row: Contrast, name: str) -> str:
     """Which of two encoders is ahead by how much, with the interval and in how many repetitions.
 
     Args:
@@ -205,7 +205,7 @@ def difference_in_words(row: Mapping[str, Any], name: str) -> str:
     return f"{text}, though ahead {often}" if against else f"{text}, ahead {often}"
 
 
-def verdict(row: Mapping[str, Any]) -> str:
+def verdict(row: Corrected) -> str:
     """What the p-value of a corrected comparison says, in words that follow it.
 
     Example:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..evaluation.assessment import NO_GROUPS, Criteria
 from ..evaluation.statistics import joint_samples, label_saving
+from ..runs.parts import Corrected, Ratio, Row, Saving
 from ..words import counted
 from .aggregates import (
     COMPARED,
@@ -72,7 +73,7 @@ def analyse(
     }
 
 
-def _comparisons(points: Mapping[tuple[str, float], Point], first: str, second: str) -> list[dict[str, Any]]:
+def _comparisons(points: Mapping[tuple[str, float], Point], first: str, second: str) -> list[Corrected]:
     found = []
     fractions = sorted({fraction for _, fraction in points})
     for metric in COMPARED:
@@ -83,7 +84,7 @@ def _comparisons(points: Mapping[tuple[str, float], Point], first: str, second: 
     return found
 
 
-def _savings(points: Mapping[tuple[str, float], Point], first: str, second: str) -> list[dict[str, Any]]:
+def _savings(points: Mapping[tuple[str, float], Point], first: str, second: str) -> list[Saving]:
     """How many times the labels of ``first`` the other needs, by AUROC, where both have the same seeds."""
     found = {
         fraction: common_seeds(points, first=first, second=second, fraction=fraction) for _, fraction in sorted(points)
@@ -103,18 +104,26 @@ def _savings(points: Mapping[tuple[str, float], Point], first: str, second: str)
     for column, (fraction, at) in enumerate(zip(shared, costs, strict=True)):
         saving = label_saving(costs, theirs, target=ours[:, column], at=at)
         if saving is not None:
-            row = {"first": first, "second": second, "fraction": fraction, "cost": at, "auroc": float(ours[0, column])}
-            bounds = {name: bound._asdict() for name, bound in saving._asdict().items()}
-            words = {"times_in_words": _bound(bounds["times"]), "interval_in_words": _interval(bounds)}
-            rows.append({**row, **bounds, **words})
+            times, low, high = (Ratio(value=bound.value, side=bound.side) for bound in saving)
+            rows.append(
+                Saving(
+                    first=first,
+                    second=second,
+                    fraction=fraction,
+                    cost=at,
+                    auroc=float(ours[0, column]),
+                    times=times,
+                    low=low,
+                    high=high,
+                    times_in_words=_bound(times),
+                    interval_in_words=_interval(low, high),
+                )
+            )
     return rows
 
 
 def _sentences(
-    table: Sequence[Mapping[str, Any]],
-    comparisons: Sequence[Mapping[str, Any]],
-    savings: Sequence[Mapping[str, Any]],
-    encoders: Sequence[str],
+    table: Sequence[Row], comparisons: Sequence[Corrected], savings: Sequence[Saving], encoders: Sequence[str]
 ) -> list[str]:
     """The statistics in plain words, one sentence each."""
     by_place = {(row["encoder"], row["fraction"]): row for row in table}
@@ -126,24 +135,23 @@ def _sentences(
                 f"With {100 * row['fraction']:.3g} % of the labels ({_cost(row)}), {row['encoder']} reaches an AUROC "
                 f"of {auroc['mean']:.3f} (95 % interval {_range(auroc['low'], auroc['high'])}; {_repeats(row)})."
             )
-    for row in comparisons:
-        if row["metric"] != "auroc":
+    for contrast in comparisons:
+        if contrast["metric"] != "auroc":
             continue
-        cost = _cost(by_place[row["first"], row["fraction"]])
+        cost = _cost(by_place[contrast["first"], contrast["fraction"]])
         found.append(
-            f"With {cost}, {difference_in_words(row, 'AUROC')} "
-            f"(p = {row['p_holm']:.2g} after Holm's correction, {verdict(row)})."
+            f"With {cost}, {difference_in_words(contrast, 'AUROC')} "
+            f"(p = {contrast['p_holm']:.2g} after Holm's correction, {verdict(contrast)})."
         )
-    for row in savings:
-        times, last = row["times"], max(row["fraction"] for row in savings)
-        if row["fraction"] == last and times["side"] == "more than":
+    last = max((saving["fraction"] for saving in savings), default=0)
+    for saving in savings:
+        if saving["fraction"] == last and saving["times"]["side"] == "more than":
             continue  # there are no more labels that could have told
-        cost = _cost(by_place[row["first"], row["fraction"]])
-        found.append(saving_in_words(row, cost))
+        found.append(saving_in_words(saving, _cost(by_place[saving["first"], saving["fraction"]])))
     return found
 
 
-def saving_in_words(row: Mapping[str, Any], cost: str) -> str:
+def saving_in_words(row: Saving, cost: str) -> str:
     """How many labels the second encoder needs to be as good as the first, wherever its curve ends.
 
     Args:
@@ -157,7 +165,7 @@ def saving_in_words(row: Mapping[str, Any], cost: str) -> str:
         'With 48 labels, scratch is already as good as jigsaw (AUROC 0.800); the interval is too wide to say more.'
     """
     first, second, times = row["first"], row["second"], row["times"]
-    value, interval = _digits(times["value"]), _interval(row)
+    value, interval = _digits(times["value"]), _interval(row["low"], row["high"])
     goal = f"To be as good as {first} with {cost} (AUROC {row['auroc']:.3f}), {second} needs"
     if interval == OPEN:
         tail = "; the interval is too wide to say more"
@@ -179,9 +187,8 @@ OPEN = "open"
 """What an interval is called that reaches beyond both ends of a curve."""
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def _interval(low: Ratio, high: Ratio) -> str:
     """An interval of times the labels, either end of which may lie beyond the curve."""
-    low, high = row["low"], row["high"]
     ends = (low["side"], high["side"])
     if ends == ("at most", "more than"):
         return OPEN
@@ -194,19 +201,19 @@ def _interval(row: Mapping[str, Any]) -> str:
     return f"{_digits(low['value']):g} to {_digits(high['value']):g}"
 
 
-def _cost(row: Mapping[str, Any]) -> str:
+def _cost(row: Row) -> str:
     if row["unit"] == "groups":
         return f"{row['cost']:.0f} groups, {row['labels']:.0f} images"
     return f"{row['labels']:.0f} labels"
 
 
-def _repeats(row: Mapping[str, Any]) -> str:
+def _repeats(row: Row) -> str:
     if row["fraction"] == 1:
         return counted(row["seeds"], "repetition")
     return f"{counted(row['seeds'], 'draw')} of the labels"
 
 
-def _bound(bound: Mapping[str, Any]) -> str:
+def _bound(bound: Ratio) -> str:
     return f"{bound['side']} {_digits(bound['value']):g}".strip()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import friedmanchisquare, rankdata
 
 from ..evaluation.assessment import NO_GROUPS, Criteria
+from ..runs.parts import StudyContrast, StudyRow
 from ..words import counted
 from .aggregates import (
     COMPARED,
@@ -58,7 +59,9 @@ def analyse_study(
         JSON values: ``table``, ``comparisons``, ``ranking``, ``explanations``, ``best``, ``sentences``, ``details`` and
         ``notes``.
     """
-    table, comparisons, ranking, notes, details = [], [], {}, [], []
+    table: list[StudyRow] = []
+    comparisons: list[StudyContrast] = []
+    ranking, notes, details = {}, [], []
     # By validation: the test split must not choose what is shown in full.
     best = max(searches, key=lambda name: searches[name]["score"]) if searches else None
     pairs = _pairs(against)
@@ -67,7 +70,7 @@ def analyse_study(
         notes += [f"{_place(domain)} {note}" for note in [*left_out, *_gaps(found, criteria.classes)]]
         points = points_of(found, criteria, count_groups=False)
         table += [
-            {"domain": domain, **row_of(name, fraction, points[name, fraction])}
+            StudyRow(domain=domain, **row_of(name, fraction, points[name, fraction]))
             for name in against
             if (name, fraction) in points
         ]
@@ -77,7 +80,9 @@ def analyse_study(
                 compared(points, first=first, second=second, metric=metric, fraction=fraction)
                 for first, second in pairs
             ]
-            comparisons += [{"domain": domain, **row} for row in with_holm([row for row in rows if row is not None])]
+            comparisons += [
+                StudyContrast(domain=domain, **row) for row in with_holm([row for row in rows if row is not None])
+            ]
         ranks = rank_variants(points, list(against), fraction)
         if ranks is not None:
             ranking[domain] = ranks
@@ -206,7 +211,7 @@ def _explanations(cells: Sequence[Done], variants: Sequence[str]) -> list[dict[s
     return rows
 
 
-def _sentences(comparisons: Sequence[Mapping[str, Any]], ranking: Mapping[str, Any]) -> list[str]:
+def _sentences(comparisons: Sequence[StudyContrast], ranking: Mapping[str, Any]) -> list[str]:
     """The statistics in plain words, one sentence each, all pairs together first."""
     found = []
     for domain, ranks in ranking.items():

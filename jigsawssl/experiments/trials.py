@@ -159,7 +159,9 @@ class Workplace:
         """The labels that may be used; see :func:`jigsawssl.data.budget.take_budget`."""
         dataset, rows = self.decoded(format)
         found = take_budget(self.labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=seed)
-        found.facts["unreadable"] = len(found.facts["unreadable"])  # their names are not for reports
+        names = found.facts["unreadable"]
+        if isinstance(names, dict):  # which are not for reports of many cells
+            found.facts["unreadable"] = len(names)
         return found
 
     def test(

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from ..runs.parts import Judgement, Row, StudyRow
 from ..words import name_of
 from .figures import COLOURS, LINES, REST, History, class_styles, draw_history, families_of, legend_below, tell_the_rest
 
@@ -91,7 +92,7 @@ def history_svgs(history: History) -> dict[str, str]:
         return found
 
 
-def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, width: str = "wide") -> str:
+def curve_svg(table: Sequence[Row], metric: str, name: str, width: str = "wide") -> str:
     """Mean over seeds of a metric by number of labels, one line per encoder with its interval.
 
     Args:
@@ -109,11 +110,15 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, width:
             values = [row["metrics"][metric] for row in rows]
             means, style = [value["mean"] for value in values], _style(index)
             axis.plot(labels, means, marker="o", markersize=4, label=_label(encoder), **style)
-            known = [(x, value) for x, value in zip(labels, values, strict=True) if value["low"] is not None]
+            bands = [
+                (x, value["low"], value["high"])
+                for x, value in zip(labels, values, strict=True)
+                if value["low"] is not None and value["high"] is not None
+            ]
             axis.fill_between(
-                [x for x, _ in known],
-                [value["low"] for _, value in known],
-                [value["high"] for _, value in known],
+                [x for x, _, _ in bands],
+                [low for _, low, _ in bands],
+                [high for _, _, high in bands],
                 color=style["color"],
                 alpha=0.15,
                 linewidth=0,
@@ -132,7 +137,7 @@ def curve_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, width:
         return _svg(figure, f"{name} by number of labels for {', '.join(encoders)}")
 
 
-def variants_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, width: str = "wide") -> str:
+def variants_svg(table: Sequence[StudyRow], metric: str, name: str, width: str = "wide") -> str:
     """Mean over seeds of a metric with its interval, one line per variant and a mark for each archive tested on."""
     with mpl.rc_context(_STYLE):
         variants = list(dict.fromkeys(row["encoder"] for row in table))
@@ -146,8 +151,9 @@ def variants_svg(table: Sequence[Mapping[str, Any]], metric: str, name: str, wid
             style = {"color": _style(index)["color"], "marker": MARKERS[index % len(MARKERS)]}
             axis.plot([value["mean"] for value in values], places, linestyle="", markersize=5, label=domain, **style)
             for place, value in zip(places, values, strict=True):
-                if value["low"] is not None:
-                    axis.plot([value["low"], value["high"]], [place] * 2, color=style["color"], linewidth=1.4)
+                low, high = value["low"], value["high"]
+                if low is not None and high is not None:
+                    axis.plot([low, high], [place] * 2, color=style["color"], linewidth=1.4)
         axis.set_xlim(*_with_least_span(*axis.get_xlim()))
         axis.set_yticks(range(len(variants)), [_label(variant) for variant in variants])
         axis.invert_yaxis()
@@ -187,7 +193,7 @@ def critical_difference_svg(ranking: Mapping[str, Any], title: str, width: str =
         return _svg(figure, title)
 
 
-def judgement_svgs(judged: Mapping[str, Any]) -> dict[str, str]:
+def judgement_svgs(judged: Judgement) -> dict[str, str]:
     """ROC, precision and recall, reliability, risk and coverage, and the decision curve, by title."""
     with mpl.rc_context(_STYLE):
         found = {}
@@ -204,12 +210,13 @@ def judgement_svgs(judged: Mapping[str, Any]) -> dict[str, str]:
             )
         found["Reliability"] = _reliability(judged["calibration"])
         found["Leaving the least sure to a person"] = _risk(judged["risk_coverage"])
-        if judged.get("net_benefit"):
-            found["Net benefit"] = _benefit(judged["net_benefit"])
+        benefit = judged.get("net_benefit")
+        if benefit:
+            found["Net benefit"] = _benefit(benefit)
         return found
 
 
-def _class_curves(judged: Mapping[str, Any], kind: str, *, horizontal: str, vertical: str, area: str) -> str:
+def _class_curves(judged: Judgement, kind: str, *, horizontal: str, vertical: str, area: str) -> str:
     figure, axis = _figure()
     if kind == "roc":
         axis.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from scipy.stats import binom
 
 from ..data.doctor import TOO_FEW
+from ..runs.parts import BudgetFacts, Judgement
 from ..words import counted, duration, listed
 
 WORSE_CALIBRATION = 0.005
@@ -115,12 +116,12 @@ def flags(report: Mapping[str, Any]) -> list[Flag]:
     return _together(found)
 
 
-def _judged(report: Mapping[str, Any]) -> dict[str, Any]:
+def _judged(report: Mapping[str, Any]) -> Judgement:
     judged = report["judgement"]
     return {**judged, "metrics": judged.get("metrics") or report["test"]}
 
 
-def _of_supervised(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Flag]:
+def _of_supervised(report: Mapping[str, Any], judged: Judgement) -> list[Flag]:
     """Flags of one adapted encoder: ``report`` says what it was trained on, ``judged`` what the test gave."""
     return [
         *_of_result(judged),
@@ -133,7 +134,7 @@ def _of_supervised(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list
     ]
 
 
-def _of_result(judged: Mapping[str, Any]) -> list[Flag]:
+def _of_result(judged: Judgement) -> list[Flag]:
     found = []
     if (interval := _interval_of(judged)) is not None:
         low, high = interval
@@ -150,7 +151,7 @@ def _of_result(judged: Mapping[str, Any]) -> list[Flag]:
     return found
 
 
-def _of_classes(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Flag]:
+def _of_classes(report: Mapping[str, Any], judged: Judgement) -> list[Flag]:
     found = []
     cases = {name: values["support"] for name, values in judged["metrics"]["per_class"].items()}
     if absent := [name for name, count in cases.items() if not count]:
@@ -168,7 +169,7 @@ def _of_classes(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[Fl
     return found
 
 
-def _of_certainty(judged: Mapping[str, Any]) -> list[Flag]:
+def _of_certainty(judged: Judgement) -> list[Flag]:
     found = []
     before, after = (judged["calibration"][part]["calibration_error"] for part in ("before", "after"))
     if None not in (before, after) and after - before > WORSE_CALIBRATION:
@@ -366,26 +367,26 @@ def _finetuning(report: Mapping[str, Any]) -> tuple[str, str]:
     return done, _number("Test AUROC", _judged(report))
 
 
-def _of_available(budget: Mapping[str, Any]) -> str:
+def _of_available(budget: BudgetFacts) -> str:
     groups = budget.get("groups")
     text = f" of {groups:,} groups" if groups is not None else ""
     share = f"{100 * budget['fraction']:.3g} % of those available" if budget.get("fraction", 1) < 1 else ""
     return f"{text} ({share})" if share else text
 
 
-def _tested(test: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
+def _tested(test: Mapping[str, Any], judged: Judgement) -> str:
     text = counted(judged["metrics"].get("count", test["images"]), "image")
     return text if test.get("groups") is None else f"{text} of {test['groups']:,} groups"
 
 
-def _number(name: str, judged: Mapping[str, Any]) -> str:
+def _number(name: str, judged: Judgement) -> str:
     value, interval = judged["metrics"]["auroc"], _interval_of(judged)
     if value is None:
         return f"{name}: not defined, as all test images are of one class."
     return f"{name} {value:.3f}{_interval(*interval or (None, None))}."
 
 
-def _interval_of(judged: Mapping[str, Any]) -> tuple[float, float] | None:
+def _interval_of(judged: Judgement) -> tuple[float, float] | None:
     """Of the test AUROC, where it is defined."""
     low, high = judged["intervals"].get("auroc") or (None, None)
     return None if low is None or high is None else (low, high)
@@ -449,7 +450,7 @@ def _transfer(report: Mapping[str, Any]) -> tuple[str, str]:
     return done, f"{_number('The last stage has a test AUROC of', judged)[:-1]} on {tested}."
 
 
-def validation_sentence(judged: Mapping[str, Any], budget: Mapping[str, Any]) -> str | None:
+def validation_sentence(judged: Judgement, budget: BudgetFacts) -> str | None:
     """The validation AUROC beside that of the test split, and why they differ; ``None`` where one is not defined.
 
     Args:

@@ -11,6 +11,7 @@ import pytest
 from jigsawssl.evaluation.assessment import Criteria, Predictions
 from jigsawssl.experiments.aggregates import Done, difference_in_words
 from jigsawssl.experiments.analysis import analyse, saving_in_words
+from jigsawssl.runs.parts import Corrected, Judgement, Row, Saving
 
 TRUTH = np.repeat([0, 1], 40)
 COSTS = {0.01: (10, 2), 0.1: (100, 20), 1.0: (1000, 200)}
@@ -177,3 +178,12 @@ def test_images_without_patients_are_called_images() -> None:
     each[0] = each[0]._replace(predictions=each[0].predictions._replace(groups=np.arange(80)))
     found = analyse(each, encoders=["a"], criteria=Criteria(["well", "ill"]))
     assert any("counts as a patient" in note for note in found["notes"]) and found["details"][0]["unit"] == "images"
+
+
+def test_parts_of_a_report_hold_what_their_types_say() -> None:
+    found = curve({"a": [0.7, 0.8, 0.9], "b": [0.6, 0.7, 0.8]})
+    assert all(set(row) == Row.__required_keys__ for row in found["table"]) and found["table"]
+    assert all(set(row) == Corrected.__required_keys__ for row in found["comparisons"]) and found["comparisons"]
+    assert all(set(row) == Saving.__required_keys__ for row in found["savings"]) and found["savings"]
+    for detail in found["details"]:
+        assert Judgement.__optional_keys__ - {"subgroups", "explanations"} <= set(detail)

@@ -1,0 +1,126 @@
+"""What parts of a ``report.json`` hold, so that who writes and who reads them agree."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class Value(TypedDict):
+    """A metric over label draws: mean, standard deviation between draws, 95 % interval over patients."""
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+class Row(TypedDict):
+    """One encoder with one share of the labels, as the tables of curves and studies have it.
+
+    ``cost`` counts the labels in ``unit``, labels or groups; ``images`` are those of the test split.
+    """
+
+    encoder: str
+    fraction: float
+    mode: str
+    cost: float
+    unit: str
+    labels: float
+    groups: float | None
+    seeds: int
+    images: int
+    candidates: int
+    seconds: float
+    metrics: dict[str, Value]
+
+
+class StudyRow(Row):
+    """The same on one of the archives that a study tests on."""
+
+    domain: str
+
+
+class Contrast(TypedDict):
+    """Two encoders by one metric; see :class:`jigsawssl.evaluation.statistics.Comparison` for the numbers."""
+
+    first: str
+    second: str
+    metric: str
+    fraction: float
+    first_mean: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_bootstrap: float
+    p_nadeau_bengio: float | None
+    effect: float | None
+    ahead: int
+    seeds: int
+
+
+class Corrected(Contrast):
+    """The same with the p-value corrected for the number of comparisons (Holm 1979)."""
+
+    p_holm: float
+
+
+class StudyContrast(Corrected):
+    """The same on one of the archives that a study tests on."""
+
+    domain: str
+
+
+class Ratio(TypedDict):
+    """See :class:`jigsawssl.evaluation.statistics.Bound`."""
+
+    value: float
+    side: str
+
+
+class Saving(TypedDict):
+    """How many times the labels of ``first`` the other needs to reach its AUROC."""
+
+    first: str
+    second: str
+    fraction: float
+    cost: float
+    auroc: float
+    times: Ratio
+    low: Ratio
+    high: Ratio
+    times_in_words: str
+    interval_in_words: str
+
+
+class BudgetFacts(TypedDict):
+    """The labels that a model could use; ``unreadable`` has paths and reasons, or their number alone."""
+
+    fraction: float
+    labels: int
+    labels_in_fraction: int
+    available: int
+    per_class: dict[str, int]
+    groups: int | None
+    validation: str
+    unreadable: dict[str, str] | int
+
+
+class Judgement(TypedDict, total=False):
+    """What :func:`jigsawssl.evaluation.assessment.judge` says of a model; ``None`` where ``notes`` say why not."""
+
+    metrics: dict[str, Any]
+    intervals: dict[str, Any]
+    unit: str
+    units: int
+    curves: dict[str, Any]
+    risk_coverage: dict[str, Any]
+    validation: dict[str, Any] | None
+    conformal: dict[str, Any] | None
+    operating_point: dict[str, Any] | None
+    net_benefit: dict[str, Any] | None
+    disagreement: dict[str, Any] | None
+    calibration: dict[str, Any]
+    subgroups: dict[str, list[dict[str, Any]]]
+    explanations: dict[str, Any] | None
+    notes: list[str]
