@@ -1,7 +1,5 @@
 """The portable encoder: weights, preprocessing and provenance in one safetensors file; strict, and never pickle."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -83,12 +81,11 @@ def save_encoder(
         encoder: what to save; weights are stored as they are.
         provenance: JSON values that say where the weights come from, such as a fingerprint of the data.
 
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
-        >>> save_encoder(path, create_encoder("resnet18", ImageFormat(64, channels=1)))
-        >>> load_encoder(path).spec.format.size
-        64
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
+    >>> save_encoder(path, create_encoder("resnet18", ImageFormat(64, channels=1)))
+    >>> load_encoder(path).spec.format.size
+    64
     """
     _save(Path(path), encoder, _encoder_header(encoder, provenance or {}))
 
@@ -175,14 +172,13 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
     Raises:
         UserError: if the file is missing, damaged or not ours.
 
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
-        >>> save_encoder(path, create_encoder("resnet18", ImageFormat(64)))
-        >>> encoder = load_encoder(path)
-        >>> images = torch.randint(256, (2, 3, 100, 80), dtype=torch.uint8)
-        >>> encoder(encoder.preprocess(images)).shape[0]
-        2
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "encoder.safetensors"
+    >>> save_encoder(path, create_encoder("resnet18", ImageFormat(64)))
+    >>> encoder = load_encoder(path)
+    >>> images = torch.randint(256, (2, 3, 100, 80), dtype=torch.uint8)
+    >>> encoder(encoder.preprocess(images)).shape[0]
+    2
     """
     file = Path(path)
     header, tensors = _read(file)
@@ -301,10 +297,9 @@ def resolve_encoder(
     Raises:
         UserError: if there is no such file, backbone or cached weight.
 
-    Example:
-        >>> encoder, trained = resolve_encoder("random:resnet18", in_channels=1, size=64)
-        >>> encoder.spec.format.channels, trained
-        (1, False)
+    >>> encoder, trained = resolve_encoder("random:resnet18", in_channels=1, size=64)
+    >>> encoder.spec.format.channels, trained
+    (1, False)
     """
     kind, _, rest = reference.partition(":")
     attended = (attention, attention_stages)

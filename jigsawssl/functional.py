@@ -4,8 +4,6 @@ Index convention, everywhere: *output tile ``d`` shows source tile ``order[:, d]
 image of ``(H, W)`` has ``grid * grid`` tiles of ``(H / grid, W / grid)`` pixels.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from itertools import chain
@@ -35,10 +33,9 @@ def to_channels_last(module: Module) -> Module:
 
     As ``module.to(memory_format=torch.channels_last)``, which fails on the weights of 3D convolutions: they stay.
 
-    Example:
-        >>> layers = to_channels_last(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv3d(1, 8, 3)))
-        >>> layers[0].weight.is_contiguous(memory_format=torch.channels_last)
-        True
+    >>> layers = to_channels_last(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv3d(1, 8, 3)))
+    >>> layers[0].weight.is_contiguous(memory_format=torch.channels_last)
+    True
     """
     for tensor in chain(module.parameters(), module.buffers()):
         if tensor.ndim == 4:
@@ -55,9 +52,8 @@ def to_unit_range(images: Tensor) -> Tensor:
     Raises:
         ValueError: for another type.
 
-    Example:
-        >>> to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
-        [0.0, 1.0]
+    >>> to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
+    [0.0, 1.0]
     """
     if images.dtype == torch.uint8:
         return images.float().div_(255)
@@ -70,9 +66,8 @@ def to_unit_range(images: Tensor) -> Tensor:
 def nearest_sizes(size: int, grid: int) -> str:
     """The positive multiples of ``grid`` around ``size``, for messages.
 
-    Example:
-        >>> nearest_sizes(225, 8), nearest_sizes(3, 4)
-        ('224, 232', '4')
+    >>> nearest_sizes(225, 8), nearest_sizes(3, 4)
+    ('224, 232', '4')
     """
     below, above = size // grid * grid, (size // grid + 1) * grid
     return f"{below}, {above}" if below else f"{above}"
@@ -107,9 +102,8 @@ def to_tiles(images: Tensor, grid: int) -> Tensor:
     Raises:
         ValueError: if a side is not divisible by ``grid``.
 
-    Example:
-        >>> to_tiles(torch.arange(16).view(1, 1, 4, 4), grid=2)[0, :, 0].flatten(1).tolist()
-        [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    >>> to_tiles(torch.arange(16).view(1, 1, 4, 4), grid=2)[0, :, 0].flatten(1).tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     """
     tile_height, tile_width = _tile_size(images, grid)
     batch, channels = images.shape[:2]
@@ -130,10 +124,9 @@ def from_tiles(tiles: Tensor, grid: int) -> Tensor:
     Raises:
         ValueError: if the number of tiles is not ``grid * grid``.
 
-    Example:
-        >>> images = torch.rand(2, 3, 8, 12)
-        >>> torch.equal(from_tiles(to_tiles(images, 4), 4), images)
-        True
+    >>> images = torch.rand(2, 3, 8, 12)
+    >>> torch.equal(from_tiles(to_tiles(images, 4), 4), images)
+    True
     """
     if tiles.ndim != 5 or tiles.shape[1] != grid * grid:
         raise ValueError(
@@ -175,10 +168,9 @@ def sample_permutations(
     Raises:
         ValueError: if ``n`` or ``batch`` is out of range.
 
-    Example:
-        >>> order = sample_permutations(4, 9, generator=torch.Generator().manual_seed(0))
-        >>> order.sort(dim=1).values.equal(torch.arange(9).expand(4, 9))
-        True
+    >>> order = sample_permutations(4, 9, generator=torch.Generator().manual_seed(0))
+    >>> order.sort(dim=1).values.equal(torch.arange(9).expand(4, 9))
+    True
     """
     if n < 1 or batch < 0:
         raise ValueError(f"`n` ({n}) must be at least 1 and `batch` ({batch}) at least 0")
@@ -209,9 +201,8 @@ def invert_permutation(order: Tensor) -> Tensor:
     Returns:
         ``(B, n)`` int64.
 
-    Example:
-        >>> invert_permutation(torch.tensor([[2, 0, 1]])).tolist()
-        [[1, 2, 0]]
+    >>> invert_permutation(torch.tensor([[2, 0, 1]])).tolist()
+    [[1, 2, 0]]
     """
     position = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, position)
@@ -234,10 +225,9 @@ def permute_tiles(images: Tensor, order: Tensor, grid: int) -> Tensor:
     Raises:
         ValueError: if a side is not divisible by ``grid`` or ``order`` has another shape.
 
-    Example:
-        >>> images = torch.arange(4).view(1, 1, 2, 2)
-        >>> permute_tiles(images, torch.tensor([[3, 0, 1, 2]]), grid=2).flatten().tolist()
-        [3, 0, 1, 2]
+    >>> images = torch.arange(4).view(1, 1, 2, 2)
+    >>> permute_tiles(images, torch.tensor([[3, 0, 1, 2]]), grid=2).flatten().tolist()
+    [3, 0, 1, 2]
     """
     tile_height, _ = _tile_size(images, grid)
     batch, channels, height, width = images.shape
@@ -277,9 +267,8 @@ def average_positions(features: Tensor) -> Tensor:
     Returns:
         ``(B, C)``, same dtype.
 
-    Example:
-        >>> average_positions(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])).tolist()
-        [[3.0]]
+    >>> average_positions(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])).tolist()
+    [[3.0]]
     """
     table = features.permute(0, 2, 3, 1).flatten(1, 2)
     if table.dtype == torch.float16:  # a sum of many positions is beyond its range
@@ -300,10 +289,9 @@ def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ or the batch has fewer than two rows.
 
-    Example:
-        >>> z = torch.tensor([[1.0], [2.0], [3.0]])
-        >>> round(cross_correlation(z, -2 * z).item(), 3)
-        -1.0
+    >>> z = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> round(cross_correlation(z, -2 * z).item(), 3)
+    -1.0
     """
     if first.shape != second.shape or first.ndim != 2 or first.shape[0] < 2:
         raise ValueError(

@@ -1,7 +1,5 @@
 """Encoder files before PyTorch: where the file of a run lies, and what its header says."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping
@@ -73,9 +71,8 @@ def find_encoder(reference: str, *, key: str = "encoder") -> str:
         UserError: for a file that cannot be an encoder, such as a checkpoint, and for a folder that holds none; it
             says what to give.
 
-    Example:
-        >>> find_encoder("random:resnet18"), find_encoder("timm:resnet18")
-        ('random:resnet18', 'timm:resnet18')
+    >>> find_encoder("random:resnet18"), find_encoder("timm:resnet18")
+    ('random:resnet18', 'timm:resnet18')
     """
     rest = reference.removeprefix("random:")
     prefix = reference.removesuffix(rest)

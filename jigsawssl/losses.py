@@ -1,7 +1,5 @@
 """The hierarchical loss: one objective on each branch, weighted; Barlow Twins as published."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -38,10 +36,9 @@ class BarlowTwins(BarlowTwinsLoss):
     Args:
         off_diagonal: lambda of the redundancy term; 5e-3 as published there (section 3).
 
-    Example:
-        >>> z = torch.tensor([[1.0], [2.0], [3.0]])
-        >>> {name: round(value, 3) for name, value in BarlowTwins().diagnostics(z, -z).items()}
-        {'diagonal': -1.0, 'off_diagonal': 0.0}
+    >>> z = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> {name: round(value, 3) for name, value in BarlowTwins().diagnostics(z, -z).items()}
+    {'diagonal': -1.0, 'off_diagonal': 0.0}
     """
 
     def __init__(self, *, off_diagonal: float = defaults.OFF_DIAGONAL) -> None:
@@ -68,12 +65,11 @@ class HierarchicalLoss(nn.Module):
         weights: weight of each branch by name; the paper weights the taps 1 and their concatenation 2.
         objective: compares two projections; default: :class:`BarlowTwins`, as published.
 
-    Example:
-        >>> loss = HierarchicalLoss({"layer4": 1.0, "all": 2.0})
-        >>> z = torch.randn(16, 4)
-        >>> terms = loss({"layer4": (z, z), "all": (z, z)})
-        >>> torch.allclose(terms.total, terms.branches["layer4"] + 2 * terms.branches["all"])
-        True
+    >>> loss = HierarchicalLoss({"layer4": 1.0, "all": 2.0})
+    >>> z = torch.randn(16, 4)
+    >>> terms = loss({"layer4": (z, z), "all": (z, z)})
+    >>> torch.allclose(terms.total, terms.branches["layer4"] + 2 * terms.branches["all"])
+    True
     """
 
     def __init__(self, weights: Mapping[str, float], *, objective: Objective | None = None) -> None:

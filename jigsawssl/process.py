@@ -1,7 +1,5 @@
 """How a process of ours is set up: what other packages say, freed memory, and what happens when it is interrupted."""
 
-from __future__ import annotations
-
 import ctypes
 import io
 import logging

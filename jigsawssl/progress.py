@@ -1,7 +1,5 @@
 """How far something is: a bar on a terminal, and in a log file a line a minute."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 
@@ -14,9 +12,8 @@ LINE_SECONDS = 60.0
 class Progress(tqdm):
     """tqdm, called in the same way; where standard error is no terminal, whole lines in place of a bar.
 
-    Example:
-        >>> list(Progress(range(3), "Reading", disable=True))
-        [0, 1, 2]
+    >>> list(Progress(range(3), "Reading", disable=True))
+    [0, 1, 2]
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -1,7 +1,5 @@
 """Colours of stained tissue brought to a reference, a batch at a time, on the device that the images are on."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -39,10 +37,9 @@ def normalize_stain(images: Tensor, method: str, target: tuple[float, ...] = ())
     Raises:
         ValueError: for another method, type or shape.
 
-    Example:
-        >>> images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-        >>> normalize_stain(images, "macenko").shape
-        torch.Size([2, 3, 32, 32])
+    >>> images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    >>> normalize_stain(images, "macenko").shape
+    torch.Size([2, 3, 32, 32])
     """
     if method == "none":
         return images
@@ -102,9 +99,8 @@ def reinhard_statistics(images: Tensor) -> tuple[float, ...]:
     Args:
         images: uint8 ``(B, 3, H, W)``.
 
-    Example:
-        >>> len(reinhard_statistics(torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)))
-        6
+    >>> len(reinhard_statistics(torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)))
+    6
     """
     lab = _to_lab(images)
     return tuple(torch.cat([lab.mean(dim=2).mean(dim=0), lab.std(dim=2).mean(dim=0)]).tolist())

@@ -56,9 +56,8 @@ class ImageFormat:
     Raises:
         UserError: for a value that is none of these.
 
-    Example:
-        >>> ImageFormat(64, 1, mean=(0.5,)).decoded == ImageFormat(64, 1)
-        True
+    >>> ImageFormat(64, 1, mean=(0.5,)).decoded == ImageFormat(64, 1)
+    True
     """
 
     size: int = defaults.SIZE

@@ -1,7 +1,5 @@
 """Numbers and names as they stand in a sentence: durations, counts, differences, metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 NAMES = {
@@ -24,9 +22,8 @@ NAMES = {
 def name_of(metric: str) -> str:
     """A metric in plain words.
 
-    Example:
-        >>> name_of("val_auroc"), name_of("quadratic_kappa"), name_of("calibration_error")
-        ('validation AUROC', 'quadratic κ', 'calibration error')
+    >>> name_of("val_auroc"), name_of("quadratic_kappa"), name_of("calibration_error")
+    ('validation AUROC', 'quadratic κ', 'calibration error')
     """
     if metric in NAMES:
         return NAMES[metric]
@@ -36,9 +33,8 @@ def name_of(metric: str) -> str:
 def duration(seconds: float) -> str:
     """The time in the unit that suits it.
 
-    Example:
-        >>> duration(42), duration(306), duration(30_000)
-        ('42 s', '5.1 min', '8.3 h')
+    >>> duration(42), duration(306), duration(30_000)
+    ('42 s', '5.1 min', '8.3 h')
     """
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -48,9 +44,8 @@ def duration(seconds: float) -> str:
 def clock(seconds: float) -> str:
     """Hours, minutes and seconds; days in place of seconds where there are any.
 
-    Example:
-        >>> clock(80), clock(3725), clock(200_000)
-        ('1:20', '1:02:05', '2 d 7 h')
+    >>> clock(80), clock(3725), clock(200_000)
+    ('1:20', '1:02:05', '2 d 7 h')
     """
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
@@ -62,9 +57,8 @@ def clock(seconds: float) -> str:
 def counted(number: float, noun: str) -> str:
     """A number of things.
 
-    Example:
-        >>> counted(1, "image"), counted(1600, "image")
-        ('1 image', '1,600 images')
+    >>> counted(1, "image"), counted(1600, "image")
+    ('1 image', '1,600 images')
     """
     return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
 
@@ -72,9 +66,8 @@ def counted(number: float, noun: str) -> str:
 def listed(names: Iterable[str], most: int = 10) -> str:
     """Names as in a sentence, and the number of those that would make it too long.
 
-    Example:
-        >>> listed(["a"]), listed("abc"), listed(map(str, range(55)), most=3)
-        ('a', 'a, b and c', '0, 1, 2 and 52 more')
+    >>> listed(["a"]), listed("abc"), listed(map(str, range(55)), most=3)
+    ('a', 'a, b and c', '0, 1, 2 and 52 more')
     """
     all_names = list(names)
     *before, last = all_names if len(all_names) <= most else [*all_names[:most], f"{len(all_names) - most} more"]
@@ -84,8 +77,7 @@ def listed(names: Iterable[str], most: int = 10) -> str:
 def signed(value: float) -> str:
     """A difference to three digits with its sign, of which one that rounds to nothing has none.
 
-    Example:
-        >>> signed(0.0213), signed(-0.5), signed(-0.0001)
-        ('+0.021', '−0.500', '0.000')
+    >>> signed(0.0213), signed(-0.5), signed(-0.0001)
+    ('+0.021', '−0.500', '0.000')
     """
     return f"{value:+.3f}".replace("-", "−") if float(f"{value:.3f}") else "0.000"

@@ -1,7 +1,5 @@
 """The chain of one view in one pass: kornia draws the parameters, and each image stays in the processor's cache."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,14 +34,13 @@ class ViewChain(nn.Module):
         operations: of :func:`jigsawssl.augment.augmentation_chain`, in the order that it gives them.
         size: side of the square output in pixels.
 
-    Example:
-        >>> from jigsawssl.augment import augmentation_chain
-        >>> chain = ViewChain(augmentation_chain("strong", size=32, channels=3), size=32)
-        >>> images = torch.randint(256, (4, 3, 40, 40), dtype=torch.uint8)
-        >>> parameters = chain.draw(images.shape)
-        >>> fast, slow = chain(images, parameters), chain.plainly(images, parameters)
-        >>> torch.allclose(fast, slow, atol=1e-3)
-        True
+    >>> from jigsawssl.augment import augmentation_chain
+    >>> chain = ViewChain(augmentation_chain("strong", size=32, channels=3), size=32)
+    >>> images = torch.randint(256, (4, 3, 40, 40), dtype=torch.uint8)
+    >>> parameters = chain.draw(images.shape)
+    >>> fast, slow = chain(images, parameters), chain.plainly(images, parameters)
+    >>> torch.allclose(fast, slow, atol=1e-3)
+    True
     """
 
     def __init__(self, operations: Sequence[Any], size: int) -> None:

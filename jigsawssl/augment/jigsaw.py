@@ -1,7 +1,5 @@
 """The tile shuffle as a kornia augmentation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch  # noqa: F401  (the docstring's example)
@@ -34,14 +32,13 @@ class Jigsaw(GeometricAugmentationBase2D):
     Raises:
         ValueError: if ``grid`` is below 1 or does not divide a side.
 
-    Example:
-        >>> images = torch.rand(2, 1, 8, 8)
-        >>> jigsaw = Jigsaw(grid=2)
-        >>> shuffled = jigsaw(images)
-        >>> torch.equal(jigsaw(images, params=jigsaw._params), shuffled)
-        True
-        >>> torch.equal(jigsaw.inverse(shuffled), images)
-        True
+    >>> images = torch.rand(2, 1, 8, 8)
+    >>> jigsaw = Jigsaw(grid=2)
+    >>> shuffled = jigsaw(images)
+    >>> torch.equal(jigsaw(images, params=jigsaw._params), shuffled)
+    True
+    >>> torch.equal(jigsaw.inverse(shuffled), images)
+    True
     """
 
     def __init__(self, grid: int, *, p: float = 1.0, same_on_batch: bool = False, keepdim: bool = False) -> None:

@@ -1,7 +1,5 @@
 """Consistency pairs: one chain per view, then jigsaw per grid."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -70,9 +68,8 @@ def augmentation_chain(name: str, size: int, channels: int) -> list[Any]:
     Raises:
         ValueError: for an unknown name.
 
-    Example:
-        >>> [type(step).__name__ for step in augmentation_chain("mild", size=32, channels=1)]
-        ['RandomResizedCrop', 'RandomHorizontalFlip', 'ColorJitter']
+    >>> [type(step).__name__ for step in augmentation_chain("mild", size=32, channels=1)]
+    ['RandomResizedCrop', 'RandomHorizontalFlip', 'ColorJitter']
     """
     colour = channels == 3
     grey: list[Any] = [K.RandomGrayscale(p=0.2)] if colour else []
@@ -112,11 +109,10 @@ class JigsawViews(nn.Module):
     Raises:
         ValueError: if a grid does not divide ``size``, the preset is unknown, or the images are not uint8.
 
-    Example:
-        >>> images = torch.randint(256, (4, 3, 80, 60), dtype=torch.uint8)
-        >>> views = JigsawViews(size=64, grids=(8, 4, 2))(images)
-        >>> views.original.shape, len(views.jigsaw)
-        (torch.Size([4, 3, 64, 64]), 3)
+    >>> images = torch.randint(256, (4, 3, 80, 60), dtype=torch.uint8)
+    >>> views = JigsawViews(size=64, grids=(8, 4, 2))(images)
+    >>> views.original.shape, len(views.jigsaw)
+    (torch.Size([4, 3, 64, 64]), 3)
     """
 
     mean: Tensor

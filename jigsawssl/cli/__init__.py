@@ -1,7 +1,5 @@
 """The command line: ``jigsawssl COMMAND key=value …``."""
 
-from __future__ import annotations
-
 import difflib
 import gc
 import importlib
@@ -137,10 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 for success, 1 where the doctor found defects or cells of a curve or study failed, 2 for a mistake of the user
         (one line on standard error), 70 for one of ours, 130 for Ctrl-C and 143 for SIGTERM, as a shell would say.
 
-    Example:
-        >>> main(["--version"])
-        jigsawssl 0.1.0
-        0
+    >>> main(["--version"])
+    jigsawssl 0.1.0
+    0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["--version"], ["-V"], ["version"]):

@@ -1,7 +1,5 @@
 """How fast a pretraining run would be on this machine and archive, where its time goes, and what would help."""
 
-from __future__ import annotations
-
 import copy
 import statistics
 import time
@@ -171,11 +169,7 @@ class _Candidate(NamedTuple):
 
 
 def run(config: BenchConfig) -> None:
-    """Measure and print.
-
-    Raises:
-        UserError: for a mistake that the user can fix.
-    """
+    """Measure and print."""
     device = training_device(config.trainer.accelerator)
     unlabeled = unlabeled_archive(config)
     archive, total = unlabeled.archive, len(unlabeled.archive)

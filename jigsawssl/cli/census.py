@@ -1,7 +1,5 @@
 """The census for the terminal: what is in which split, and what was taken in which way."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

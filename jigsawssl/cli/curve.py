@@ -1,7 +1,5 @@
 """Wire a label-efficiency curve: encoders × shares of the labels × draws → one report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,9 +46,6 @@ def run(config: CurveConfig) -> int:
 
     Returns:
         0, or 1 where cells failed.
-
-    Raises:
-        UserError: for a mistake that the user can fix.
     """
     opened = open_cells(config)
     path, device, labelled, source, channels = opened

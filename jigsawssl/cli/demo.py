@@ -1,7 +1,5 @@
 """The demo: pretrain on embedded synthetic images, probe with a tenth of their labels, compare with fresh weights."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Look an archive over: what is in it, and what is wrong with it."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Wire a fine-tuning run: labelled rows → budget → folds → adapted classifier → one look at the test split."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any
@@ -47,11 +45,7 @@ DROPOUT_PASSES = 50
 
 
 def run(config: FinetuneConfig) -> None:
-    """Fine-tune and test once.
-
-    Raises:
-        UserError: for a mistake that the user can fix.
-    """
+    """Fine-tune and test once."""
     began = now()
     path = run_folder(config)
     if config.resume and (path / "report.json").is_file():

@@ -1,7 +1,5 @@
 """A look at what the settings name, before the seconds that PyTorch takes: nothing here imports it, nor writes."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import errno

@@ -1,7 +1,5 @@
 """Wire a pretraining run: archive → views → encoder and block → trainer → portable encoder and report."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -279,11 +277,7 @@ def _is_first() -> bool:
 
 
 def run(config: PretrainConfig) -> Path:
-    """Pretrain; returns the path of the encoder.
-
-    Raises:
-        UserError: for a mistake that the user can fix.
-    """
+    """Pretrain; returns the path of the encoder."""
     config = settled(config)
     began, path, first = now(), Path(config.out), _is_first()
     if first:
@@ -360,11 +354,7 @@ def run(config: PretrainConfig) -> Path:
 
 
 def planned_dataset(config: PretrainConfig, archive: Archive) -> tuple[PixelDataset, Encoder | None]:
-    """The images of a run, not decoded yet, and the encoder that it goes on from; mistakes show here.
-
-    Raises:
-        UserError: for a mistake that the user can fix.
-    """
+    """The images of a run, not decoded yet, and the encoder that it goes on from; mistakes show here."""
     channels = channels_of(archive, config.reading.window or defaults.WINDOW)
     pl.seed_everything(config.seed, verbose=False)
     started = starting_encoder(config, channels)

@@ -1,7 +1,5 @@
 """Rebuild the ``report.html`` of a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..config import ReportConfig

@@ -1,7 +1,5 @@
 """Wire a comparison study: variants × settings, then variants × repetitions, tested on one or more archives."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +50,6 @@ def run(config: StudyConfig) -> int:
 
     Returns:
         0, or 1 where a part failed.
-
-    Raises:
-        UserError: for a mistake that the user can fix.
     """
     opened = open_cells(config)
     path, device, labelled, source, channels = opened

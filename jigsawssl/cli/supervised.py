@@ -1,7 +1,5 @@
 """What the commands on labelled images share: from keys of the configuration to what the parts take."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -52,11 +50,7 @@ class Opened(NamedTuple):
 
 
 def open_cells(config: CurveConfig | StudyConfig) -> Opened:
-    """Look at the folder and the archive of a curve or study.
-
-    Raises:
-        UserError: for a mistake that the user can fix.
-    """
+    """Look at the folder and the archive of a curve or study."""
     path = run_folder(config)
     device = training_device(config.trainer.accelerator)
     if isinstance(config, CurveConfig):

@@ -1,7 +1,5 @@
 """Wire a chain of stages: each is a pretraining or a fine-tuning that starts from what the one before it learned."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -20,11 +18,7 @@ WEIGHTS = {"supervised": "model.safetensors", "jigsaw": "encoder.safetensors"}
 
 
 def run(config: TransferConfig) -> None:
-    """Run the stages that are not finished, then report on all.
-
-    Raises:
-        UserError: for a mistake that the user can fix.
-    """
+    """Run the stages that are not finished, then report on all."""
     names, path = stage_names(config), run_folder(config)
     # All of it is read before anything is written, so that a mistake in the last stage shows now.
     left = [WEIGHTS[stage.get("objective", "supervised")] for stage in config.stages]

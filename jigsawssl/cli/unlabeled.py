@@ -1,7 +1,5 @@
 """Which images a pretraining sees, and which it keeps out for others to test on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

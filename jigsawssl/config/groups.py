@@ -1,7 +1,5 @@
 """Groups of keys that commands share, each with what must hold within it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

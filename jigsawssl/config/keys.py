@@ -1,7 +1,5 @@
 """What a key of the configuration is: its default, its line of meaning, and the values that it takes."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import field

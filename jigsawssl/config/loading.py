@@ -1,7 +1,5 @@
 """From a YAML file and ``key=value`` arguments to a checked configuration, and back to text."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
@@ -18,33 +16,11 @@ from .. import defaults
 from ..types import UserError
 from .keys import check_keys, keys_of, single_values
 from .repeat import command_line
-from .schemas import (
-    BenchConfig,
-    CurveConfig,
-    DemoConfig,
-    DoctorConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    ReportConfig,
-    StudyConfig,
-    SupervisedConfig,
-    TransferConfig,
-)
+from .schemas import PretrainConfig, SupervisedConfig, TransferConfig
 from .shipped import find_config
 from .suggest import SCHEMAS, command_of, is_misspelt, meant, unknown_key
 
-Config = TypeVar(
-    "Config",
-    PretrainConfig,
-    FinetuneConfig,
-    CurveConfig,
-    StudyConfig,
-    TransferConfig,
-    DoctorConfig,
-    DemoConfig,
-    BenchConfig,
-    ReportConfig,
-)
+Config = TypeVar("Config")
 
 
 def _default(entry: dataclasses.Field[Any]) -> Any:
@@ -56,9 +32,8 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
 def describe_keys(schema: type) -> list[tuple[str, str, str]]:
     """Every key of a schema as ``(key, default, meaning)``, groups flattened with dots.
 
-    Example:
-        >>> describe_keys(DemoConfig)[1]
-        ('seed', '0', 'seed of everything')
+    >>> describe_keys(DemoConfig)[1]
+    ('seed', '0', 'seed of everything')
     """
     rows = []
     for key, (entry, _) in keys_of(schema).items():
@@ -289,9 +264,8 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     Raises:
         UserError: for an unknown key, a wrong type, a missing file or a value out of range.
 
-    Example:
-        >>> load_config(PretrainConfig, ["data=demo", "out=run", "views.size=64", "views.grids=[8,4,2]"]).views.size
-        64
+    >>> load_config(PretrainConfig, ["data=demo", "out=run", "views.size=64", "views.grids=[8,4,2]"]).views.size
+    64
     """
     given = _from_arguments(arguments, schema)
     path = given.get("config")
@@ -309,9 +283,8 @@ def config_of(schema: type[Config], values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: as :func:`load_config`.
 
-    Example:
-        >>> config_of(DemoConfig, {"seed": 3}).seed
-        3
+    >>> config_of(DemoConfig, {"seed": 3}).seed
+    3
     """
     return _build(schema, _flat(values, schema))
 
@@ -340,9 +313,8 @@ def without_folder(reference: str) -> str:
 
     Files that every run calls alike keep the name of the run's folder, unless that is the home of somebody.
 
-    Example:
-        >>> without_folder("random:/home/somebody/runs/a/encoder.safetensors"), without_folder("scans/")
-        ('random:a/encoder.safetensors', 'scans')
+    >>> without_folder("random:/home/somebody/runs/a/encoder.safetensors"), without_folder("scans/")
+    ('random:a/encoder.safetensors', 'scans')
     """
     before = re.match(r"([^/\\:]*:)*", reference)
     assert before is not None
@@ -355,9 +327,8 @@ def without_folder(reference: str) -> str:
 def without_folders(config: Any) -> dict[str, Any]:
     """Every key and value for a report, with names of files and folders in place of their paths.
 
-    Example:
-        >>> without_folders(DemoConfig(out="/home/somebody/runs/demo"))
-        {'out': 'demo', 'seed': 0}
+    >>> without_folders(DemoConfig(out="/home/somebody/runs/demo"))
+    {'out': 'demo', 'seed': 0}
     """
     values: dict[str, Any] = dataclasses.asdict(config)
     for key in ("data", "out", "config", "manifest", "cache", "encoder", "subset", "subsets"):

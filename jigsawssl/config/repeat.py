@@ -1,7 +1,5 @@
 """Commands as a shell takes them: the one that repeats a run, and those that messages offer."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shlex
@@ -29,9 +27,8 @@ def settings_of(run: Path) -> dict[str, Any]:
 def command_line(command: str, settings: Mapping[str, Any]) -> str:
     """A command and its settings, quoted for a shell.
 
-    Example:
-        >>> command_line("pretrain", {"config": "my runs/config.yaml", "resume": True, "manifest": None})
-        "jigsawssl pretrain config='my runs/config.yaml' resume=true manifest=null"
+    >>> command_line("pretrain", {"config": "my runs/config.yaml", "resume": True, "manifest": None})
+    "jigsawssl pretrain config='my runs/config.yaml' resume=true manifest=null"
     """
     return " ".join(["jigsawssl", command, *(f"{key}={shlex.quote(_text(value))}" for key, value in settings.items())])
 
@@ -54,9 +51,8 @@ def command_with_file(command: str, values: Mapping[str, Any]) -> str:
         command: as for :func:`command_to_repeat`.
         values: likewise; whether it was a run that went on, or replaced another, is not repeated.
 
-    Example:
-        >>> command_with_file("finetune", {"data": "scans", "overwrite": True})
-        'jigsawssl finetune config=RUN/config.yaml out=NEW overwrite=false'
+    >>> command_with_file("finetune", {"data": "scans", "overwrite": True})
+    'jigsawssl finetune config=RUN/config.yaml out=NEW overwrite=false'
     """
     return _from_file(command, "RUN", {"out": "NEW"}, values)
 
@@ -74,9 +70,8 @@ def command_to_repeat(command: str, values: Mapping[str, Any]) -> str:
         values: the configuration, in groups; keys that it lacks, or that the command does not have, are left out, as it
             may be that of an older report.
 
-    Example:
-        >>> command_to_repeat("pretrain", {"data": "my scans", "out": "run", "seed": 0, "views": {"grids": [8, 4, 2]}})
-        "jigsawssl pretrain data='my scans' out=run views.grids='[8, 4, 2]'"
+    >>> command_to_repeat("pretrain", {"data": "my scans", "out": "run", "seed": 0, "views": {"grids": [8, 4, 2]}})
+    "jigsawssl pretrain data='my scans' out=run views.grids='[8, 4, 2]'"
     """
     schema = COMMANDS[command].schema
     # A chain stands in its file; what the file of another run says is spelled out here, so that it is not needed.

@@ -1,7 +1,5 @@
 """The configurations that come with the package, found by name."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from pathlib import Path
@@ -16,9 +14,8 @@ _HIDDEN = "smoke"
 def shipped_configs() -> dict[str, Path]:
     """Every configuration that comes with the package, by folder and name; the folder is that of the command.
 
-    Example:
-        >>> shipped_configs()["pretrain/kermany_cpu"].name
-        'kermany_cpu.yaml'
+    >>> shipped_configs()["pretrain/kermany_cpu"].name
+    'kermany_cpu.yaml'
     """
     # Installed they lie in the package; in a checkout, and where that is installed editable, beside it.
     root = next((root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()), None)
@@ -29,9 +26,8 @@ def shipped_configs() -> dict[str, Path]:
 def configs_of(command: str) -> dict[str, Path]:
     """The shipped configurations of a command by name; those of ``bench`` are of the pretraining that it measures.
 
-    Example:
-        >>> configs_of("bench") == configs_of("pretrain"), "paper" in configs_of("pretrain")
-        (True, True)
+    >>> configs_of("bench") == configs_of("pretrain"), "paper" in configs_of("pretrain")
+    (True, True)
     """
     folder = "pretrain" if command == "bench" else command
     return {name.partition("/")[2]: file for name, file in shipped_configs().items() if name.startswith(f"{folder}/")}
@@ -47,9 +43,8 @@ def find_config(given: str, command: str) -> Path:
     Raises:
         UserError: where there is none, or more than one.
 
-    Example:
-        >>> find_config("kermany_cpu", "pretrain").name
-        'kermany_cpu.yaml'
+    >>> find_config("kermany_cpu", "pretrain").name
+    'kermany_cpu.yaml'
     """
     file = Path(given)
     if file.is_file():

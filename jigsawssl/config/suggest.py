@@ -1,7 +1,5 @@
 """What the user may have meant by a key that a command does not have."""
 
-from __future__ import annotations
-
 import difflib
 
 from .keys import keys_of
@@ -47,10 +45,9 @@ _ELSEWHERE = {
 def command_of(schema: type) -> str:
     """The command that a schema belongs to.
 
-    Example:
-        >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
-        >>> command_of(PretrainConfig)
-        'pretrain'
+    >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
+    >>> command_of(PretrainConfig)
+    'pretrain'
     """
     return next(name for name, command in COMMANDS.items() if command.schema is schema)
 
@@ -58,10 +55,9 @@ def command_of(schema: type) -> str:
 def is_misspelt(key: str, schema: type) -> bool:
     """Whether a key nearly is one of a schema, or is one.
 
-    Example:
-        >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
-        >>> is_misspelt("fractions", FinetuneConfig), is_misspelt("mode", PretrainConfig)
-        (True, False)
+    >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
+    >>> is_misspelt("fractions", FinetuneConfig), is_misspelt("mode", PretrainConfig)
+    (True, False)
     """
     return bool(difflib.get_close_matches(str(key), keys_of(schema), n=1, cutoff=0.8))
 
@@ -69,10 +65,9 @@ def is_misspelt(key: str, schema: type) -> bool:
 def meant(word: str, schema: type) -> str | None:
     """The key of a schema that a word stands for, itself included; None where that would be a guess.
 
-    Example:
-        >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
-        >>> meant("epochs", PretrainConfig), meant("batch-size", PretrainConfig), meant("model", FinetuneConfig)
-        ('trainer.max_epochs', 'batch.size', 'encoder')
+    >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
+    >>> meant("epochs", PretrainConfig), meant("batch-size", PretrainConfig), meant("model", FinetuneConfig)
+    ('trainer.max_epochs', 'batch.size', 'encoder')
     """
     known = keys_of(schema)
     word = word.lower().replace("-", "_")
@@ -106,10 +101,9 @@ def _guessed(word: str, schema: type) -> str | None:
 def unknown_key(key: str, schema: type) -> str:
     """What to say of a key that a command does not have.
 
-    Example:
-        >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
-        >>> unknown_key("fraction", PretrainConfig)
-        'pretrain has no key `fraction`; finetune and study do; `--help` lists the keys'
+    >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
+    >>> unknown_key("fraction", PretrainConfig)
+    'pretrain has no key `fraction`; finetune and study do; `--help` lists the keys'
     """
     command = command_of(schema)
     found = meant(key, schema)

@@ -3,8 +3,6 @@
 Pixels and loaders are in :mod:`jigsawssl.data.loading`.
 """
 
-from __future__ import annotations
-
 from jigsawssl.data.archive import Archive, open_archive
 from jigsawssl.data.phantom import PHANTOM_CLASSES, make_phantoms
 from jigsawssl.data.splits import cross_validation_folds, holdout_split, label_fraction

@@ -1,7 +1,5 @@
 """Labels that may be used: nested draws as files, so that two people can compare, and what a draw is divided into."""
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Sequence
@@ -29,9 +27,8 @@ FOLDS = 5
 def subset_name(fraction: float, seed: int) -> str:
     """File of a subset.
 
-    Example:
-        >>> subset_name(0.01, 3)
-        'fraction-0.01-seed-3.csv'
+    >>> subset_name(0.01, 3)
+    'fraction-0.01-seed-3.csv'
     """
     return f"fraction-{fraction:g}-seed-{seed}.csv"
 

@@ -1,7 +1,5 @@
 """Writing a cache: decode what is new, keep what is known, survive being killed at any moment."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """How many images, groups and classes an archive has, split by split."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Container
 from typing import Any

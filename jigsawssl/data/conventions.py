@@ -1,7 +1,5 @@
 """What words mean in folders and manifests: splits, missing values, the order of classes."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

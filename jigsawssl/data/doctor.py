@@ -1,7 +1,5 @@
 """The doctor: a census of an archive and what is wrong with it, from the table of its cache."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The test split that follows from the images themselves, for archives that bring none."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

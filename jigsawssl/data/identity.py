@@ -1,7 +1,5 @@
 """What tells the images of an archive apart: their content, their patients and their groups."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The journal of a cache: what was written of each file, for going on after a kill and for taking it over later."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -14,8 +14,6 @@
 - ``medmnist`` (``name=pathmnist``, ``size=28|64|128|224``): the ``.npz`` files of a folder.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Callable

@@ -391,10 +391,9 @@ def channels_of(archive: Archive, window: str = defaults.WINDOW) -> int:
         archive: that holds them.
         window: how more than 8 bits become display values, see :func:`jigsawssl.readers.read`.
 
-    Example:
-        >>> from jigsawssl.data import open_archive
-        >>> channels_of(open_archive("demo"))
-        1
+    >>> from jigsawssl.data import open_archive
+    >>> channels_of(open_archive("demo"))
+    1
     """
     for picture in _sampled(archive, window):
         with suppress(Unreadable):
@@ -415,10 +414,9 @@ def stain_target(stain: str, images: PixelDataset) -> tuple[float, ...]:
     Raises:
         UserError: for grey or 16-bit images.
 
-    Example:
-        >>> from jigsawssl.data import open_archive
-        >>> len(stain_target("macenko", PixelDataset(open_archive("demo"), ImageFormat(28))))
-        8
+    >>> from jigsawssl.data import open_archive
+    >>> len(stain_target("macenko", PixelDataset(open_archive("demo"), ImageFormat(28))))
+    8
     """
     if stain == "none":
         return ()

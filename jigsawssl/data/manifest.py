@@ -1,7 +1,5 @@
 """The manifest: a CSV file with a row for each image."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os
@@ -246,13 +244,12 @@ def remedy_for_path(root: Path, written: str) -> str:
         root: the folder.
         written: the path as the manifest has it.
 
-    Example:
-        >>> import tempfile
-        >>> root = Path(tempfile.mkdtemp()) / "scans"
-        >>> root.mkdir()
-        >>> (root / "a.png").touch()
-        >>> remedy_for_path(root, "scans/a.png"), remedy_for_path(root, "a")
-        ('take scans/ off every path: a.png', 'add the ending: a.png')
+    >>> import tempfile
+    >>> root = Path(tempfile.mkdtemp()) / "scans"
+    >>> root.mkdir()
+    >>> (root / "a.png").touch()
+    >>> remedy_for_path(root, "scans/a.png"), remedy_for_path(root, "a")
+    ('take scans/ off every path: a.png', 'add the ending: a.png')
     """
     inside = os.path.realpath(root)
 

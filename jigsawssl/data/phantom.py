@@ -1,7 +1,5 @@
 """Synthetic lesion images with known texture classes: the demo archive, made in memory within seconds."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import NamedTuple
 

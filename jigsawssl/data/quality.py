@@ -1,7 +1,5 @@
 """What can be told of an image without knowing what it shows: a hash of its looks, empty borders, burned-in text."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

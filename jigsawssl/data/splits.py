@@ -1,7 +1,5 @@
 """Which rows to label, to hold out and to validate on: stratified by class, never dividing a patient."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

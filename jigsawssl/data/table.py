@@ -1,7 +1,5 @@
 """The table of an archive: its columns, and how paths and identifiers are written into it."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 

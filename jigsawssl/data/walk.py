@@ -1,7 +1,5 @@
 """What lies in a folder: images, what is refused with a reason, and what is counted as no image; nothing else."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field

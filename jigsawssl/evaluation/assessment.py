@@ -88,15 +88,14 @@ def judge(predictions: Predictions, criteria: Criteria, *, passes: ArrayLike | N
         ``risk_coverage``, and where they can be had ``validation`` (its AUROC), ``operating_point``, ``net_benefit``,
         ``conformal``, ``disagreement`` and ``subgroups``; ``notes`` says what could not and why.
 
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> labels = rng.integers(2, size=80)
-        >>> positive = np.clip(0.3 + 0.4 * labels + rng.normal(0, 0.2, 80), 0.01, 0.99)
-        >>> scores = np.stack([1 - positive, positive], 1)
-        >>> every = np.arange(80)
-        >>> found = judge(Predictions(scores, labels, every, scores, labels, every), Criteria(["well", "ill"]))
-        >>> found["intervals"]["auroc"][0] < found["metrics"]["auroc"] < found["intervals"]["auroc"][1]
-        True
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(2, size=80)
+    >>> positive = np.clip(0.3 + 0.4 * labels + rng.normal(0, 0.2, 80), 0.01, 0.99)
+    >>> scores = np.stack([1 - positive, positive], 1)
+    >>> every = np.arange(80)
+    >>> found = judge(Predictions(scores, labels, every, scores, labels, every), Criteria(["well", "ill"]))
+    >>> found["intervals"]["auroc"][0] < found["metrics"]["auroc"] < found["intervals"]["auroc"][1]
+    True
     """
     classes, ordered, sensitivity, coverage, subgroups = criteria
     scores, target = np.asarray(predictions.probabilities, np.float64), np.asarray(predictions.labels)
@@ -197,10 +196,9 @@ def units_of(metric: str, labels: NDArray[np.int64], groups: NDArray[np.int64]) 
         labels: ``(N,)`` of the test cases.
         groups: ``(N,)``, the same number for cases of one patient.
 
-    Example:
-        >>> labels = np.array([0, 0, 1])
-        >>> units_of("accuracy", labels, np.arange(3)), units_of("auroc", labels, np.arange(3))
-        (3, 1)
+    >>> labels = np.array([0, 0, 1])
+    >>> units_of("accuracy", labels, np.arange(3)), units_of("auroc", labels, np.arange(3))
+    (3, 1)
     """
     if metric_of(metric).on_all:
         return len(np.unique(groups))

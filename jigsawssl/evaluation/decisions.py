@@ -1,7 +1,5 @@
 """What a two-class model is worth at a threshold: the operating point, and net benefit."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +20,8 @@ def threshold_for_sensitivity(scores: ArrayLike, positive: ArrayLike, sensitivit
     Returns:
         A score from which a case is called positive, or ``None`` where there are no positives or no negatives.
 
-    Example:
-        >>> threshold_for_sensitivity([0.1, 0.4, 0.6, 0.9], [False, True, False, True], sensitivity=1.0)
-        0.4
+    >>> threshold_for_sensitivity([0.1, 0.4, 0.6, 0.9], [False, True, False, True], sensitivity=1.0)
+    0.4
     """
     truth = np.asarray(positive, bool)
     if truth.all() or not truth.any():
@@ -46,9 +43,8 @@ class OperatingPoint(NamedTuple):
 def at_threshold(scores: ArrayLike, positive: ArrayLike, threshold: float) -> OperatingPoint:
     """Sensitivity, specificity and predictive values where every case from ``threshold`` on is called positive.
 
-    Example:
-        >>> at_threshold([0.1, 0.4, 0.6, 0.9], [False, True, False, True], threshold=0.5)[1:]
-        (0.5, 0.5, 0.5, 0.5)
+    >>> at_threshold([0.1, 0.4, 0.6, 0.9], [False, True, False, True], threshold=0.5)[1:]
+    (0.5, 0.5, 0.5, 0.5)
     """
     called, truth = np.asarray(scores, np.float64) >= threshold, np.asarray(positive, bool)
 
@@ -77,10 +73,9 @@ def net_benefit(scores: ArrayLike, positive: ArrayLike, thresholds: ArrayLike) -
     Returns:
         Net benefit of the model, and of calling everybody positive; calling nobody has 0.
 
-    Example:
-        >>> model, everybody = net_benefit([0.2, 0.8], [False, True], [0.5])
-        >>> model.tolist(), everybody.tolist()
-        ([0.5], [0.0])
+    >>> model, everybody = net_benefit([0.2, 0.8], [False, True], [0.5])
+    >>> model.tolist(), everybody.tolist()
+    ([0.5], [0.0])
     """
     values, truth = np.asarray(scores, np.float64), np.asarray(positive, bool)
     limits = np.asarray(thresholds, np.float64)

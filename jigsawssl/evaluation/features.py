@@ -1,7 +1,5 @@
 """Signs of collapse that need no labels: directions that features use, their spread, and how far two views agree."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -24,9 +22,8 @@ def effective_rank(features: Tensor) -> float:
 
     Source: Garrido et al., "RankMe", ICML 2023, equation 1 and its epsilon of 1e-7 (arXiv:2210.02885).
 
-    Example:
-        >>> round(effective_rank(torch.eye(4)), 3), round(effective_rank(torch.ones(8, 4)), 3)
-        (4.0, 1.0)
+    >>> round(effective_rank(torch.eye(4)), 3), round(effective_rank(torch.ones(8, 4)), 3)
+    (4.0, 1.0)
     """
     values = torch.linalg.svdvals(_checked(features, least=1))
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + 1e-7
@@ -48,10 +45,9 @@ def feature_standard_deviation(features: Tensor) -> float:
     Source: Chen and He, "SimSiam", CVPR 2021, section 4.1 (arXiv:2011.10566). It is ``sqrt(D)`` times
     ``lightly.utils.debug.std_of_l2_normalized``, whose docstring gives the same two limits.
 
-    Example:
-        >>> features = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
-        >>> round(feature_standard_deviation(features), 1), feature_standard_deviation(torch.ones(8, 16))
-        (1.0, 0.0)
+    >>> features = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
+    >>> round(feature_standard_deviation(features), 1), feature_standard_deviation(torch.ones(8, 16))
+    (1.0, 0.0)
     """
     normalised = F.normalize(_checked(features, least=2), dim=1)
     return float(normalised.std(dim=0).mean()) * math.sqrt(normalised.shape[1])

@@ -1,7 +1,5 @@
 """Classification metrics of stored predictions: arrays in, plain numbers out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -46,11 +44,10 @@ def paired_auroc_difference(
         draws: bootstrap samples.
         seed: of the samples.
 
-    Example:
-        >>> labels = np.array([0, 1] * 20)
-        >>> right = torch.nn.functional.one_hot(torch.from_numpy(labels), 2).float()
-        >>> paired_auroc_difference(right, 1 - right, labels)
-        (1.0, 0.0)
+    >>> labels = np.array([0, 1] * 20)
+    >>> right = torch.nn.functional.one_hot(torch.from_numpy(labels), 2).float()
+    >>> paired_auroc_difference(right, 1 - right, labels)
+    (1.0, 0.0)
     """
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -100,12 +97,11 @@ def classification_metrics(
     Raises:
         ValueError: shapes that do not fit, labels or probabilities out of range, NaN probabilities.
 
-    Example:
-        >>> metrics = classification_metrics([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]], [0, 0, 1, 1], ["a", "b"])
-        >>> metrics["auroc"], metrics["accuracy"], metrics["confusion_matrix"]
-        (0.75, 0.75, [[2, 0], [1, 1]])
-        >>> metrics["per_class"]["b"]["recall"], metrics["absent_classes"]
-        (0.5, [])
+    >>> metrics = classification_metrics([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]], [0, 0, 1, 1], ["a", "b"])
+    >>> metrics["auroc"], metrics["accuracy"], metrics["confusion_matrix"]
+    (0.75, 0.75, [[2, 0], [1, 1]])
+    >>> metrics["per_class"]["b"]["recall"], metrics["absent_classes"]
+    (0.5, [])
     """
     scores, target = _checked(probabilities, labels)
     count, size = scores.shape
@@ -146,10 +142,9 @@ def resampled_metrics(
         name → float64 ``(R,)``, NaN where a resample leaves a metric undefined. Values of one class are called
         ``recall of NAME`` and so on.
 
-    Example:
-        >>> found = resampled_metrics([[0.9, 0.1], [0.2, 0.8]], [0, 1], ["a", "b"], weights=np.ones((1, 2)))
-        >>> float(found["auroc"][0]), float(found["recall of b"][0])
-        (1.0, 1.0)
+    >>> found = resampled_metrics([[0.9, 0.1], [0.2, 0.8]], [0, 1], ["a", "b"], weights=np.ones((1, 2)))
+    >>> float(found["auroc"][0]), float(found["recall of b"][0])
+    (1.0, 1.0)
     """
     scores, target = np.asarray(probabilities, np.float64), np.asarray(labels)
     found: dict[str, list[Numbers]] = {}
@@ -307,9 +302,8 @@ def macro_auroc(probabilities: Array, labels: Array) -> float:
     Raises:
         ValueError: as :func:`classification_metrics`, NaN included: a model that diverged is not a model at chance.
 
-    Example:
-        >>> macro_auroc([[0.9, 0.1], [0.2, 0.8]], [0, 1]), macro_auroc([[0.9, 0.1], [0.2, 0.8]], [1, 1])
-        (1.0, 0.5)
+    >>> macro_auroc([[0.9, 0.1], [0.2, 0.8]], [0, 1]), macro_auroc([[0.9, 0.1], [0.2, 0.8]], [1, 1])
+    (1.0, 0.5)
     """
     scores, target = _checked(probabilities, labels)
     size = scores.shape[1]
@@ -331,11 +325,10 @@ def log_loss(probabilities: Array, labels: Array, weights: Array | None = None) 
     Raises:
         ValueError: as :func:`classification_metrics`; weights of another shape, negative or all 0.
 
-    Example:
-        >>> round(log_loss([[0.5, 0.5], [0.25, 0.75]], [0, 1]), 4)
-        0.4904
-        >>> round(log_loss([[0.5, 0.5], [0.25, 0.75]], [0, 1], weights=[1.0, 0.0]), 4)
-        0.6931
+    >>> round(log_loss([[0.5, 0.5], [0.25, 0.75]], [0, 1]), 4)
+    0.4904
+    >>> round(log_loss([[0.5, 0.5], [0.25, 0.75]], [0, 1], weights=[1.0, 0.0]), 4)
+    0.6931
     """
     scores, target = _checked(probabilities, labels)
     weight = None

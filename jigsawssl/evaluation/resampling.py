@@ -4,8 +4,6 @@ A resample is a weight for each case: how often it was drawn. The metrics here t
 libraries take one at a time; tests compare them with torchmetrics and scikit-learn, which give the point estimates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,9 +20,8 @@ Numbers = NDArray[np.float64]
 def confidence_bin(confidence: Numbers) -> NDArray[np.int64]:
     """The number of the bin of each confidence in [0, 1]; edges belong to the upper one, and 1 to the last.
 
-    Example:
-        >>> confidence_bin(np.array([0.0, 0.5, 1.0])).tolist()
-        [0, 7, 14]
+    >>> confidence_bin(np.array([0.0, 0.5, 1.0])).tolist()
+    [0, 7, 14]
     """
     return np.clip(np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1, 0, BINS - 1)
 
@@ -41,10 +38,9 @@ def draw_weights(groups: ArrayLike, draws: int, seed: int) -> Numbers:
     Returns:
         float64 ``(R, N)`` of whole numbers.
 
-    Example:
-        >>> weights = draw_weights(["a", "a", "b"], draws=4, seed=0)
-        >>> weights.shape, bool((weights[:, 0] == weights[:, 1]).all())
-        ((4, 3), True)
+    >>> weights = draw_weights(["a", "a", "b"], draws=4, seed=0)
+    >>> weights.shape, bool((weights[:, 0] == weights[:, 1]).all())
+    ((4, 3), True)
     """
     number = np.unique(np.asarray(groups), return_inverse=True)[1]
     count = int(number.max()) + 1
@@ -63,9 +59,8 @@ def resampled_auroc(probabilities: ArrayLike, labels: ArrayLike, weights: Number
     Returns:
         float64 ``(R,)``, NaN where no class has both positives and negatives.
 
-    Example:
-        >>> resampled_auroc([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]], [0, 0, 1], np.ones((1, 3)))
-        array([1.])
+    >>> resampled_auroc([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]], [0, 0, 1], np.ones((1, 3)))
+    array([1.])
     """
     scores, target = np.asarray(probabilities, np.float64), np.asarray(labels)
     found = []
@@ -201,9 +196,8 @@ def calibration_error(probabilities: ArrayLike, labels: ArrayLike) -> float:
         probabilities: float ``(N, K)``.
         labels: integers ``(N,)``.
 
-    Example:
-        >>> round(calibration_error([[0.9, 0.1], [0.8, 0.2]], [0, 1]), 3)
-        0.45
+    >>> round(calibration_error([[0.9, 0.1], [0.8, 0.2]], [0, 1]), 3)
+    0.45
     """
     scores = np.asarray(probabilities, np.float64)
     right = scores.argmax(axis=1) == np.asarray(labels)

@@ -1,7 +1,5 @@
 """What a set of runs allows one to say: intervals, paired tests over seeds and patients, and labels saved."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,11 +45,10 @@ def percentile_interval(
         share: whether the metric is one, from 0 to 1.
         confidence: in (0, 1).
 
-    Example:
-        >>> percentile_interval(50.0, np.arange(101), units=9, confidence=0.5)
-        Interval(value=50.0, low=25.0, high=75.0)
-        >>> [round(end, 3) for end in percentile_interval(1.0, np.ones(9), units=80)]
-        [1.0, 0.955, 1.0]
+    >>> percentile_interval(50.0, np.arange(101), units=9, confidence=0.5)
+    Interval(value=50.0, low=25.0, high=75.0)
+    >>> [round(end, 3) for end in percentile_interval(1.0, np.ones(9), units=80)]
+    [1.0, 0.955, 1.0]
     """
     found = np.atleast_2d(np.asarray(draws, np.float64)).mean(axis=0)
     found = found[~np.isnan(found)]
@@ -124,17 +121,16 @@ def compare(
     Raises:
         ValueError: for shapes that do not fit.
 
-    Example:
-        >>> draws = np.random.default_rng(0).normal(0, 0.01, (2, 3, 500))
-        >>> found = compare(
-        ...     [0.9, 0.91, 0.92],
-        ...     [0.8, 0.82, 0.81],
-        ...     first_draws=draws[0] + 0.91,
-        ...     second_draws=draws[1] + 0.81,
-        ...     test_share=1.0,
-        ... )
-        >>> round(found.difference, 3), found.p < 0.05, found.ahead
-        (0.1, True, 3)
+    >>> draws = np.random.default_rng(0).normal(0, 0.01, (2, 3, 500))
+    >>> found = compare(
+    ...     [0.9, 0.91, 0.92],
+    ...     [0.8, 0.82, 0.81],
+    ...     first_draws=draws[0] + 0.91,
+    ...     second_draws=draws[1] + 0.81,
+    ...     test_share=1.0,
+    ... )
+    >>> round(found.difference, 3), found.p < 0.05, found.ahead
+    (0.1, True, 3)
     """
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     draws = np.asarray(first_draws, np.float64) - np.asarray(second_draws, np.float64)
@@ -208,9 +204,8 @@ def joint_samples(values: ArrayLike, draws: ArrayLike, seed: int = 0) -> Numbers
     Returns:
         float64 ``(1 + R, M)``, the observed means first.
 
-    Example:
-        >>> joint_samples([[0.8], [0.9]], np.full((2, 5, 1), 0.85)).shape
-        (6, 1)
+    >>> joint_samples([[0.8], [0.9]], np.full((2, 5, 1), 0.85)).shape
+    (6, 1)
     """
     known, resampled = np.asarray(values, np.float64), np.asarray(draws, np.float64)
     (count, number), mean = resampled.shape[:2], known.mean(axis=0)
@@ -227,9 +222,8 @@ def joint_samples(values: ArrayLike, draws: ArrayLike, seed: int = 0) -> Numbers
 def holm(values: Sequence[float]) -> list[float]:
     """P-values corrected for their number by Holm's step-down rule (1979), in the order given.
 
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
     """
     order = np.argsort(values, kind="stable")
     steps = np.asarray(values, np.float64)[order] * np.arange(len(values), 0, -1)
@@ -268,11 +262,10 @@ def label_saving(labels: ArrayLike, curve: ArrayLike, *, target: ArrayLike, at: 
     Returns:
         :class:`LabelSaving`, or ``None`` where the curve or the target is not defined.
 
-    Example:
-        >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.85, 0.85], at=10).times.value
-        31.6...
-        >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.6, 0.95], at=10).times.side
-        'at most'
+    >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.85, 0.85], at=10).times.value
+    31.6...
+    >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.6, 0.95], at=10).times.side
+    'at most'
     """
     points = np.log(np.asarray(labels, np.float64))
     curves, targets = np.asarray(curve, np.float64), np.asarray(target, np.float64)

@@ -1,7 +1,5 @@
 """How far to trust a prediction: calibration, sets that cover the truth, and leaving the doubtful to a person."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -21,9 +19,8 @@ def _logs(probabilities: ArrayLike) -> Numbers:
 def apply_temperature(probabilities: ArrayLike, temperature: float) -> Numbers:
     """Probabilities ``(N, K)`` whose logits are divided by a temperature; above 1 they become less sure.
 
-    Example:
-        >>> apply_temperature([[0.9, 0.1]], temperature=2.0).round(2).tolist()
-        [[0.75, 0.25]]
+    >>> apply_temperature([[0.9, 0.1]], temperature=2.0).round(2).tolist()
+    [[0.75, 0.25]]
     """
     logits = _logs(probabilities) / temperature
     values = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -37,10 +34,9 @@ def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
         probabilities: float ``(N, K)`` of cases that the model was not trained on and is not tested on.
         labels: integers ``(N,)``.
 
-    Example:
-        >>> sure = [[0.99, 0.01]] * 4 + [[0.01, 0.99]] * 4
-        >>> fit_temperature(sure, [0, 0, 0, 1, 1, 1, 1, 0]) > 2  # right in three of four
-        True
+    >>> sure = [[0.99, 0.01]] * 4 + [[0.01, 0.99]] * 4
+    >>> fit_temperature(sure, [0, 0, 0, 1, 1, 1, 1, 0]) > 2  # right in three of four
+    True
     """
     target = np.asarray(labels)
     rows = np.arange(len(target))
@@ -65,9 +61,8 @@ class Reliability(NamedTuple):
 def reliability(probabilities: ArrayLike, labels: ArrayLike) -> Reliability:
     """The points of a reliability diagram, in 15 equal bins of the highest probability.
 
-    Example:
-        >>> reliability([[0.9, 0.1], [0.95, 0.05]], [0, 1]).accuracy.tolist()
-        [1.0, 0.0]
+    >>> reliability([[0.9, 0.1], [0.95, 0.05]], [0, 1]).accuracy.tolist()
+    [1.0, 0.0]
     """
     scores = np.asarray(probabilities, np.float64)
     confidence, right = scores.max(axis=1), scores.argmax(axis=1) == np.asarray(labels)
@@ -99,10 +94,9 @@ def conformal_sets(
         probabilities: float ``(N, K)``, predictions for new cases.
         coverage: in (0, 1).
 
-    Example:
-        >>> known = np.tile([0.8, 0.2], (20, 1))
-        >>> conformal_sets(known, np.zeros(20, int), [[0.9, 0.1], [0.5, 0.5]]).members.tolist()
-        [[True, False], [False, False]]
+    >>> known = np.tile([0.8, 0.2], (20, 1))
+    >>> conformal_sets(known, np.zeros(20, int), [[0.9, 0.1], [0.5, 0.5]]).members.tolist()
+    [[True, False], [False, False]]
     """
     known, target = np.asarray(calibration, np.float64), np.asarray(calibration_labels)
     scores = np.sort(1 - known[np.arange(len(target)), target])
@@ -123,10 +117,9 @@ class RiskCoverage(NamedTuple):
 def risk_coverage(probabilities: ArrayLike, labels: ArrayLike) -> RiskCoverage:
     """What leaving the least sure cases to a person buys (Geifman and El-Yaniv 2017); equally sure cases go together.
 
-    Example:
-        >>> found = risk_coverage([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-        >>> found.coverage.tolist(), found.risk.tolist()
-        ([0.5, 1.0], [0.0, 0.5])
+    >>> found = risk_coverage([[0.9, 0.1], [0.6, 0.4]], [0, 1])
+    >>> found.coverage.tolist(), found.risk.tolist()
+    ([0.5, 1.0], [0.0, 0.5])
     """
     scores = np.asarray(probabilities, np.float64)
     confidence, wrong = scores.max(axis=1), scores.argmax(axis=1) != np.asarray(labels)
@@ -146,10 +139,9 @@ def ensemble(probabilities: ArrayLike) -> tuple[Numbers, Numbers]:
         ``(N, K)`` and the mutual information between class and model, in nats ``(N,)`` (Depeweg et al. 2018): 0 where
         all models say the same, at most ``log(K)``.
 
-    Example:
-        >>> mean, disagreement = ensemble([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]])
-        >>> mean.tolist(), disagreement.round(3).tolist()
-        ([[0.5, 0.5], [0.5, 0.5]], [0.693, 0.0])
+    >>> mean, disagreement = ensemble([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]])
+    >>> mean.tolist(), disagreement.round(3).tolist()
+    ([[0.5, 0.5], [0.5, 0.5]], [0.693, 0.0])
     """
     models = np.asarray(probabilities, np.float64)
     mean = models.mean(axis=0)

@@ -1,7 +1,5 @@
 """Finished cells by encoder and share of the labels: their metrics with intervals, and paired comparisons."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -187,10 +185,9 @@ def difference_in_words(row: Contrast, name: str) -> str:
         row: a comparison, as :func:`compared` gives it.
         name: of the metric, as it stands in a sentence.
 
-    Example:
-        >>> row = {"first": "a", "second": "b", "difference": -0.02, "low": -0.05, "high": 0.01, "ahead": 2, "seeds": 3}
-        >>> difference_in_words(row, "AUROC")
-        'a is 0.020 AUROC behind b (95 % interval −0.050 to +0.010), though ahead in 2 of 3 repetitions'
+    >>> row = {"first": "a", "second": "b", "difference": -0.02, "low": -0.05, "high": 0.01, "ahead": 2, "seeds": 3}
+    >>> difference_in_words(row, "AUROC")
+    'a is 0.020 AUROC behind b (95 % interval −0.050 to +0.010), though ahead in 2 of 3 repetitions'
     """
     first, second, size = row["first"], row["second"], f"{abs(row['difference']):.3f}"
     interval = f"(95 % interval {signed(row['low'])} to {signed(row['high'])})"
@@ -208,9 +205,8 @@ def difference_in_words(row: Contrast, name: str) -> str:
 def verdict(row: Corrected) -> str:
     """What the p-value of a corrected comparison says, in words that follow it.
 
-    Example:
-        >>> verdict({"p_holm": 0.2, "seeds": 5, "difference": 0.01})
-        'which may be chance'
+    >>> verdict({"p_holm": 0.2, "seeds": 5, "difference": 0.01})
+    'which may be chance'
     """
     if float(f"{row['difference']:.3f}") == 0:
         return "no difference to explain"

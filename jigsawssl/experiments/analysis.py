@@ -1,7 +1,5 @@
 """From the cells of a curve to what may be said about them: tables, tests and plain sentences."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -158,11 +156,10 @@ def saving_in_words(row: Saving, cost: str) -> str:
         row: of the savings: names, AUROC, and ``times``, ``low`` and ``high``, each with its value and side.
         cost: what the first one used, in words.
 
-    Example:
-        >>> end, beyond = {"value": 1.0, "side": "at most"}, {"value": 10.0, "side": "more than"}
-        >>> row = {"first": "jigsaw", "second": "scratch", "auroc": 0.8, "times": end, "low": end, "high": beyond}
-        >>> saving_in_words(row, "48 labels")
-        'With 48 labels, scratch is already as good as jigsaw (AUROC 0.800); the interval is too wide to say more.'
+    >>> end, beyond = {"value": 1.0, "side": "at most"}, {"value": 10.0, "side": "more than"}
+    >>> row = {"first": "jigsaw", "second": "scratch", "auroc": 0.8, "times": end, "low": end, "high": beyond}
+    >>> saving_in_words(row, "48 labels")
+    'With 48 labels, scratch is already as good as jigsaw (AUROC 0.800); the interval is too wide to say more.'
     """
     first, second, times = row["first"], row["second"], row["times"]
     value, interval = _digits(times["value"]), _interval(row["low"], row["high"])

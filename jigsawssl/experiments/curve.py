@@ -1,7 +1,5 @@
 """The label-efficiency curve: every encoder, share of the labels and draw of them, adapted alike and judged alike."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Whether pretraining saw what an encoder is judged by, and what to do then."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """From the cells of a study to what may be said about its variants: tables, paired tests, ranks and plain sentences."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -182,9 +180,8 @@ def cliques(ordered: Sequence[str], apart: set[frozenset[str]]) -> list[list[str
         ordered: names, best first.
         apart: pairs that are told apart.
 
-    Example:
-        >>> cliques(["a", "b", "c", "d"], {frozenset("ad"), frozenset("bd")})
-        [['a', 'b', 'c'], ['c', 'd']]
+    >>> cliques(["a", "b", "c", "d"], {frozenset("ad"), frozenset("bd")})
+    [['a', 'b', 'c'], ['c', 'd']]
     """
     found: list[list[str]] = []
     for start in range(len(ordered)):

@@ -1,7 +1,5 @@
 """``report.json`` and ``report.html`` of a run, curve or study, from the files in its folder."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Mapping, Sequence

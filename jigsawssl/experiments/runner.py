@@ -1,7 +1,5 @@
 """Run many independent cells in processes: each is written when it is finished, and a crash costs one."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

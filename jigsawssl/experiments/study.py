@@ -1,7 +1,5 @@
 """The comparison study: a search of equal size for every variant, then repetitions, tested in and out of the domain."""
 
-from __future__ import annotations
-
 import functools
 import json
 import sqlite3
@@ -82,11 +80,10 @@ class StudyPlan(NamedTuple):
 def cost_of(encoder: Encoder) -> dict[str, int]:
     """Parameters, and multiply-adds for one image of the encoder's size.
 
-    Example:
-        >>> from jigsawssl.models import create_encoder
-        >>> from jigsawssl.types import ImageFormat
-        >>> cost_of(create_encoder("resnet18", ImageFormat(224)))["multiply_adds"] / 1e9
-        1.8...
+    >>> from jigsawssl.models import create_encoder
+    >>> from jigsawssl.types import ImageFormat
+    >>> cost_of(create_encoder("resnet18", ImageFormat(224)))["multiply_adds"] / 1e9
+    1.8...
     """
     spec = encoder.spec.format
     parameter = next(encoder.parameters())

@@ -1,7 +1,5 @@
 """One adapted and tested model: what its encoder is, where its images come from, and the files that it leaves."""
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile

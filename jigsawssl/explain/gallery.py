@@ -1,7 +1,5 @@
 """Pictures of where a network looks, on test images that it got right and wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a network looks: Grad-CAM at a tap, how much of it is border, and whether it is more than edges."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence
@@ -63,12 +61,11 @@ def choose_tap(encoder: Encoder, images: Tensor) -> str:
         encoder: in eval mode.
         images: float ``(N, C, H, W)``, of the size that will be explained.
 
-    Example:
-        >>> from jigsawssl.models import create_encoder
-        >>> from jigsawssl.types import ImageFormat
-        >>> encoder = create_encoder("resnet18", ImageFormat(64, channels=1)).eval()  # taps of 16, 8 and 4 cells
-        >>> choose_tap(encoder, torch.rand(1, 1, 64, 64))
-        'layer3'
+    >>> from jigsawssl.models import create_encoder
+    >>> from jigsawssl.types import ImageFormat
+    >>> encoder = create_encoder("resnet18", ImageFormat(64, channels=1)).eval()  # taps of 16, 8 and 4 cells
+    >>> choose_tap(encoder, torch.rand(1, 1, 64, 64))
+    'layer3'
     """
     cells = {name: min(tap.features.shape[-2:]) for name, tap in encoder.taps(images[:1]).items()}
     deepest_first = list(reversed(cells))
@@ -89,12 +86,11 @@ def gradcam(model: Model, images: Tensor, *, classes: Tensor, tap: str | None = 
         float32 ``(N, h, w)``, at least 0, on the grid of the tap; 0 where nothing speaks for the class.
         :func:`over_images` makes maps as large as the images of them.
 
-    Example:
-        >>> from jigsawssl.models import create_encoder
-        >>> from jigsawssl.types import ImageFormat
-        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=2).eval()
-        >>> gradcam(model, torch.rand(3, 1, 64, 64), classes=torch.tensor([0, 1, 0])).shape
-        torch.Size([3, 8, 8])
+    >>> from jigsawssl.models import create_encoder
+    >>> from jigsawssl.types import ImageFormat
+    >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=2).eval()
+    >>> gradcam(model, torch.rand(3, 1, 64, 64), classes=torch.tensor([0, 1, 0])).shape
+    torch.Size([3, 8, 8])
     """
     encoder = model.encoder
     layer = encoder.tap_module(choose_tap(encoder, images) if tap is None else tap)
@@ -117,9 +113,8 @@ def over_images(maps: Tensor, size: Sequence[int]) -> Tensor:
         float ``(N, H, W)`` in [0, 1], each divided by its maximum: smooth from a grid of 7 x 7 on (bilinear), cells
         where it is smaller.
 
-    Example:
-        >>> over_images(torch.tensor([[[1.0, 2.0], [0.0, 4.0]]]), (4, 4))[0, :2].tolist()
-        [[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]]
+    >>> over_images(torch.tensor([[[1.0, 2.0], [0.0, 4.0]]]), (4, 4))[0, :2].tolist()
+    [[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]]
     """
     mode = "bilinear" if min(maps.shape[-2:]) >= FINE else "nearest"
     large = nn.functional.interpolate(maps[:, None], tuple(size), mode=mode)[:, 0]
@@ -129,9 +124,8 @@ def over_images(maps: Tensor, size: Sequence[int]) -> Tensor:
 def border_share(maps: Tensor) -> float:
     """Share of the maps ``(N, H, W)`` on the outer tenth of the images, 0.36 of their area; 0 where all are empty.
 
-    Example:
-        >>> round(border_share(torch.ones(1, 20, 20)), 2)
-        0.36
+    >>> round(border_share(torch.ones(1, 20, 20)), 2)
+    0.36
     """
     height, width = maps.shape[1:]
     down, across = max(1, round(BORDER * height)), max(1, round(BORDER * width))
@@ -176,10 +170,9 @@ def explain(model: Model, images: Tensor, *, classes: Tensor, seed: int = 0) -> 
 def rank_agreement(first: Tensor, second: Tensor) -> float:
     """Mean rank correlation of two sets of maps ``(N, H, W)``; images whose map is flat are left out, 0 where all are.
 
-    Example:
-        >>> maps = torch.rand(2, 8, 8)
-        >>> round(rank_agreement(maps, maps), 6), round(rank_agreement(maps, 1 - maps), 6)
-        (1.0, -1.0)
+    >>> maps = torch.rand(2, 8, 8)
+    >>> round(rank_agreement(maps, maps), 6), round(rank_agreement(maps, 1 - maps), 6)
+    (1.0, -1.0)
     """
     pairs = zip(first.flatten(1).numpy(), second.flatten(1).numpy(), strict=True)
     found = [spearmanr(one, other).statistic for one, other in pairs if np.ptp(one) > 0 and np.ptp(other) > 0]
@@ -199,12 +192,11 @@ def attention_maps(model: Model, images: Tensor) -> Tensor | None:
         float32 ``(N, h, w)``, at least 0, on the grid of the stage, or ``None`` where there is no attention that has a
         place. :func:`over_images` makes maps as large as the images of them.
 
-    Example:
-        >>> from jigsawssl.models import create_encoder
-        >>> from jigsawssl.types import ImageFormat
-        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, 1), attention="ga"), classes=2).eval()
-        >>> attention_maps(model, torch.rand(3, 1, 64, 64)).shape
-        torch.Size([3, 4, 4])
+    >>> from jigsawssl.models import create_encoder
+    >>> from jigsawssl.types import ImageFormat
+    >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, 1), attention="ga"), classes=2).eval()
+    >>> attention_maps(model, torch.rand(3, 1, 64, 64)).shape
+    torch.Size([3, 4, 4])
     """
     found: list[Tensor | None] = []
     handles = [
@@ -254,12 +246,11 @@ def compare_maps(model: Model, images: Tensor, seed: int = 0) -> dict[str, dict[
         For ``Grad-CAM``, ``attention`` where the encoder has it, and ``random``: ``border_share``, ``deletion``,
         ``insertion`` and, but for Grad-CAM, ``agreement`` with it (rank correlation).
 
-    Example:
-        >>> from jigsawssl.models import create_encoder
-        >>> from jigsawssl.types import ImageFormat
-        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, 1), attention="ga"), classes=2).eval()
-        >>> list(compare_maps(model, torch.rand(2, 1, 64, 64)))
-        ['Grad-CAM', 'attention', 'random']
+    >>> from jigsawssl.models import create_encoder
+    >>> from jigsawssl.types import ImageFormat
+    >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, 1), attention="ga"), classes=2).eval()
+    >>> list(compare_maps(model, torch.rand(2, 1, 64, 64)))
+    ['Grad-CAM', 'attention', 'random']
     """
     with torch.no_grad():
         predicted = model(images).argmax(dim=1)
@@ -298,15 +289,14 @@ def deletion_and_insertion(
         classes: int64 ``(N,)``.
         steps: equal shares of the pixels.
 
-    Example:
-        >>> from jigsawssl.models import create_encoder
-        >>> from jigsawssl.types import ImageFormat
-        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=2).eval()
-        >>> found = deletion_and_insertion(
-        ...     model, torch.rand(2, 1, 64, 64), torch.rand(2, 64, 64), classes=torch.tensor([0, 1])
-        ... )
-        >>> all(0 <= value <= 1 for value in found)
-        True
+    >>> from jigsawssl.models import create_encoder
+    >>> from jigsawssl.types import ImageFormat
+    >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=2).eval()
+    >>> found = deletion_and_insertion(
+    ...     model, torch.rand(2, 1, 64, 64), torch.rand(2, 64, 64), classes=torch.tensor([0, 1])
+    ... )
+    >>> all(0 <= value <= 1 for value in found)
+    True
     """
     kernel = max(3, images.shape[-1] // 4 // 2 * 2 + 1)
     blurred = gaussian_blur2d(images, (kernel, kernel), (kernel / 4, kernel / 4))

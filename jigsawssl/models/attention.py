@@ -1,7 +1,5 @@
 """Attention added to the stages of a convolutional network, so that nothing changes before anything is learned."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +23,8 @@ LARGEST_BLOCK = 8
 def head_count(channels: int) -> int:
     """Heads of about 32 channels that divide them evenly.
 
-    Example:
-        >>> [head_count(channels) for channels in (512, 96, 40, 7)]
-        [16, 3, 1, 1]
+    >>> [head_count(channels) for channels in (512, 96, 40, 7)]
+    [16, 3, 1, 1]
     """
     return next(heads for heads in range(max(1, channels // 32), 0, -1) if channels % heads == 0)
 
@@ -131,10 +128,9 @@ class StageAttention(nn.Module):
         channels: of the features.
         size: height and width of the features.
 
-    Example:
-        >>> features = torch.rand(2, 32, 8, 8)
-        >>> torch.equal(StageAttention("ga", 32, (8, 8))(features), features)
-        True
+    >>> features = torch.rand(2, 32, 8, 8)
+    >>> torch.equal(StageAttention("ga", 32, (8, 8))(features), features)
+    True
     """
 
     def __init__(self, kind: str, channels: int, size: tuple[int, int]) -> None:

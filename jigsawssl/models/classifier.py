@@ -1,7 +1,5 @@
 """Classifiers on an encoder: one linear head, or one head on each branch of the hierarchical block."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -22,13 +20,12 @@ class Classifier(nn.Module):
         dropout: share of the features that training leaves out.
         head: ``linear``, or ``dense``: four layers with ReLU and dropout between them.
 
-    Example:
-        >>> import torch
-        >>> from jigsawssl.models import create_encoder
-        >>> from jigsawssl.types import ImageFormat
-        >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=3)
-        >>> model(torch.rand(2, 1, 64, 64)).shape
-        torch.Size([2, 3])
+    >>> import torch
+    >>> from jigsawssl.models import create_encoder
+    >>> from jigsawssl.types import ImageFormat
+    >>> model = Classifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=3)
+    >>> model(torch.rand(2, 1, 64, 64)).shape
+    torch.Size([2, 3])
     """
 
     def __init__(self, encoder: Encoder, classes: int, *, dropout: float = 0.0, head: str = "linear") -> None:
@@ -60,14 +57,13 @@ class HierarchicalClassifier(nn.Module):
         classes: number of classes.
         width: channels inside a branch; default: a quarter of the deepest tap's, as in the paper, at least 32.
 
-    Example:
-        >>> import torch
-        >>> from jigsawssl.models import create_encoder
-        >>> from jigsawssl.types import ImageFormat
-        >>> model = HierarchicalClassifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=3, width=16)
-        >>> images = torch.rand(2, 1, 64, 64)
-        >>> sorted(model.branch_logits(images, model.branches)), model(images).shape
-        (['all', 'layer2', 'layer3', 'layer4'], torch.Size([2, 3]))
+    >>> import torch
+    >>> from jigsawssl.models import create_encoder
+    >>> from jigsawssl.types import ImageFormat
+    >>> model = HierarchicalClassifier(create_encoder("resnet18", ImageFormat(64, channels=1)), classes=3, width=16)
+    >>> images = torch.rand(2, 1, 64, 64)
+    >>> sorted(model.branch_logits(images, model.branches)), model(images).shape
+    (['all', 'layer2', 'layer3', 'layer4'], torch.Size([2, 3]))
     """
 
     def __init__(self, encoder: Encoder, classes: int, *, width: int | None = None) -> None:

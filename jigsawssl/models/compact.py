@@ -1,7 +1,5 @@
 """The compact network that is copied everywhere for chest X-rays, as a timm model: an encoder like others."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from timm.models import register_model
@@ -20,10 +18,9 @@ class CompactCNN(nn.Module):
     Shape:
         float ``(B, in_chans, H, W)`` → ``(B, channels[-1], H / 32, W / 32)``.
 
-    Example:
-        >>> import torch
-        >>> CompactCNN(in_chans=1)(torch.rand(2, 1, 64, 64)).shape
-        torch.Size([2, 256, 2, 2])
+    >>> import torch
+    >>> CompactCNN(in_chans=1)(torch.rand(2, 1, 64, 64)).shape
+    torch.Size([2, 256, 2, 2])
     """
 
     def __init__(self, in_chans: int = 3, channels: tuple[int, ...] = (32, 64, 64, 128, 256)) -> None:

@@ -77,9 +77,8 @@ def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def automatic_stem_stride(size: int) -> int:
     """Stem stride that leaves small images enough room: 1 up to 32 px, 2 up to 64 px, else 4.
 
-    Example:
-        >>> [automatic_stem_stride(size) for size in (28, 64, 224)]
-        [1, 2, 4]
+    >>> [automatic_stem_stride(size) for size in (28, 64, 224)]
+    [1, 2, 4]
     """
     return 1 if size <= 32 else 2 if size <= 64 else 4
 
@@ -135,13 +134,12 @@ class Encoder(nn.Module):
             one size only.
         features: D, channels of all taps together.
 
-    Example:
-        >>> encoder = Encoder(EncoderSpec("resnet18", ImageFormat(64, channels=1), stem_stride=2)).eval()
-        >>> images = torch.randint(256, (2, 1, 50, 70), dtype=torch.uint8)
-        >>> encoder(encoder.preprocess(images)).shape
-        torch.Size([2, 896])
-        >>> [(name, tap.channels, tap.reduction) for name, tap in encoder.taps(encoder.preprocess(images)).items()]
-        [('layer2', 128, 4), ('layer3', 256, 8), ('layer4', 512, 16)]
+    >>> encoder = Encoder(EncoderSpec("resnet18", ImageFormat(64, channels=1), stem_stride=2)).eval()
+    >>> images = torch.randint(256, (2, 1, 50, 70), dtype=torch.uint8)
+    >>> encoder(encoder.preprocess(images)).shape
+    torch.Size([2, 896])
+    >>> [(name, tap.channels, tap.reduction) for name, tap in encoder.taps(encoder.preprocess(images)).items()]
+    [('layer2', 128, 4), ('layer3', 256, 8), ('layer4', 512, 16)]
     """
 
     mean: Tensor
@@ -375,12 +373,11 @@ class Encoder(nn.Module):
             UserError: for a file that cannot be read.
             ValueError: for another type or shape.
 
-        Example:
-            >>> encoder = create_encoder("resnet18", ImageFormat(64, channels=1))
-            >>> encoder.preprocess(Image.new("RGB", (100, 80))).shape
-            torch.Size([1, 1, 64, 64])
-            >>> encoder.preprocess([np.zeros((50, 70), np.uint8), np.zeros((90, 40, 3), np.uint16)]).shape
-            torch.Size([2, 1, 64, 64])
+        >>> encoder = create_encoder("resnet18", ImageFormat(64, channels=1))
+        >>> encoder.preprocess(Image.new("RGB", (100, 80))).shape
+        torch.Size([1, 1, 64, 64])
+        >>> encoder.preprocess([np.zeros((50, 70), np.uint8), np.zeros((90, 40, 3), np.uint16)]).shape
+        torch.Size([2, 1, 64, 64])
         """
         if isinstance(images, list | tuple):
             if not images:
@@ -485,11 +482,10 @@ def create_encoder(
     Raises:
         UserError: for an unknown or unsuitable backbone, or an image too small for it.
 
-    Example:
-        >>> narrow = {"channels": [16, 32, 64, 128]}
-        >>> encoder = create_encoder("resnet18", ImageFormat(64, channels=1), backbone_options=narrow)
-        >>> encoder.features, list(encoder.reductions.values())
-        (224, [4, 8, 16])
+    >>> narrow = {"channels": [16, 32, 64, 128]}
+    >>> encoder = create_encoder("resnet18", ImageFormat(64, channels=1), backbone_options=narrow)
+    >>> encoder.features, list(encoder.reductions.values())
+    (224, [4, 8, 16])
     """
     encoder = Encoder(
         EncoderSpec(

@@ -1,7 +1,5 @@
 """The hierarchical block: a branch on each tap and one on all of them, each ending in a projector."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -63,12 +61,11 @@ class HierarchicalBlock(nn.Module):
         variant: ``paper`` (two convolutions, max pooling) or ``light`` (1x1 convolution, average pooling, projector
             of Barlow Twins).
 
-    Example:
-        >>> from jigsawssl.types import Tap
-        >>> block = HierarchicalBlock({"layer3": 8, "layer4": 16}, width=4, projection=6)
-        >>> taps = {"layer3": Tap(torch.rand(2, 8, 4, 4), 8, 16), "layer4": Tap(torch.rand(2, 16, 2, 2), 16, 32)}
-        >>> {name: tuple(z.shape) for name, z in block(taps, block.branches).items()}
-        {'layer3': (2, 6), 'layer4': (2, 6), 'all': (2, 6)}
+    >>> from jigsawssl.types import Tap
+    >>> block = HierarchicalBlock({"layer3": 8, "layer4": 16}, width=4, projection=6)
+    >>> taps = {"layer3": Tap(torch.rand(2, 8, 4, 4), 8, 16), "layer4": Tap(torch.rand(2, 16, 2, 2), 16, 32)}
+    >>> {name: tuple(z.shape) for name, z in block(taps, block.branches).items()}
+    {'layer3': (2, 6), 'layer4': (2, 6), 'all': (2, 6)}
     """
 
     def __init__(
@@ -118,9 +115,8 @@ class PlainProjector(nn.Module):
         channels: channels of each tap by name, shallow to deep; only the deepest is read.
         projection: width of the projector's layers and of the projection.
 
-    Example:
-        >>> PlainProjector({"layer3": 8, "layer4": 16}, projection=6).branches
-        ('layer4',)
+    >>> PlainProjector({"layer3": 8, "layer4": 16}, projection=6).branches
+    ('layer4',)
     """
 
     def __init__(self, channels: Mapping[str, int], *, projection: int = defaults.PROJECTION) -> None:

@@ -1,7 +1,5 @@
 """The stem of a backbone: measured, and made to shrink small images less."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,12 +62,11 @@ def plan_stem(network: nn.Module, *, indices: Sequence[int], in_channels: int, s
     Returns:
         What to apply to the network; ``None`` where it cannot be measured, as it runs at one size only.
 
-    Example:
-        >>> import timm
-        >>> with torch.device("meta"):
-        ...     network = timm.create_model("resnet18")
-        >>> plan_stem(network, indices=[2, 3, 4], in_channels=3, stem_stride=1)
-        Stem(reductions=(2, 4, 8), stride=1, without_pool=True, strides={'conv1': 1})
+    >>> import timm
+    >>> with torch.device("meta"):
+    ...     network = timm.create_model("resnet18")
+    >>> plan_stem(network, indices=[2, 3, 4], in_channels=3, stem_stride=1)
+    Stem(reductions=(2, 4, 8), stride=1, without_pool=True, strides={'conv1': 1})
     """
     network = copy.deepcopy(network).eval()
     first: dict[str, int] = {}

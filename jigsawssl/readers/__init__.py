@@ -1,7 +1,5 @@
 """From the bytes of an image file to display pixels; networks and archives read alike."""
 
-from __future__ import annotations
-
 from .files import MAX_PIXELS, Picture, from_pillow, open_picture, read, read_file
 from .patients import known_patient, tells_apart
 from .pixels import (

@@ -1,7 +1,5 @@
 """Compressed frames of DICOM files: what the stream itself says counts, not what a header says of it."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import imagecodecs

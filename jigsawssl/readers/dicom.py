@@ -1,7 +1,5 @@
 """DICOM pixels as a radiologist would see them: modality, VOI and photometric transformations in that order."""
 
-from __future__ import annotations
-
 import io
 import zlib
 from typing import Any

@@ -1,7 +1,5 @@
 """Elements of DICOM headers, read so that an odd one does not cost the picture."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Readers: the bytes of one file become display pixels, one function per format behind :func:`read`."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

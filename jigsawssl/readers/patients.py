@@ -1,7 +1,5 @@
 """Which identifiers say who a patient is, and which only stand where one was taken out."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

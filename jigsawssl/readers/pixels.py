@@ -1,7 +1,5 @@
 """What a reader returns, and how values of any range become display values of 8 or 16 bits."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """PNG files: what touches the pixels has to be whole, and nothing else has to."""
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections.abc import Iterator

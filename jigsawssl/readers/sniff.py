@@ -1,7 +1,5 @@
 """What a file is, by its first bytes."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from .elements import looks_like_dicom

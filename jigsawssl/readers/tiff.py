@@ -1,7 +1,5 @@
 """TIFF files by what their tags say of samples; read by tifffile and imagecodecs, never by libtiff."""
 
-from __future__ import annotations
-
 import io
 import logging
 import struct

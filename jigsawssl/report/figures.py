@@ -3,8 +3,6 @@
 Drawn on ``matplotlib.figure.Figure`` without pyplot, so nothing global changes and no display is needed.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import math
@@ -58,10 +56,9 @@ def save_views_sheet(rows: Mapping[str, Tensor], path: str | os.PathLike[str], t
     Raises:
         ValueError: no rows, no images, or another shape.
 
-    Example:
-        >>> import tempfile
-        >>> views = {"original": torch.rand(2, 3, 8, 8), "jigsaw 2x2": torch.rand(2, 3, 8, 8)}
-        >>> save_views_sheet(views, os.path.join(tempfile.mkdtemp(), "views.png"), "Views of one batch")
+    >>> import tempfile
+    >>> views = {"original": torch.rand(2, 3, 8, 8), "jigsaw 2x2": torch.rand(2, 3, 8, 8)}
+    >>> save_views_sheet(views, os.path.join(tempfile.mkdtemp(), "views.png"), "Views of one batch")
     """
     if not rows:
         raise ValueError("`rows` must name at least one kind of view, got none")
@@ -108,10 +105,9 @@ def save_contact_sheet(
         sets: how many of the images, from the first on, belong together, set after set; a set begins a new row where
             the rest of one is too short for it.
 
-    Example:
-        >>> import tempfile
-        >>> path = os.path.join(tempfile.mkdtemp(), "sheet.png")
-        >>> save_contact_sheet(torch.rand(3, 1, 8, 8), ["a", "b", "c"], path, "All", sets=[2, 1])
+    >>> import tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "sheet.png")
+    >>> save_contact_sheet(torch.rand(3, 1, 8, 8), ["a", "b", "c"], path, "All", sets=[2, 1])
     """
     columns = min(8, len(images))
     places = _places([*sets] or [1] * len(images), columns)
@@ -198,10 +194,9 @@ def save_explanations(
         path: JPEG to write, atomically.
         note: what the captions say, for below the pictures.
 
-    Example:
-        >>> import tempfile
-        >>> part = (torch.rand(2, 1, 8, 8), {"Grad-CAM": torch.rand(2, 8, 8)}, ["a → a", "b → b"])
-        >>> save_explanations({"right": part}, os.path.join(tempfile.mkdtemp(), "explanations.jpg"))
+    >>> import tempfile
+    >>> part = (torch.rand(2, 1, 8, 8), {"Grad-CAM": torch.rand(2, 8, 8)}, ["a → a", "b → b"])
+    >>> save_explanations({"right": part}, os.path.join(tempfile.mkdtemp(), "explanations.jpg"))
     """
     columns = max(len(captions) for _, _, captions in parts.values())
     lines = 1 + max(len(maps) for _, maps, _ in parts.values())
@@ -253,9 +248,8 @@ def save_confusion_matrix(
     Raises:
         ValueError: the matrix is not ``K`` x ``K``.
 
-    Example:
-        >>> import tempfile
-        >>> save_confusion_matrix([[8, 2], [1, 9]], ["nevus", "melanoma"], os.path.join(tempfile.mkdtemp(), "m.png"))
+    >>> import tempfile
+    >>> save_confusion_matrix([[8, 2], [1, 9]], ["nevus", "melanoma"], os.path.join(tempfile.mkdtemp(), "m.png"))
     """
     counts = np.asarray(matrix)
     size = len(classes)
@@ -300,10 +294,9 @@ def save_curves(history: History, path: str | os.PathLike[str], title: str) -> N
     Raises:
         ValueError: the history has no values.
 
-    Example:
-        >>> import tempfile
-        >>> history = {"train_loss": [(1, 0.9), (2, 0.5)], "val_auroc": [(1, 0.6), (2, 0.8)]}
-        >>> save_curves(history, os.path.join(tempfile.mkdtemp(), "curves.png"), "Pretraining")
+    >>> import tempfile
+    >>> history = {"train_loss": [(1, 0.9), (2, 0.5)], "val_auroc": [(1, 0.6), (2, 0.8)]}
+    >>> save_curves(history, os.path.join(tempfile.mkdtemp(), "curves.png"), "Pretraining")
     """
     families = families_of(history)
     if not families:
@@ -322,10 +315,9 @@ def save_curves(history: History, path: str | os.PathLike[str], title: str) -> N
 def families_of(history: History) -> dict[str, dict[str, Sequence[tuple[int, float]]]]:
     """The curves of each panel: every loss in the first, all agreements of views in one, others with their like.
 
-    Example:
-        >>> found = families_of({"val_auroc": [(1, 0.6)], "train_loss": [(1, 0.9)], "val_loss": [(1, 1.0)], "lr": []})
-        >>> {family: list(curves) for family, curves in found.items()}
-        {'loss': ['train_loss', 'val_loss'], 'auroc': ['val_auroc']}
+    >>> found = families_of({"val_auroc": [(1, 0.6)], "train_loss": [(1, 0.9)], "val_loss": [(1, 1.0)], "lr": []})
+    >>> {family: list(curves) for family, curves in found.items()}
+    {'loss': ['train_loss', 'val_loss'], 'auroc': ['val_auroc']}
     """
     families: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
     drawn = {name: points for name, points in history.items() if len(points)}
@@ -340,11 +332,10 @@ def honest_limits(family: str, curves: History) -> tuple[float, float]:
 
     Shares show all that they can be, AUROC from chance, and everything else begins at 0.
 
-    Example:
-        >>> honest_limits("effective_rank", {"effective_rank": [(1, 65.42), (2, 65.35)]})[0]
-        0.0
-        >>> honest_limits("auroc", {"val_auroc": [(1, 0.91), (2, 0.912)]})
-        (0.5, 1.0)
+    >>> honest_limits("effective_rank", {"effective_rank": [(1, 65.42), (2, 65.35)]})[0]
+    0.0
+    >>> honest_limits("auroc", {"val_auroc": [(1, 0.91), (2, 0.912)]})
+    (0.5, 1.0)
     """
     values = [value for points in curves.values() for _, value in points if math.isfinite(value)] or [0.0]
     low, high = min(values), max(values)
@@ -377,10 +368,9 @@ def save_finetune_curves(
     Raises:
         ValueError: as :func:`jigsawssl.evaluation.classification_metrics`.
 
-    Example:
-        >>> import tempfile
-        >>> probabilities, labels = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1])
-        >>> save_finetune_curves({}, probabilities, labels, ["a", "b"], os.path.join(tempfile.mkdtemp(), "curves.png"))
+    >>> import tempfile
+    >>> probabilities, labels = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1])
+    >>> save_finetune_curves({}, probabilities, labels, ["a", "b"], os.path.join(tempfile.mkdtemp(), "curves.png"))
     """
     per_class = classification_metrics(probabilities, labels, classes)["per_class"]
     groups = {
@@ -435,10 +425,9 @@ def class_styles(
         areas: under the curve of each class, by name; ``None`` where it has none.
         style: of the first, second, … curve.
 
-    Example:
-        >>> styles = class_styles({f"class {k}": k / 20 for k in range(20)}, _style)
-        >>> [name for name, drawn in styles.items() if drawn is not REST][-1]
-        'class 8'
+    >>> styles = class_styles({f"class {k}": k / 20 for k in range(20)}, _style)
+    >>> [name for name, drawn in styles.items() if drawn is not REST][-1]
+    'class 8'
     """
     worst = sorted(areas, key=lambda name: math.inf if (area := areas[name]) is None else area)
     named = set(worst[:MOST_LINES] if len(areas) > MOST_LINES else worst)

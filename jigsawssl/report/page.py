@@ -1,7 +1,5 @@
 """``report.html``: one file that opens from disk, asks for nothing, and can be rebuilt from ``report.json`` alone."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import json

@@ -1,7 +1,5 @@
 """Figures for report.html: SVG that takes the page's text colour, so that they read well in light, dark and print."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping, Sequence

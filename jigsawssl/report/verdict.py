@@ -1,7 +1,5 @@
 """What a busy person reads of a run: what was done, the one number, and a flag for each thing that failed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -80,9 +78,8 @@ def verdict(report: Mapping[str, Any]) -> Verdict:
 def verdict_lines(found: Verdict) -> list[str]:
     """The same for the terminal, a line for each flag.
 
-    Example:
-        >>> verdict_lines(Verdict("Done.", "AUROC 0.9.", [Flag("chance", "That is chance.", "scratch")]))
-        ['Done. AUROC 0.9.', '! scratch: That is chance.']
+    >>> verdict_lines(Verdict("Done.", "AUROC 0.9.", [Flag("chance", "That is chance.", "scratch")]))
+    ['Done. AUROC 0.9.', '! scratch: That is chance.']
     """
     lines = [f"! {flag.where}: {flag.text}" if flag.where else f"! {flag.text}" for flag in found.flags]
     return [f"{found.done} {found.result}", *lines]

@@ -1,7 +1,5 @@
 """Results as files: JSON and CSV that are never half written, and tables for the terminal."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -38,15 +36,14 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     Raises:
         TypeError: a value that JSON cannot hold (nothing is written).
 
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "report.json"
-        >>> write_json(path, {"auroc": float("nan"), "count": 3})
-        >>> print(path.read_text(), end="")
-        {
-          "auroc": null,
-          "count": 3
-        }
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "report.json"
+    >>> write_json(path, {"auroc": float("nan"), "count": 3})
+    >>> print(path.read_text(), end="")
+    {
+      "auroc": null,
+      "count": 3
+    }
     """
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_bytes(path, f"{text}\n".encode())
@@ -58,12 +55,11 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
     Raises:
         ValueError: a row with more or fewer cells than the header (nothing is written).
 
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "curve.csv"
-        >>> write_csv(path, ["epoch", "loss"], [(1, 0.5), (2, None)])
-        >>> path.read_text()
-        'epoch,loss\\n1,0.5\\n2,\\n'
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "curve.csv"
+    >>> write_csv(path, ["epoch", "loss"], [(1, 0.5), (2, None)])
+    >>> path.read_text()
+    'epoch,loss\\n1,0.5\\n2,\\n'
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -81,12 +77,11 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     Raises:
         ValueError: a row with more or fewer cells than the header.
 
-    Example:
-        >>> print(format_table(["class", "AUROC"], [("nevus", 0.91234), ("melanoma", None)]))
-        | class    |  AUROC |
-        | -------- | -----: |
-        | nevus    | 0.9123 |
-        | melanoma |      - |
+    >>> print(format_table(["class", "AUROC"], [("nevus", 0.91234), ("melanoma", None)]))
+    | class    |  AUROC |
+    | -------- | -----: |
+    | nevus    | 0.9123 |
+    | melanoma |      - |
     """
     table = [[_cell(value) for value in row] for row in [list(header), *_checked(header, rows)]]
     columns = list(zip(*table, strict=True))

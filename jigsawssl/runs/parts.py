@@ -1,7 +1,5 @@
 """What parts of a ``report.json`` hold, so that who writes and who reads them agree."""
 
-from __future__ import annotations
-
 from typing import Any, TypedDict
 
 

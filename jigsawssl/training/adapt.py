@@ -1,7 +1,5 @@
 """Adapt an encoder to few labels: judge the candidates inside the label budget, then fit the chosen one."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -483,8 +481,7 @@ MODES = {
 def adaptation_mode(mode: str, trained: bool) -> str:
     """The mode that is meant for trained or for fresh weights.
 
-    Example:
-        >>> adaptation_mode("auto", trained=False), adaptation_mode("linear", trained=False)
-        ('full', 'linear')
+    >>> adaptation_mode("auto", trained=False), adaptation_mode("linear", trained=False)
+    ('full', 'linear')
     """
     return mode if trained else MODES[mode].for_fresh or mode

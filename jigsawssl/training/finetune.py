@@ -1,7 +1,5 @@
 """Supervised training of a classifier on few labels: one update a batch, or the method's progressive steps."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable, Sequence
@@ -90,9 +88,8 @@ def trained_stages(train: str, stages: Sequence[int]) -> list[int]:
     Raises:
         UserError: for anything else, or a stage that is not there.
 
-    Example:
-        >>> trained_stages("from:stage3", [0, 1, 2, 3, 4]), trained_stages("to:stage1", [0, 1, 2, 3, 4])
-        ([3, 4], [0, 1])
+    >>> trained_stages("from:stage3", [0, 1, 2, 3, 4]), trained_stages("to:stage1", [0, 1, 2, 3, 4])
+    ([3, 4], [0, 1])
     """
     if train in ("all", "head"):
         return list(stages) if train == "all" else []
@@ -111,9 +108,8 @@ def selection_score(probabilities: Tensor, labels: NDArray[np.int64]) -> float:
 def class_weights(labels: NDArray[np.int64], classes: int, balanced: bool) -> Tensor:
     """Weights ``(K,)`` of the cross-entropy: inverse frequency with mean 1 over the images, or all 1.
 
-    Example:
-        >>> class_weights(np.array([0, 0, 0, 1]), classes=2, balanced=True).tolist()
-        [0.6666666865348816, 2.0]
+    >>> class_weights(np.array([0, 0, 0, 1]), classes=2, balanced=True).tolist()
+    [0.6666666865348816, 2.0]
     """
     counts = np.bincount(labels, minlength=classes)
     if not balanced:
@@ -259,9 +255,8 @@ def _batch_size(count: int, recipe: Recipe) -> int:
 def planned_epochs(count: int, recipe: Recipe) -> int:
     """Length of a run on ``count`` images: ``recipe.max_epochs`` if given, else as many as the budget needs.
 
-    Example:
-        >>> planned_epochs(40, Recipe(lr=1e-4)), planned_epochs(1000, Recipe(lr=1e-4))
-        (50, 30)
+    >>> planned_epochs(40, Recipe(lr=1e-4)), planned_epochs(1000, Recipe(lr=1e-4))
+    (50, 30)
     """
     if recipe.max_epochs is not None:
         return recipe.max_epochs

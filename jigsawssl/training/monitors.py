@@ -1,7 +1,5 @@
 """Callbacks that tell whether training goes well and where its time goes."""
 
-from __future__ import annotations
-
 import csv
 import sys
 import time
@@ -106,9 +104,8 @@ def saved_epochs(checkpoint: Path) -> int:
 def epochs(count: int) -> str:
     """Name the first ``count`` epochs, with the verb that follows them.
 
-    Example:
-        >>> epochs(1), epochs(2), epochs(3)
-        ('epoch 1 is', 'epochs 1 and 2 are', 'epochs 1 to 3 are')
+    >>> epochs(1), epochs(2), epochs(3)
+    ('epoch 1 is', 'epochs 1 and 2 are', 'epochs 1 to 3 are')
     """
     return "epoch 1 is" if count == 1 else f"epochs 1 {'and' if count == 2 else 'to'} {count} are"
 

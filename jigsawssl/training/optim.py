@@ -1,7 +1,5 @@
 """Optimizers with named parameter groups, and warm-up with cosine decay."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,10 +52,9 @@ def create_optimizer(
     Raises:
         ValueError: for another name.
 
-    Example:
-        >>> optimizer = create_optimizer("adamw", {"encoder": (nn.Linear(2, 2), 1e-3)})
-        >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
-        [('encoder/decay', 0.05), ('encoder/no_decay', 0.0)]
+    >>> optimizer = create_optimizer("adamw", {"encoder": (nn.Linear(2, 2), 1e-3)})
+    >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
+    [('encoder/decay', 0.05), ('encoder/no_decay', 0.0)]
     """
     if name not in defaults.RATES:
         raise ValueError(f"`name` ({name}) must be one of {', '.join(defaults.RATES)}")
@@ -143,8 +140,7 @@ def autocast_on(precision: str, device: torch.device) -> torch.dtype | None:
 def autocast_dtype(precision: Any) -> torch.dtype | None:
     """The type that autocast computes in under one of Lightning's precisions, ``None`` where it does not.
 
-    Example:
-        >>> autocast_dtype("bf16-mixed"), autocast_dtype("32-true")
-        (torch.bfloat16, None)
+    >>> autocast_dtype("bf16-mixed"), autocast_dtype("32-true")
+    (torch.bfloat16, None)
     """
     return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)

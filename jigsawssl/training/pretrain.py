@@ -1,7 +1,5 @@
 """Jigsaw consistency pretraining: views, shared forwards, one loss per branch, one or four updates a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Frozen features: extraction, the linear probe and nearest neighbours."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np
@@ -146,11 +144,10 @@ def fit_probe(
     Returns:
         ``nn.Linear(D, K)``.
 
-    Example:
-        >>> features = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
-        >>> probe = fit_probe(features, np.array([0, 0, 1, 1]), classes=2, strength=1.0, balanced=True)
-        >>> probe(features).argmax(dim=1).tolist()
-        [0, 0, 1, 1]
+    >>> features = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
+    >>> probe = fit_probe(features, np.array([0, 0, 1, 1]), classes=2, strength=1.0, balanced=True)
+    >>> probe(features).argmax(dim=1).tolist()
+    [0, 0, 1, 1]
     """
     x = features.double().numpy()
     centre, scale = x.mean(axis=0), x.std(axis=0)
@@ -180,10 +177,9 @@ def knn_probabilities(
 ) -> Tensor:
     """Votes of the nearest neighbours by cosine similarity, temperature .1 (Wu et al. 2018), as ``(N, classes)``.
 
-    Example:
-        >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        >>> knn_probabilities(bank, bank, np.array([0, 1]), classes=2, neighbours=1).tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
+    >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> knn_probabilities(bank, bank, np.array([0, 1]), classes=2, neighbours=1).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
     """
     model = KNeighborsClassifier(
         min(neighbours, len(bank)), metric="cosine", weights=lambda distance: np.exp(-distance / 0.1)

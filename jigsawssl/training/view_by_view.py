@@ -1,7 +1,5 @@
 """The gradient of several branches with the memory of one: the same numbers, computed a branch at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,14 +27,13 @@ class PartialGradients:
     Args:
         inputs: everything that terms depend on and that a later ``backward`` should reach.
 
-    Example:
-        >>> weight = torch.tensor(3.0, requires_grad=True)
-        >>> partial = PartialGradients([weight])
-        >>> for power in (1, 2):
-        ...     partial.add(weight**power)
-        >>> partial.total().backward()
-        >>> float(weight.grad)
-        7.0
+    >>> weight = torch.tensor(3.0, requires_grad=True)
+    >>> partial = PartialGradients([weight])
+    >>> for power in (1, 2):
+    ...     partial.add(weight**power)
+    >>> partial.total().backward()
+    >>> float(weight.grad)
+    7.0
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
