@@ -1,43 +1,37 @@
 """Wire a label-efficiency curve: encoders × shares of the labels × draws → one report."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ..config import CurveConfig, without_folders
-from ..data.budget import draw_subset, read_subset, subset_name
+from ..config import CurveConfig
+from ..data.budget import read_subset, subset_name
 from ..data.labelled import Labelled
 from ..experiments.curve import Plan, run_curve
 from ..experiments.overlap import check_overlap
 from ..experiments.reporting import curve_report, summary
 from ..experiments.trials import Cell, EncoderChoice, load_cell
 from ..progress import Progress
-from ..runs import write_bytes
-from ..runs.folder import environment
 from ..training.adapt import MODES, adaptation_mode
 from ..training.finetune import planned_epochs
-from ..training.optim import autocast_on
 from .supervised import (
     Opened,
+    Subsets,
     begin_cells,
     check_draws,
     check_encoder,
     choice_of,
     counted,
-    data_facts,
     default_jobs,
     digest,
+    draw_subsets,
     end_cells,
-    fingerprint,
+    keep_outcome,
     open_cells,
     provenance_of,
     recipes_of,
-    split_fingerprint,
-    subgroups_of,
+    task_of,
 )
 
 
@@ -55,9 +49,16 @@ def run(config: CurveConfig) -> int:
     fractions = sorted(set(config.fractions))
     subsets = _subsets(config, labelled, fractions)
     check_draws(subsets, labelled, "fractions", count_groups=config.budget == "groups")
-    columns = subgroups_of(config, labelled, labelled.test)
-    task = _task(
-        config, labelled, encoders=encoders, fractions=fractions, subsets=subsets, subgroups=columns, device=device
+    task = task_of(
+        config,
+        opened,
+        encoders=encoders,
+        fractions=fractions,
+        seeds=config.seeds,
+        prints={
+            "subsets": [(*key, rows.tolist()) for key, rows in sorted(subsets.items())],
+            "encoders": [(name, facts["sha256"]) for name, facts in sorted(encoders.items())],
+        },
     )
     begin_cells(config, opened, task=task, subsets=subsets, folders=["cells"])
     plan = Plan(
@@ -96,48 +97,12 @@ def _encoder_facts(config: CurveConfig, choice: EncoderChoice, opened: Opened) -
     }
 
 
-def _subsets(
-    config: CurveConfig, labelled: Labelled, fractions: list[float]
-) -> dict[tuple[float, int], NDArray[np.int64]]:
+def _subsets(config: CurveConfig, labelled: Labelled, fractions: list[float]) -> Subsets:
+    if config.subsets is None:
+        return draw_subsets(config, labelled, fractions)
+    folder = Path(config.subsets)
     keys = [(fraction, seed) for fraction in fractions for seed in range(config.seeds)]
-    if config.subsets is not None:
-        folder = Path(config.subsets)
-        return {key: read_subset(folder / subset_name(*key), labelled) for key in keys}
-    by_group = config.budget == "groups"
-    return {
-        (fraction, seed): draw_subset(labelled, fraction=fraction, seed=seed, count_groups=by_group)
-        for fraction, seed in keys
-    }
-
-
-def _task(
-    config: CurveConfig,
-    labelled: Labelled,
-    *,
-    encoders: Mapping[str, Any],
-    fractions: list[float],
-    subsets: Mapping[tuple[float, int], NDArray[np.int64]],
-    subgroups: Mapping[str, NDArray[np.str_]],
-    device: torch.device,
-) -> dict[str, Any]:
-    """What the report needs to know of archive and encoders, so that it can be rebuilt without them."""
-    archive = labelled.archive
-    return {
-        "config": without_folders(config),
-        "data": data_facts(labelled),
-        "encoders": encoders,
-        "fractions": fractions,
-        "seeds": config.seeds,
-        "subgroups": subgroups,
-        "environment": environment(device, autocast_on(config.precision, device)),
-        "fingerprints": {
-            "data": archive.fingerprint(),
-            "manifest": fingerprint(list(map(repr, archive.samples))),
-            "split": split_fingerprint(labelled),
-            "subsets": fingerprint([(*key, rows.tolist()) for key, rows in sorted(subsets.items())]),
-            "encoders": fingerprint([(name, facts["sha256"]) for name, facts in sorted(encoders.items())]),
-        },
-    }
+    return {key: read_subset(folder / subset_name(*key), labelled) for key in keys}
 
 
 def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
@@ -155,11 +120,7 @@ def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
         bar.set_postfix_str(f"{finished} of {len(cells)} cells")
         for outcome in run_curve(plan, waiting, jobs):
             finished += outcome.error is None
-            error_file = plan.out / f"{outcome.cell.name}.error.txt"
-            if outcome.error is None:
-                error_file.unlink(missing_ok=True)
-            else:
-                write_bytes(error_file, f"{outcome.error}\n".encode())
+            keep_outcome(plan.out, outcome)
             bar.set_postfix_str(f"{finished} of {len(cells)} cells", refresh=False)
             bar.update(costs[outcome.cell])
 

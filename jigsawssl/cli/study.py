@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import StudyConfig, without_folders
-from ..data.budget import draw_subset
+from ..config import StudyConfig
 from ..data.labelled import Domain, Labelled, open_domain
 from ..data.leakage import seen_images
 from ..data.loading import PixelDataset
@@ -19,9 +18,7 @@ from ..experiments.runner import Outcome
 from ..experiments.study import StudyPlan, cost_of, is_finished, load_search, run_searches, run_study
 from ..experiments.trials import EncoderChoice
 from ..progress import Progress
-from ..runs import write_bytes
-from ..runs.folder import environment
-from ..training.optim import DEFAULT_WEIGHT_DECAY, autocast_on
+from ..training.optim import DEFAULT_WEIGHT_DECAY
 from ..types import ImageFormat, UserError
 from .supervised import (
     begin_cells,
@@ -29,16 +26,15 @@ from .supervised import (
     check_encoder,
     choice_of,
     counted,
-    data_facts,
     default_jobs,
     digest,
+    draw_subsets,
     end_cells,
-    fingerprint,
+    keep_outcome,
     open_cells,
     provenance_of,
     recipes_of,
-    split_fingerprint,
-    subgroups_of,
+    task_of,
 )
 
 READ_AHEAD = 16
@@ -53,12 +49,8 @@ def run(config: StudyConfig) -> int:
     """
     opened = open_cells(config)
     path, device, labelled, source, channels = opened
-    by_group = config.budget == "groups"
-    subsets = {
-        (config.fraction, seed): draw_subset(labelled, fraction=config.fraction, seed=seed, count_groups=by_group)
-        for seed in range(config.seeds)
-    }
-    check_draws(subsets, labelled, "fraction", count_groups=by_group)
+    subsets = draw_subsets(config, labelled, [config.fraction])
+    check_draws(subsets, labelled, "fraction", count_groups=config.budget == "groups")
     domains = {
         name: Domain(values["data"], values.get("manifest"), values.get("layout"))
         for name, values in config.domains.items()
@@ -71,27 +63,19 @@ def run(config: StudyConfig) -> int:
         name: _facts(config, name=name, choice=choices[name], channels=channels, labelled=labelled, elsewhere=elsewhere)
         for name in choices
     }
-    task = {
-        "config": without_folders(config),
-        "data": data_facts(labelled),
-        "variants": variants,
-        "domains": overlaps,
-        "subgroups": subgroups_of(config, labelled, labelled.test),
-        "environment": environment(device, autocast_on(config.precision, device)),
-        "fingerprints": {
-            "data": labelled.archive.fingerprint(),
-            # In their order, as cases are numbered by it.
-            "manifest": fingerprint(list(map(repr, labelled.archive.samples))),
-            "split": split_fingerprint(labelled),
-            "domains": fingerprint(
-                [
-                    (name, found.archive.fingerprint(), list(map(repr, found.archive.samples)))
-                    for name, found in elsewhere.items()
-                ]
-            ),
-            "variants": fingerprint([(name, facts["sha256"]) for name, facts in sorted(variants.items())]),
+    task = task_of(
+        config,
+        opened,
+        variants=variants,
+        domains=overlaps,
+        prints={
+            "domains": [
+                (name, found.archive.fingerprint(), list(map(repr, found.archive.samples)))
+                for name, found in elsewhere.items()
+            ],
+            "variants": [(name, facts["sha256"]) for name, facts in sorted(variants.items())],
         },
-    }
+    )
     begin_cells(config, opened, task=task, subsets=subsets, folders=["search", "cells"])
     recipe = recipes_of(config, device, seed=0)[0]
     if recipe.weight_decay is None:
@@ -197,10 +181,5 @@ def _collect(outcomes: Iterator[Outcome], name: str, parts: Sequence[Any], folde
     """Show how far it is, and keep why a part failed."""
     with Progress(total=len(parts), desc=name) as bar:
         for outcome in outcomes:
-            part = outcome.cell if isinstance(outcome.cell, str) else outcome.cell.name
-            file = folder / f"{part}.error.txt"
-            if outcome.error is None:
-                file.unlink(missing_ok=True)
-            else:
-                write_bytes(file, f"{outcome.error}\n".encode())
+            keep_outcome(folder, outcome)
             bar.update()

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..checkpoint import read_header
-from ..config import CurveConfig, StudyConfig, SupervisedConfig, to_yaml, without_folder
+from ..config import CurveConfig, StudyConfig, SupervisedConfig, to_yaml, without_folder, without_folders
 from ..data.budget import can_validate, draw_subset, write_subsets
 from ..data.census import split_counts
 from ..data.conventions import are_numbered, split_name
@@ -21,14 +21,15 @@ from ..data.loading import PixelDataset, channels_of, stain_target
 from ..data.manifest import manifest_columns
 from ..data.splits import Rows
 from ..experiments.overlap import caches_beside, seen_by
+from ..experiments.runner import Outcome
 from ..experiments.trials import EncoderChoice
 from ..functional import nearest_sizes
 from ..models import Encoder
-from ..runs import write_json
-from ..runs.folder import clear_run_folder, now
+from ..runs import write_bytes, write_json
+from ..runs.folder import clear_run_folder, environment, now
 from ..training.adapt import MODES, adaptation_mode
 from ..training.finetune import Recipe, trained_stages
-from ..training.optim import autocast_precision, training_device
+from ..training.optim import autocast_on, autocast_precision, training_device
 from ..types import ImageFormat, UserError
 from .census import census_table, told
 from .look import run_folder
@@ -37,6 +38,10 @@ MOST_SUBGROUPS = 20
 MOST_JOBS = 8
 STAINED, STAINED_SIZE = 256, 128
 """Images that average colours are taken from, and their side in pixels."""
+
+
+Subsets = dict[tuple[float, int], Rows]
+"""Rows of each draw, by share and seed."""
 
 
 class Opened(NamedTuple):
@@ -87,7 +92,7 @@ _SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4
 """Shares of the labels that are offered in place of one that is too small."""
 
 
-def check_draws(subsets: Mapping[tuple[float, int], Rows], labelled: Labelled, key: str, *, count_groups: bool) -> None:
+def check_draws(subsets: Subsets, labelled: Labelled, key: str, *, count_groups: bool) -> None:
     """Draws of labels must leave something to tell apart, and to judge candidates by, before anything is trained.
 
     Args:
@@ -127,7 +132,7 @@ def begin_cells(
     opened: Opened,
     *,
     task: Mapping[str, Any],
-    subsets: dict[tuple[float, int], Rows],
+    subsets: Subsets,
     folders: Sequence[str],
 ) -> None:
     """Write what the cells and the report need, after a look that a run to resume is the same.
@@ -147,6 +152,54 @@ def begin_cells(
     write_split(path / "split.csv", opened.labelled)
     write_subsets(path / "subsets", opened.labelled, subsets)
     write_json(path / "task.json", {**task, "when": {"began": began, "ended": None}})
+
+
+def draw_subsets(config: CurveConfig | StudyConfig, labelled: Labelled, fractions: Sequence[float]) -> Subsets:
+    """Rows whose labels may be used, for each share and draw."""
+    by_group = config.budget == "groups"
+    return {
+        (fraction, seed): draw_subset(labelled, fraction=fraction, seed=seed, count_groups=by_group)
+        for fraction in fractions
+        for seed in range(config.seeds)
+    }
+
+
+def task_of(
+    config: CurveConfig | StudyConfig, opened: Opened, *, prints: Mapping[str, Any], **own: Any
+) -> dict[str, Any]:
+    """What a report needs to know of archive and encoders, so that it can be rebuilt without them.
+
+    Args:
+        config: of the curve or study.
+        opened: what it works on.
+        prints: what else must be the same on resume.
+        own: the command's own parts.
+    """
+    archive = opened.labelled.archive
+    return {
+        "config": without_folders(config),
+        "data": data_facts(opened.labelled),
+        **own,
+        "subgroups": subgroups_of(config, opened.labelled, opened.labelled.test),
+        "environment": environment(opened.device, autocast_on(config.precision, opened.device)),
+        "fingerprints": {
+            "data": archive.fingerprint(),
+            # In their order, as cases are numbered by it.
+            "manifest": fingerprint(list(map(repr, archive.samples))),
+            "split": split_fingerprint(opened.labelled),
+            **{name: fingerprint(value) for name, value in prints.items()},
+        },
+    }
+
+
+def keep_outcome(folder: Path, outcome: Outcome) -> None:
+    """Keep why a part failed, and nothing of one that did not."""
+    part = outcome.cell if isinstance(outcome.cell, str) else outcome.cell.name
+    file = folder / f"{part}.error.txt"
+    if outcome.error is None:
+        file.unlink(missing_ok=True)
+    else:
+        write_bytes(file, f"{outcome.error}\n".encode())
 
 
 def end_cells(path: Path) -> None:

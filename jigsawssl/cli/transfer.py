@@ -47,13 +47,14 @@ def _stage(
 ) -> PretrainConfig | FinetuneConfig:
     """The configuration of one stage; ``before`` is the file that the stage before it leaves."""
     values.pop("name")
-    schema = PretrainConfig if values.pop("objective", "supervised") == "jigsaw" else FinetuneConfig
+    jigsaw = values.pop("objective", "supervised") == "jigsaw"
+    schema: type[PretrainConfig | FinetuneConfig] = PretrainConfig if jigsaw else FinetuneConfig
     folder = path / names[number]
     if number and values.get("encoder", "previous") == "previous":
         values["encoder"] = str(path / names[number - 1] / before)
     begun = folder.is_dir() and any(folder.iterdir())
     try:
-        return config_of(schema, {**values, "out": str(folder), "resume": begun})  # type: ignore[type-var, return-value]
+        return config_of(schema, {**values, "out": str(folder), "resume": begun})
     except UserError as error:
         raise UserError(f"`stages` ({names[number]}): {error}") from None
 

@@ -104,12 +104,7 @@ def adapt_and_test(
         labelled: the archive.
         budget: the labels that may be used.
         test: gives the test images and the row of each, when the adapted model is there.
-        mode: see :func:`jigsawssl.training.adapt.adapt`, as for the rest.
-        recipes: the same.
-        device: the same.
-        autocast: the same.
-        progress: the same.
-        features: the same.
+        mode: this and the rest as for :func:`jigsawssl.training.adapt.adapt`.
     """
     adaptation = adapt(
         encoder,
