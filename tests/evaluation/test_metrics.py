@@ -12,9 +12,6 @@ from sklearn import metrics as reference
 from torch import Tensor
 
 from jigsawssl.evaluation import classification_metrics, log_loss, macro_auroc, paired_auroc_difference
-from jigsawssl.evaluation.assessment import Criteria, Predictions, judge
-from jigsawssl.evaluation.metrics import resampled_metrics
-from jigsawssl.evaluation.resampling import BINS
 from jigsawssl.types import UserError
 
 SEVEN = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -201,47 +198,3 @@ def test_the_error_of_a_difference_is_its_spread_over_new_samples() -> None:
     forth, back = paired_auroc_difference(first, second, labels), paired_auroc_difference(second, first, labels)
     assert forth[0] == pytest.approx(-back[0]) and forth[1] == pytest.approx(back[1])
     assert paired_auroc_difference(first, first, labels) == (0, 0)
-
-
-def by_hand(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The calibration error, one case after the other; edges belong to the upper bin."""
-    bins: dict[int, list[tuple[float, bool]]] = {}
-    for row, label in zip(scores, labels, strict=True):
-        confidence = float(row.max())
-        number = max(n for n in range(BINS) if confidence >= np.linspace(0, 1, BINS + 1)[n])
-        bins.setdefault(number, []).append((confidence, int(row.argmax()) == label))
-    gaps = (abs(sum(right - confidence for confidence, right in inside)) for inside in bins.values())
-    return sum(gaps) / len(labels)
-
-
-@pytest.mark.parametrize("steps", [0, 5, 15, 40])
-def test_there_is_one_calibration_error(steps: int) -> None:
-    """Also where confidences lie on the edges of bins."""
-    rng = np.random.default_rng(steps)
-    positive = rng.random(40) if not steps else rng.integers(0, steps + 1, 40) / steps
-    scores, labels = np.stack([1 - positive, positive], axis=1), rng.integers(0, 2, 40)
-    every = np.arange(40)
-    judged = judge(Predictions(scores, labels, every, scores[:0], labels[:0], every), Criteria(["a", "b"]))
-    points = judged["calibration"]["before"]["reliability"]
-    from_points = (points["cases"] * np.abs(points["accuracy"] - points["confidence"])).sum() / 40
-    resampled = resampled_metrics(scores, labels, ["a", "b"], weights=np.ones((1, 40)))["calibration_error"][0]
-    wanted = by_hand(scores, labels)
-    for found in (judged["metrics"]["calibration_error"], from_points, resampled):
-        assert found == pytest.approx(wanted, abs=1e-9)
-
-
-def test_intervals_of_few_patients_and_perfect_results() -> None:
-    labels = np.array([0, 1] * 40)
-    scores = np.eye(2)[labels] * 0.8 + 0.1
-    for groups, low_accuracy, low_auroc in (
-        (np.arange(80), 0.025 ** (1 / 80), 0.025 ** (1 / 40)),
-        (np.arange(80) // 20, 0.025 ** (1 / 4), 0.025 ** (1 / 4)),
-        (np.zeros(80, int), None, None),
-    ):
-        judged = judge(Predictions(scores, labels, groups, scores, labels, np.arange(80)), Criteria(["a", "b"]))
-        for name, low in (("accuracy", low_accuracy), ("auroc", low_auroc)):
-            found = judged["intervals"][name]
-            assert found == ((None, None) if low is None else (pytest.approx(low), 1.0))
-        assert judged["intervals"]["kappa"] == (None, None)
-        point = judged["operating_point"]["intervals"]["sensitivity"]
-        assert point == ((None, None) if low_auroc is None else (pytest.approx(low_auroc), 1.0))

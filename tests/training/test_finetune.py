@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -10,14 +8,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from jigsawssl.data import cross_validation_folds, open_archive
-from jigsawssl.data.loading import LabelledSet, PixelDataset
+from jigsawssl.data.loading import PixelDataset
 from jigsawssl.models import Classifier, create_encoder
 from jigsawssl.models.encoder import Encoder
-from jigsawssl.training.adapt import adapt
 from jigsawssl.training.finetune import Recipe, class_weights, selection_score, train_classifier
 from jigsawssl.training.probe import extract_features, fit_probe, knn_probabilities, predict
-from jigsawssl.types import DivergedError, ImageFormat
+from jigsawssl.types import ImageFormat
 
 CPU = torch.device("cpu")
 NOTHING = np.empty(0, dtype=np.int64)
@@ -28,23 +24,6 @@ def tiny_encoder() -> Encoder:
     return create_encoder(
         "resnet18", ImageFormat(32, channels=1), stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
     )
-
-
-def bright_and_dark(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
-    """Two classes that any network can tell apart: dark and bright noise."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(40) % 2
-    images = (rng.normal(80 + 80 * labels[:, None, None], 20, (40, 32, 32))).clip(0, 255).astype(np.uint8)
-    path = tmp_path_factory.mktemp("npz") / "two.npz"
-    np.savez(path, images=images, labels=labels)
-    dataset = PixelDataset(open_archive(str(path)), ImageFormat(32, channels=1))
-    dataset.load(progress=False)
-    return dataset
-
-
-@pytest.fixture(scope="module")
-def two_classes(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
-    return bright_and_dark(tmp_path_factory)
 
 
 def rows(count: int) -> NDArray[np.int64]:
@@ -127,98 +106,6 @@ def test_training_separates_what_is_easy(two_classes: PixelDataset) -> None:
     assert trained.losses[-1][1] < trained.losses[0][1]
     probabilities = predict(trained.model, two_classes.subset(fold[1]), batch_size=16, device=CPU)
     assert (probabilities.argmax(dim=1).numpy() == two_classes.labels[fold[1]]).mean() >= 0.9
-
-
-@pytest.mark.parametrize("mode", ["linear", "knn", "auto"])
-@pytest.mark.parametrize("held_out", [True, False])
-def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_classes: PixelDataset) -> None:
-    labels = two_classes.labels
-    every = rows(40)
-    folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, folds=3, seed=0)
-    encoder = tiny_encoder()
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    recipe = Recipe(lr=1e-3, max_epochs=8, batch_size=16)
-    result = adapt(encoder, LabelledSet(two_classes, labels, 2, folds, every), mode=mode, recipes=[recipe], device=CPU)
-    assert (result.probabilities(two_classes).argmax(dim=1).numpy() == labels).mean() >= 0.9
-    assert result.validation["scores"] and result.chosen["method"]
-    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
-    assert (result.model is None) == (mode == "knn")
-
-
-@pytest.mark.parametrize("mode", ["full", "auto"])
-def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset) -> None:
-    labels, every = two_classes.labels, rows(40)
-    folds = [(every[:30], every[30:])]
-    good = Recipe(lr=1e-3, max_epochs=2, batch_size=10, precision="32")
-    bad = good._replace(lr=1e30)
-    result = adapt(
-        tiny_encoder(), LabelledSet(two_classes, labels, 2, folds, every), mode=mode, recipes=[bad, good], device=CPU
-    )
-    assert result.validation["diverged"] == ["lr=1e+30"]
-    assert result.chosen.get("lr", good.lr) == good.lr
-    assert torch.isfinite(result.probabilities(two_classes)).all()
-    if mode == "full":
-        with pytest.raises(DivergedError, match="lower the learning rate"):
-            adapt(
-                tiny_encoder(), LabelledSet(two_classes, labels, 2, folds, every), mode=mode, recipes=[bad], device=CPU
-            )
-    else:  # the probe is left
-        alone = adapt(
-            tiny_encoder(), LabelledSet(two_classes, labels, 2, folds, every), mode=mode, recipes=[bad], device=CPU
-        )
-        assert alone.chosen["method"] == "linear"
-
-
-@pytest.mark.parametrize("held_out", [True, False])
-def test_the_average_wins_unless_another_is_clearly_ahead(
-    held_out: bool, two_classes: PixelDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    labels, every = two_classes.labels, rows(40)
-    folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, folds=3, seed=0)
-    recipe = Recipe(lr=1e-3, max_epochs=2, batch_size=10)
-    for ahead, wins in ((0.02, True), (0.04, False)):
-        monkeypatch.setattr("jigsawssl.training.adapt.paired_auroc_difference", lambda *_, a=ahead: (a, 0.03))
-        result = adapt(
-            tiny_encoder(), LabelledSet(two_classes, labels, 2, folds, every), mode="auto", recipes=[recipe], device=CPU
-        )
-        assert (result.chosen["method"] == "average of probe and full") == wins
-        judged = {re.split(" strength| lr", name)[0] for name in result.validation["scores"]}
-        assert judged == {"linear", "average of probe and full", "full from the probe"}
-
-
-def test_the_average_lies_between_the_probe_and_the_trained_network(two_classes: PixelDataset) -> None:
-    from jigsawssl.training.adapt import _between
-
-    start, end = Classifier(tiny_encoder(), 2), Classifier(tiny_encoder(), 2)
-    for value in end.state_dict().values():
-        value.copy_(value * 3 + 1)
-    middle = _between(start, end, 0.5).state_dict()
-    for name, value in start.state_dict().items():
-        if value.is_floating_point():
-            torch.testing.assert_close(middle[name], (value + end.state_dict()[name]) / 2)
-    ends = [_between(start, end, share).state_dict() for share in (0.0, 1.0)]
-    for found, expected in zip(ends, (start, end), strict=True):
-        floats = [name for name, value in found.items() if value.is_floating_point()]
-        for name in floats:
-            torch.testing.assert_close(found[name], expected.state_dict()[name])
-
-
-@pytest.mark.parametrize("count", [11, 13])
-def test_folds_of_different_sizes_share_a_schedule(count: int, two_classes: PixelDataset) -> None:
-    labels = two_classes.labels[:count]
-    folds = cross_validation_folds(labels, None, folds=5, seed=0)
-    recipe = Recipe(lr=1e-4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jigsawssl.training.finetune.LEAST_STEPS", 6)
-        patch.setattr("jigsawssl.training.finetune.LEAST_EPOCHS", 1)
-        result = adapt(
-            tiny_encoder(),
-            LabelledSet(two_classes.subset(rows(count)), labels, 2, folds, rows(count)),
-            mode="auto",
-            recipes=[recipe],
-            device=CPU,
-        )
-    assert result.chosen["method"]
 
 
 def test_features_come_in_the_order_of_the_dataset(two_classes: PixelDataset) -> None:

@@ -1,0 +1,31 @@
+"""Images that are easy to tell apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jigsawssl.data import open_archive
+from jigsawssl.data.loading import PixelDataset
+from jigsawssl.types import ImageFormat
+
+CPU = torch.device("cpu")
+NOTHING = np.empty(0, dtype=np.int64)
+
+
+def bright_and_dark(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
+    """Two classes that any network can tell apart: dark and bright noise."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    images = (rng.normal(80 + 80 * labels[:, None, None], 20, (40, 32, 32))).clip(0, 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("npz") / "two.npz"
+    np.savez(path, images=images, labels=labels)
+    dataset = PixelDataset(open_archive(str(path)), ImageFormat(32, channels=1))
+    dataset.load(progress=False)
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> PixelDataset:
+    return bright_and_dark(tmp_path_factory)
