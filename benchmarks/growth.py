@@ -24,14 +24,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from jigsawssl.cli.pretrain import build_module, fresh_encoder
+from jigsawssl.cli.pretrain import build_module, fresh_encoder, image_format
 from jigsawssl.config import PretrainConfig, load_config
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.functional import to_channels_last
 from jigsawssl.process import prepare_process
-from jigsawssl.readers import ImageInfo, Picture
+from jigsawssl.readers import ImageInfo, Notes, Picture
 from jigsawssl.runs import format_table
 from jigsawssl.training.optim import autocast_precision, create_optimizer
 from jigsawssl.types import Batch, ImageFormat, Sample
@@ -48,7 +48,7 @@ def peak() -> float:
 def step(batch: int, size: int, steps: int) -> dict[str, float]:
     """Images/s of a step, and the memory that it takes."""
     config = load_config(PretrainConfig, ["data=-", "out=-", *SMALL, f"views.size={size}"])
-    module = build_module(config, fresh_encoder(config, 1, mean=(0.5,), std=(0.25,))).train()
+    module = build_module(config, fresh_encoder(config, image_format(config, channels=1))).train()
     to_channels_last(module)
     optimizer = create_optimizer("adamw", {"encoder": (module.encoder, 1e-3), "block": (module.block, 1e-3)})
     bfloat16 = autocast_precision("auto", torch.device("cpu")) == "bf16-mixed"
@@ -77,9 +77,8 @@ class _Simulated(Archive):
 
     def open(self, row: int, *rest: Any, **options: Any) -> Picture:
         pixel = np.full((1, 1, 1), row % 256, np.uint8)
-        return Picture(
-            ImageInfo("PNG", height=1, width=1, channels=1, bits=8, mode="L"), lambda number: pixel, f"{row:064x}"
-        )
+        info = ImageInfo("PNG", height=1, width=1, channels=1, bits=8, mode="L")
+        return Picture(info, lambda number: pixel, f"{row:064x}", Notes())
 
 
 def archive(count: int) -> dict[str, float]:

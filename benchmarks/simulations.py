@@ -66,7 +66,7 @@ def interval_coverage(draws: int, count: int) -> tuple[float, float]:
         scores = probabilities(rng, truth, ease, SKILL)
         for way, units in enumerate((groups, np.arange(len(truth)))):
             values = resampled_auroc(scores, truth, draw_weights(units, 500, int(rng.integers(2**31))))
-            interval = percentile_interval(0.0, values)
+            interval = percentile_interval(0.0, values, units=len(np.unique(units)))
             assert interval.low is not None and interval.high is not None
             found[way] += interval.low <= truth_auroc <= interval.high
     return float(found[0] / draws), float(found[1] / draws)
