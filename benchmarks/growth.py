@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from jigsawssl.cli.pretrain import build_module, fresh_encoder, image_format
-from jigsawssl.config import PretrainConfig, load_config
+from jigsawssl.config.loading import load_config
+from jigsawssl.config.schemas import PretrainConfig
 from jigsawssl.data.archive import Archive
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.data.cache_writer import build_cache

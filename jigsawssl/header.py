@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .config import command_with
+from .config.repeat import command_with
 from .types import UserError
 
 FORMAT = 1

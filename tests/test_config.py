@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from jigsawssl.config import (
+from jigsawssl.config.keys import keys_of
+from jigsawssl.config.loading import describe_keys, load_config, to_yaml
+from jigsawssl.config.schemas import (
     BenchConfig,
     CurveConfig,
     DemoConfig,
@@ -19,11 +21,7 @@ from jigsawssl.config import (
     ReportConfig,
     StudyConfig,
     TransferConfig,
-    describe_keys,
-    load_config,
-    to_yaml,
 )
-from jigsawssl.config.keys import keys_of
 from jigsawssl.config.shipped import find_config, shipped_configs, summary_of
 from jigsawssl.config.suggest import SCHEMAS as SCHEMAS_OF_COMMANDS
 from jigsawssl.config.suggest import command_of

@@ -12,7 +12,7 @@ from jigsawssl import defaults
 from jigsawssl.augment import PRESETS, JigsawViews, augmentation_chain
 from jigsawssl.checkpoint import resolve_encoder
 from jigsawssl.cli.look import settled
-from jigsawssl.config import FinetuneConfig, PretrainConfig
+from jigsawssl.config.schemas import FinetuneConfig, PretrainConfig
 from jigsawssl.data.cache import CacheOptions
 from jigsawssl.losses import BarlowTwins, create_objective
 from jigsawssl.models import HierarchicalBlock, PlainProjector, create_encoder

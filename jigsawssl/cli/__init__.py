@@ -13,7 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from .. import __version__
-from ..config import COMMANDS, configs_of, describe_keys, load_config, summary_of
+from ..config.loading import describe_keys, load_config
+from ..config.schemas import COMMANDS
+from ..config.shipped import configs_of, summary_of
 from ..process import Interrupts, prepare_process
 from ..types import UserError
 

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ..config import BenchConfig
+from ..config.schemas import BenchConfig
 from ..data.holdout import TEST_SHARE
 from ..data.loading import PixelDataset
 from ..functional import to_channels_last

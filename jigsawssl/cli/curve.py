@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..config import CurveConfig
+from ..config.schemas import CurveConfig
 from ..data.budget import read_subset, subset_name
 from ..data.labelled import Labelled
 from ..experiments.curve import Plan, run_curve
@@ -15,24 +15,7 @@ from ..experiments.trials import Cell, EncoderChoice, load_cell
 from ..progress import Progress
 from ..training.adapt import MODES, adaptation_mode
 from ..training.finetune import planned_epochs
-from .supervised import (
-    Opened,
-    Subsets,
-    begin_cells,
-    check_draws,
-    check_encoder,
-    choice_of,
-    counted,
-    default_jobs,
-    digest,
-    draw_subsets,
-    end_cells,
-    keep_outcome,
-    open_cells,
-    provenance_of,
-    recipes_of,
-    task_of,
-)
+from . import supervised
 
 
 def run(config: CurveConfig) -> int:
@@ -41,15 +24,15 @@ def run(config: CurveConfig) -> int:
     Returns:
         0, or 1 where cells failed.
     """
-    opened = open_cells(config)
+    opened = supervised.open_cells(config)
     path, device, labelled, source, channels = opened
-    common = choice_of(config, "", labelled)
+    common = supervised.choice_of(config, "", labelled)
     choices = {name: common._replace(reference=reference) for name, reference in config.encoders.items()}
     encoders = {name: _encoder_facts(config, choice, opened) for name, choice in choices.items()}
     fractions = sorted(set(config.fractions))
     subsets = _subsets(config, labelled, fractions)
-    check_draws(subsets, labelled, "fractions", count_groups=config.budget == "groups")
-    task = task_of(
+    supervised.check_draws(subsets, labelled, "fractions", count_groups=config.budget == "groups")
+    task = supervised.task_of(
         config,
         opened,
         encoders=encoders,
@@ -60,18 +43,18 @@ def run(config: CurveConfig) -> int:
             "encoders": [(name, facts["sha256"]) for name, facts in sorted(encoders.items())],
         },
     )
-    begin_cells(config, opened, task=task, subsets=subsets, folders=["cells"])
+    supervised.begin_cells(config, opened, task=task, subsets=subsets, folders=["cells"])
     plan = Plan(
         source=source,
         encoders=choices,
         channels=channels,
         mode=config.mode,
-        recipes=tuple(recipes_of(config, device, seed=0)),
+        recipes=tuple(supervised.recipes_of(config, device, seed=0)),
         subsets=subsets,
         out=path / "cells",
     )
     _work(plan, config, device)
-    end_cells(path)
+    supervised.end_cells(path)
     report = curve_report(path)
     print(f"\n{summary(report)}\n\nreport: {path / 'report.html'}  table: {path / 'table.csv'}")
     for cell, reason in report["failed"].items():
@@ -79,27 +62,27 @@ def run(config: CurveConfig) -> int:
     return 1 if report["missing"] else 0
 
 
-def _encoder_facts(config: CurveConfig, choice: EncoderChoice, opened: Opened) -> dict[str, Any]:
+def _encoder_facts(config: CurveConfig, choice: EncoderChoice, opened: supervised.Opened) -> dict[str, Any]:
     reference = choice.reference
     encoder, trained = choice.resolve(opened.channels)
-    mode = check_encoder(config, reference, trained=trained, encoder=encoder)
+    mode = supervised.check_encoder(config, reference, trained=trained, encoder=encoder)
     guard = check_overlap(
         reference, trained=trained, labelled=opened.labelled, allowed=config.allow_overlap, source=opened.source
     )
     return {
-        **provenance_of(reference, trained),
+        **supervised.provenance_of(reference, trained),
         "mode": mode,
-        "sha256": digest(reference),
+        "sha256": supervised.digest(reference),
         "backbone": encoder.spec.backbone,
         "size": encoder.spec.format.size,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "leak_guard": counted(guard),
+        "leak_guard": supervised.counted(guard),
     }
 
 
-def _subsets(config: CurveConfig, labelled: Labelled, fractions: list[float]) -> Subsets:
+def _subsets(config: CurveConfig, labelled: Labelled, fractions: list[float]) -> supervised.Subsets:
     if config.subsets is None:
-        return draw_subsets(config, labelled, fractions)
+        return supervised.draw_subsets(config, labelled, fractions)
     folder = Path(config.subsets)
     keys = [(fraction, seed) for fraction in fractions for seed in range(config.seeds)]
     return {key: read_subset(folder / subset_name(*key), labelled) for key in keys}
@@ -110,7 +93,7 @@ def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
     costs = {cell: _cost(plan, cell) for cell in cells}
     waiting = [cell for cell in cells if load_cell(plan.out / cell.name) is None]
     finished = len(cells) - len(waiting)
-    jobs = min(config.jobs or default_jobs(device), max(1, len(waiting)))
+    jobs = min(config.jobs or supervised.default_jobs(device), max(1, len(waiting)))
     print(f"{len(cells)} cells, {finished} of them finished before; {jobs} at a time")
     total = sum(costs.values())
     done = sum(costs[cell] for cell in cells) - sum(costs[cell] for cell in waiting)
@@ -120,7 +103,7 @@ def _work(plan: Plan, config: CurveConfig, device: torch.device) -> None:
         bar.set_postfix_str(f"{finished} of {len(cells)} cells")
         for outcome in run_curve(plan, waiting, jobs):
             finished += outcome.error is None
-            keep_outcome(plan.out, outcome)
+            supervised.keep_outcome(plan.out, outcome)
             bar.set_postfix_str(f"{finished} of {len(cells)} cells", refresh=False)
             bar.update(costs[outcome.cell])
 

@@ -4,7 +4,8 @@ import json
 import shlex
 from pathlib import Path
 
-from ..config import DemoConfig, FinetuneConfig, PretrainConfig, load_config
+from ..config.loading import load_config
+from ..config.schemas import DemoConfig, FinetuneConfig, PretrainConfig
 from ..runs import format_table
 from . import finetune, pretrain
 

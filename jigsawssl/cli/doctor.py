@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import defaults
-from ..config import DoctorConfig
+from ..config.schemas import DoctorConfig
 from ..data import Archive, open_archive
 from ..data.cache import Cache, CacheOptions
 from ..data.cache_writer import build_cache

@@ -8,7 +8,8 @@ import numpy as np
 import pytorch_lightning as pl
 
 from ..checkpoint import save_classifier
-from ..config import FinetuneConfig, to_yaml, without_folder, without_folders
+from ..config.loading import to_yaml, without_folder, without_folders
+from ..config.schemas import FinetuneConfig
 from ..data import Archive
 from ..data.budget import draw_subset, read_images, read_subset, take_budget
 from ..data.labelled import remarks_on, write_split
@@ -27,19 +28,8 @@ from ..runs.folder import clear_run_folder, environment, now
 from ..training.adapt import Adaptation
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
+from . import supervised
 from .look import run_folder
-from .supervised import (
-    check_draws,
-    check_encoder,
-    choice_of,
-    data_facts,
-    open_and_tell,
-    provenance_of,
-    recipes_of,
-    source_of,
-    subgroups_of,
-    test_line,
-)
 
 DROPOUT_PASSES = 50
 
@@ -52,29 +42,29 @@ def run(config: FinetuneConfig) -> None:
         print(f"{path} holds the finished run of this configuration; nothing to do")
         return
     device = training_device(config.trainer.accelerator)
-    source = source_of(config, [config.encoder])
-    labelled = open_and_tell(config, source, [config.encoder])
+    source = supervised.source_of(config, [config.encoder])
+    labelled = supervised.open_and_tell(config, source, [config.encoder])
     archive, pool, known = labelled.archive, labelled.pool, labelled.identities.known
     pl.seed_everything(config.seed, verbose=False)
     channels = channels_of(archive.select(pool.tolist()))
-    encoder, trained = choice_of(config, config.encoder, labelled).resolve(channels)
-    mode = check_encoder(config, config.encoder, trained=trained, encoder=encoder)
+    encoder, trained = supervised.choice_of(config, config.encoder, labelled).resolve(channels)
+    mode = supervised.check_encoder(config, config.encoder, trained=trained, encoder=encoder)
     guard = check_overlap(
         config.encoder, trained=trained, labelled=labelled, allowed=config.allow_overlap, source=source
     )
     if config.subset is None:
         by_group = config.budget == "groups"
         chosen = draw_subset(labelled, fraction=config.fraction, seed=config.seed, count_groups=by_group)
-        check_draws({(config.fraction, config.seed): chosen}, labelled, "fraction", count_groups=by_group)
+        supervised.check_draws({(config.fraction, config.seed): chosen}, labelled, "fraction", count_groups=by_group)
     else:
         chosen = read_subset(Path(config.subset), labelled)
     fraction = config.fraction if config.subset is None else len(chosen) / len(pool)
     dataset, rows = read_images(
         labelled, np.concatenate([chosen, labelled.validation]), format=encoder.spec.format, what="labelled"
     )
-    subgroups_of(config, labelled, labelled.test)  # mistakes should show before anything is trained
+    supervised.subgroups_of(config, labelled, labelled.test)  # mistakes should show before anything is trained
     budget = take_budget(labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=config.seed)
-    recipes = recipes_of(config, device, config.seed)
+    recipes = supervised.recipes_of(config, device, config.seed)
     autocast = autocast_dtype(recipes[0].precision)
     clear_run_folder(path)
     (path / "config.yaml").write_text(to_yaml(config))
@@ -82,7 +72,7 @@ def run(config: FinetuneConfig) -> None:
     whole = config.subset is None and config.fraction == 1
     labels = f"all {len(pool)} labels (fraction=1)" if whole else f"{budget.facts['labels']} labels of {len(pool)}"
     print(f"{labels}; validation: {budget.facts['validation']}; mode {config.mode}")
-    print(test_line(labelled))
+    print(supervised.test_line(labelled))
     start = time.perf_counter()
     tested = adapt_and_test(
         encoder,
@@ -101,10 +91,8 @@ def run(config: FinetuneConfig) -> None:
         print(f"{len(known.used)} images were taken from the cache of the pretraining")
     passes = None
     if config.dropout and isinstance(adaptation.model, Classifier):
-        passes = dropout_probabilities(
-            adaptation.model, test, passes=DROPOUT_PASSES, batch_size=256, device=device, autocast=autocast
-        )
-    by_subgroup = subgroups_of(config, labelled, labelled.test)
+        passes = dropout_probabilities(adaptation.model, test, passes=DROPOUT_PASSES, device=device, autocast=autocast)
+    by_subgroup = supervised.subgroups_of(config, labelled, labelled.test)
     criteria = Criteria(archive.classes, config.ordered, config.sensitivity, config.coverage, by_subgroup)
     judgement = judge(predictions, criteria, passes=passes)
     metrics = judgement["metrics"]
@@ -128,8 +116,8 @@ def run(config: FinetuneConfig) -> None:
     report = {
         "command": "finetune",
         "config": without_folders(config),
-        "data": {**data_facts(labelled), "from_cache": len(known.used)},
-        "encoder": {**provenance_of(config.encoder, trained), "backbone": encoder.spec.backbone},
+        "data": {**supervised.data_facts(labelled), "from_cache": len(known.used)},
+        "encoder": {**supervised.provenance_of(config.encoder, trained), "backbone": encoder.spec.backbone},
         "leak_guard": guard,
         "budget": budget.facts,
         "split_made_by": labelled.made_by,

@@ -10,23 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config import (
-    COMMANDS,
-    CurveConfig,
-    DemoConfig,
-    DoctorConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    ReportConfig,
-    StudyConfig,
-    SupervisedConfig,
-    TransferConfig,
-    check_grids,
-    command_of,
-    config_of,
-    to_yaml,
-)
+from ..config import schemas
+from ..config.groups import check_grids
 from ..config.keys import keys_of
+from ..config.loading import config_of, to_yaml
+from ..config.suggest import command_of
 from ..data.archive import open_archive
 from ..data.manifest import csv_rows, manifest_columns
 from ..data.walk import IMAGE_SUFFIXES
@@ -35,7 +23,7 @@ from ..runs.folder import check_entries, check_place, check_run_folder
 from ..types import UserError
 
 Config = TypeVar("Config")
-Pretraining = TypeVar("Pretraining", bound=PretrainConfig)
+Pretraining = TypeVar("Pretraining", bound=schemas.PretrainConfig)
 
 _FEW = 100
 """Rows of a manifest whose files are looked for; where one is missing, the whole of it is opened."""
@@ -65,7 +53,7 @@ def look(config: Config) -> Config:
         UserError: for a place that cannot be written to, and for an archive, a manifest, an encoder or a list of labels
             that is not there or cannot be used.
     """
-    if isinstance(config, ReportConfig):
+    if isinstance(config, schemas.ReportConfig):
         _misspelt("run", config.run)
         if not any((Path(config.run) / name).is_file() for name in ("report.json", "task.json")):
             raise UserError(
@@ -73,20 +61,22 @@ def look(config: Config) -> Config:
                 "there; check the path"
             )
         check_place(config.run, key="run")
-    if isinstance(config, (PretrainConfig, SupervisedConfig, DoctorConfig)):
+    if isinstance(config, (schemas.PretrainConfig, schemas.SupervisedConfig, schemas.DoctorConfig)):
         named = (config.data, config.manifest, config.layout)
         _look_at_archive(
-            *named, needs=isinstance(config, SupervisedConfig), reads=not isinstance(config, PretrainConfig)
+            *named,
+            needs=isinstance(config, schemas.SupervisedConfig),
+            reads=not isinstance(config, schemas.PretrainConfig),
         )
-    if isinstance(config, SupervisedConfig) and config.subgroups:
+    if isinstance(config, schemas.SupervisedConfig) and config.subgroups:
         manifest_columns(config.manifest, config.subgroups)
     found: dict[str, Any] = {}
-    if isinstance(config, (PretrainConfig, FinetuneConfig)) and config.encoder is not None:
+    if isinstance(config, (schemas.PretrainConfig, schemas.FinetuneConfig)) and config.encoder is not None:
         found["encoder"] = _look_at_encoder(config.encoder)
-    if isinstance(config, FinetuneConfig) and config.subset is not None:
+    if isinstance(config, schemas.FinetuneConfig) and config.subset is not None:
         _misspelt("subset", config.subset)
         csv_rows(Path(config.subset), key="subset", most=_ROWS)
-    if isinstance(config, CurveConfig):
+    if isinstance(config, schemas.CurveConfig):
         every = config.encoders.items()
         found["encoders"] = {name: _look_at_encoder(given, f"encoders.{name}") for name, given in every}
         if config.subsets is not None and not any(Path(config.subsets).glob("fraction-*.csv")):
@@ -94,15 +84,15 @@ def look(config: Config) -> Config:
                 f"`subsets` ({config.subsets}) must be the folder subsets/ of another curve; it holds no "
                 "fraction-*.csv; check the path"
             )
-    if isinstance(config, StudyConfig):
+    if isinstance(config, schemas.StudyConfig):
         found["variants"] = {name: _look_at_variant(name, values) for name, values in config.variants.items()}
         for name, values in config.domains.items():
             with _within(f"`domains.{name}`"):
                 _look_at_archive(values["data"], values.get("manifest"), values.get("layout"), needs=True, reads=True)
-    if isinstance(config, TransferConfig):
+    if isinstance(config, schemas.TransferConfig):
         found["stages"] = [_look_at_stage(dict(stage), number) for number, stage in enumerate(config.stages)]
     config = dataclasses.replace(config, **found)  # type: ignore[type-var]
-    if isinstance(config, PretrainConfig):
+    if isinstance(config, schemas.PretrainConfig):
         config = settled(config)
     _look_at_out(config)
     return config
@@ -110,7 +100,7 @@ def look(config: Config) -> Config:
 
 _FORMAT = {
     key: (key.rpartition(".")[2], entry.metadata["fallback"])
-    for key, (entry, _) in keys_of(PretrainConfig).items()
+    for key, (entry, _) in keys_of(schemas.PretrainConfig).items()
     if entry.metadata["fallback"] is not None
 }
 """Keys about the format of images: their name in an encoder's file, and what null means without one."""
@@ -132,7 +122,7 @@ def settled(config: Pretraining) -> Pretraining:
     return dataclasses.replace(config, views=views, reading=reading)
 
 
-def format_changes(config: PretrainConfig) -> list[tuple[str, Any, Any]]:
+def format_changes(config: schemas.PretrainConfig) -> list[tuple[str, Any, Any]]:
     """Where a settled configuration differs from the encoder that it goes on from: key, value, the encoder's value."""
     known = _format_of(config.encoder)
     now = {"size": config.views.size, **vars(config.reading)}
@@ -152,29 +142,29 @@ def _format_of(reference: str | None) -> dict[str, Any]:
 
 
 def _look_at_out(config: Any) -> None:
-    if isinstance(config, (DoctorConfig, DemoConfig)) and config.out is not None:
+    if isinstance(config, (schemas.DoctorConfig, schemas.DemoConfig)) and config.out is not None:
         folder = check_place(config.out)
-        if isinstance(config, DoctorConfig):
+        if isinstance(config, schemas.DoctorConfig):
             check_entries(folder, _DOCTOR_WRITES, kind="doctor run")
-    if isinstance(config, PretrainConfig) and config.cache not in (None, "off"):
+    if isinstance(config, schemas.PretrainConfig) and config.cache not in (None, "off"):
         check_place(str(config.cache), key="cache")
-    if COMMANDS[command_of(type(config))].may_change is not None and _is_first_process():
+    if schemas.COMMANDS[command_of(type(config))].may_change is not None and _is_first_process():
         run_folder(config)
 
 
-def run_folder(config: PretrainConfig | SupervisedConfig | TransferConfig) -> Path:
+def run_folder(config: schemas.PretrainConfig | schemas.SupervisedConfig | schemas.TransferConfig) -> Path:
     """The folder of a run that may be written to; see :func:`jigsawssl.runs.folder.check_run_folder`."""
     return check_run_folder(
         config.out,
         resume=config.resume,
         overwrite=config.overwrite,
         config=to_yaml(config),
-        free=COMMANDS[command_of(type(config))].may_change or (),
-        also=stage_names(config) if isinstance(config, TransferConfig) else (),
+        free=schemas.COMMANDS[command_of(type(config))].may_change or (),
+        also=stage_names(config) if isinstance(config, schemas.TransferConfig) else (),
     )
 
 
-def stage_names(config: TransferConfig) -> list[str]:
+def stage_names(config: schemas.TransferConfig) -> list[str]:
     """Folders of the stages of a chain."""
     return [f"{number}-{stage['name']}" for number, stage in enumerate(config.stages, start=1)]
 
@@ -270,7 +260,7 @@ def _look_at_stage(stage: dict[str, Any], number: int) -> dict[str, Any]:
     if follows:
         values["encoder"] = "random:previous"
     with _within(f"`stages` ({number + 1}-{stage['name']})"):
-        schema: Any = FinetuneConfig if supervised else PretrainConfig
+        schema: Any = schemas.FinetuneConfig if supervised else schemas.PretrainConfig
         config = config_of(schema, {**values, "out": "-"})
         _look_at_archive(config.data, config.manifest, config.layout, needs=supervised, reads=supervised)
         own = config.encoder is not None and not follows

@@ -16,7 +16,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from .. import defaults
 from ..augment import PRESETS, JigsawViews
 from ..checkpoint import resolve_encoder, save_encoder
-from ..config import PretrainConfig, to_yaml, without_folder, without_folders
+from ..config.loading import to_yaml, without_folder, without_folders
+from ..config.schemas import PretrainConfig
 from ..data import Archive
 from ..data.cache import Cache
 from ..data.cache_writer import build_cache
@@ -36,18 +37,8 @@ from ..process import when_interrupted
 from ..report.figures import save_curves
 from ..runs import write_csv
 from ..runs.folder import clear_run_folder, environment, now
+from ..training import monitors
 from ..training.finetune import trained_stages
-from ..training.monitors import (
-    Checkpoint,
-    Diagnostics,
-    FiniteLoss,
-    MetricsFile,
-    RunProgress,
-    Throughput,
-    ViewsSheet,
-    epochs,
-    saved_epochs,
-)
 from ..training.optim import autocast_dtype, autocast_precision, training_device
 from ..training.pretrain import JigsawPretraining
 from ..types import ImageFormat, UserError
@@ -301,15 +292,15 @@ def run(config: PretrainConfig) -> Path:
     module = to_channels_last(build_module(config, encoder))
     shard = _images_of_a_device(config, dataset)
     loader = training_loader(dataset, batch_size=min(config.batch.size, shard), drop_last=True, seed=config.seed)
-    metrics_file = MetricsFile(path / "metrics.csv")
+    metrics_file = monitors.MetricsFile(path / "metrics.csv")
     callbacks = [
-        FiniteLoss(),
-        Throughput(),
-        Diagnostics(),
+        monitors.FiniteLoss(),
+        monitors.Throughput(),
+        monitors.Diagnostics(),
         metrics_file,
-        ViewsSheet(path / "views.png"),
-        Checkpoint(path / "checkpoints", filename="last", enable_version_counter=False),
-        RunProgress(checkpoint, images_kept=cache is not None),
+        monitors.ViewsSheet(path / "views.png"),
+        monitors.Checkpoint(path / "checkpoints", filename="last", enable_version_counter=False),
+        monitors.RunProgress(checkpoint, images_kept=cache is not None),
     ]
     trainer = _trainer(config, path, device, callbacks)
     if first:
@@ -492,7 +483,7 @@ def _nothing_to_do(config: PretrainConfig, path: Path) -> bool:
     Raises:
         UserError: if it has more epochs than are asked for, or cannot go on to those.
     """
-    wanted, saved = config.trainer.max_epochs, saved_epochs(path / "checkpoints" / "last.ckpt")
+    wanted, saved = config.trainer.max_epochs, monitors.saved_epochs(path / "checkpoints" / "last.ckpt")
     report, finished = path / "report.json", 0
     if report.is_file():
         try:
@@ -524,7 +515,7 @@ def _nothing_to_do(config: PretrainConfig, path: Path) -> bool:
 
 def _beginning(config: PretrainConfig, checkpoint: Path) -> str:
     """Where a run with ``resume`` begins."""
-    saved, wanted = saved_epochs(checkpoint), config.trainer.max_epochs
+    saved, wanted = monitors.saved_epochs(checkpoint), config.trainer.max_epochs
     if saved == 0:
         return f"nothing was saved to resume from; beginning at epoch 1 of {wanted}"
     if saved == wanted:
@@ -534,9 +525,9 @@ def _beginning(config: PretrainConfig, checkpoint: Path) -> str:
 
 def _kept_before_training(config: PretrainConfig, path: Path) -> str:
     """What an interrupt leaves while images are decoded, and until training begins."""
-    saved = saved_epochs(path / "checkpoints" / "last.ckpt")
+    saved = monitors.saved_epochs(path / "checkpoints" / "last.ckpt")
     if saved:
-        return f" before training went on; {epochs(saved)} saved; go on with resume=true"
+        return f" before training went on; {monitors.epochs(saved)} saved; go on with resume=true"
     kept = "nothing was saved yet; begin again with resume=true"
     if config.cache != "off":
         folder = Path(config.cache) if config.cache is not None else path / "cache"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..config import ReportConfig
+from ..config.schemas import ReportConfig
 from ..experiments.reporting import rebuild
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import StudyConfig
+from ..config.schemas import StudyConfig
 from ..data.labelled import Domain, Labelled, open_domain
 from ..data.leakage import seen_images
 from ..data.loading import PixelDataset
@@ -20,22 +20,7 @@ from ..experiments.trials import EncoderChoice
 from ..progress import Progress
 from ..training.optim import DEFAULT_WEIGHT_DECAY
 from ..types import ImageFormat, UserError
-from .supervised import (
-    begin_cells,
-    check_draws,
-    check_encoder,
-    choice_of,
-    counted,
-    default_jobs,
-    digest,
-    draw_subsets,
-    end_cells,
-    keep_outcome,
-    open_cells,
-    provenance_of,
-    recipes_of,
-    task_of,
-)
+from . import supervised
 
 READ_AHEAD = 16
 """Images of an archive that are read before anything is trained."""
@@ -47,23 +32,23 @@ def run(config: StudyConfig) -> int:
     Returns:
         0, or 1 where a part failed.
     """
-    opened = open_cells(config)
+    opened = supervised.open_cells(config)
     path, device, labelled, source, channels = opened
-    subsets = draw_subsets(config, labelled, [config.fraction])
-    check_draws(subsets, labelled, "fraction", count_groups=config.budget == "groups")
+    subsets = supervised.draw_subsets(config, labelled, [config.fraction])
+    supervised.check_draws(subsets, labelled, "fraction", count_groups=config.budget == "groups")
     domains = {
         name: Domain(values["data"], values.get("manifest"), values.get("layout"))
         for name, values in config.domains.items()
     }
     elsewhere = {name: _open_domain(domain, labelled) for name, domain in domains.items()}
     overlaps = _overlaps(config, elsewhere, labelled)
-    common = choice_of(config, "", labelled)
+    common = supervised.choice_of(config, "", labelled)
     choices = {name: _choice(common, values) for name, values in config.variants.items()}
     variants = {
         name: _facts(config, name=name, choice=choices[name], channels=channels, labelled=labelled, elsewhere=elsewhere)
         for name in choices
     }
-    task = task_of(
+    task = supervised.task_of(
         config,
         opened,
         variants=variants,
@@ -76,8 +61,8 @@ def run(config: StudyConfig) -> int:
             "variants": [(name, facts["sha256"]) for name, facts in sorted(variants.items())],
         },
     )
-    begin_cells(config, opened, task=task, subsets=subsets, folders=["search", "cells"])
-    recipe = recipes_of(config, device, seed=0)[0]
+    supervised.begin_cells(config, opened, task=task, subsets=subsets, folders=["search", "cells"])
+    recipe = supervised.recipes_of(config, device, seed=0)[0]
     if recipe.weight_decay is None:
         recipe = recipe._replace(weight_decay=DEFAULT_WEIGHT_DECAY[recipe.optimizer])
     plan = StudyPlan(
@@ -93,7 +78,7 @@ def run(config: StudyConfig) -> int:
         out=path,
     )
     _work(plan, config, device)
-    end_cells(path)
+    supervised.end_cells(path)
     report = study_report(path)
     print(f"\n{study_summary(report)}\n\nreport: {path / 'report.html'}  table: {path / 'table.csv'}")
     for part, reason in report["failed"].items():
@@ -145,26 +130,28 @@ def _facts(
         encoder, trained = choice.resolve(channels)
     except UserError as error:
         raise UserError(f"`variants.{name}`: {error}") from None
-    check_encoder(config, choice.reference, trained=trained, encoder=encoder)
+    supervised.check_encoder(config, choice.reference, trained=trained, encoder=encoder)
     guards = {
-        place: counted(check_overlap(choice.reference, trained=trained, labelled=found, allowed=config.allow_overlap))
+        place: supervised.counted(
+            check_overlap(choice.reference, trained=trained, labelled=found, allowed=config.allow_overlap)
+        )
         for place, found in {IN_DOMAIN: labelled, **elsewhere}.items()
     }
     return {
-        **provenance_of(choice.reference, trained),
+        **supervised.provenance_of(choice.reference, trained),
         "against": config.variants[name].get("against", next(iter(config.variants))),
         "backbone": encoder.spec.backbone,
         "attention": encoder.spec.attention,
         "size": encoder.spec.format.size,
         **cost_of(encoder),
-        "sha256": digest(choice.reference),
+        "sha256": supervised.digest(choice.reference),
         "leak_guard": guards,
     }
 
 
 def _work(plan: StudyPlan, config: StudyConfig, device: torch.device) -> None:
     searches = [name for name in plan.variants if load_search(plan.out / "search" / f"{name}.json") is None]
-    jobs = config.jobs or default_jobs(device)
+    jobs = config.jobs or supervised.default_jobs(device)
     number = len(plan.variants)
     if searches:
         print(f"{number} searches of {plan.trials} settings, {len(searches)} of them to be done")
@@ -181,5 +168,5 @@ def _collect(outcomes: Iterator[Outcome], name: str, parts: Sequence[Any], folde
     """Show how far it is, and keep why a part failed."""
     with Progress(total=len(parts), desc=name) as bar:
         for outcome in outcomes:
-            keep_outcome(folder, outcome)
+            supervised.keep_outcome(folder, outcome)
             bar.update()

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..checkpoint import read_header
-from ..config import CurveConfig, StudyConfig, SupervisedConfig, to_yaml, without_folder, without_folders
+from ..config.loading import to_yaml, without_folder, without_folders
+from ..config.schemas import CurveConfig, StudyConfig, SupervisedConfig
 from ..data.budget import can_validate, draw_subset, write_subsets
 from ..data.census import split_counts
 from ..data.conventions import are_numbered, split_name

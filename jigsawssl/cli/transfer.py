@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..config import FinetuneConfig, PretrainConfig, TransferConfig, config_of, to_yaml, without_folders
+from ..config.loading import config_of, to_yaml, without_folders
+from ..config.schemas import FinetuneConfig, PretrainConfig, TransferConfig
 from ..experiments.reporting import LIMITS, write_report
 from ..runs import format_table
 from ..runs.folder import clear_run_folder

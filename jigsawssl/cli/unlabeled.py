@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import PretrainConfig
+from ..config.schemas import PretrainConfig
 from ..data import Archive, open_archive
 from ..data.census import split_counts
 from ..data.conventions import split_name

@@ -32,7 +32,7 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
 def describe_keys(schema: type) -> list[tuple[str, str, str]]:
     """Every key of a schema as ``(key, default, meaning)``, groups flattened with dots.
 
-    >>> from jigsawssl.config import DemoConfig
+    >>> from jigsawssl.config.schemas import DemoConfig
     >>> describe_keys(DemoConfig)[1]
     ('seed', '0', 'seed of everything')
     """
@@ -265,7 +265,7 @@ def load_config(schema: type[Config], arguments: Sequence[str]) -> Config:
     Raises:
         UserError: for an unknown key, a wrong type, a missing file or a value out of range.
 
-    >>> from jigsawssl.config import PretrainConfig
+    >>> from jigsawssl.config.schemas import PretrainConfig
     >>> load_config(PretrainConfig, ["data=demo", "out=run", "views.size=64", "views.grids=[8,4,2]"]).views.size
     64
     """
@@ -285,7 +285,7 @@ def config_of(schema: type[Config], values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: as :func:`load_config`.
 
-    >>> from jigsawssl.config import DemoConfig
+    >>> from jigsawssl.config.schemas import DemoConfig
     >>> config_of(DemoConfig, {"seed": 3}).seed
     3
     """
@@ -330,7 +330,7 @@ def without_folder(reference: str) -> str:
 def without_folders(config: Any) -> dict[str, Any]:
     """Every key and value for a report, with names of files and folders in place of their paths.
 
-    >>> from jigsawssl.config import DemoConfig
+    >>> from jigsawssl.config.schemas import DemoConfig
     >>> without_folders(DemoConfig(out="/home/somebody/runs/demo"))
     {'out': 'demo', 'seed': 0}
     """

@@ -10,20 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import defaults
 from ..types import ATTENTIONS, STAINS, UserError
-from .groups import (
-    BatchConfig,
-    BlockConfig,
-    CurveOptimizerConfig,
-    FinetuneBatchConfig,
-    FinetuneOptimizerConfig,
-    FinetuneTrainerConfig,
-    FinetuneViewsConfig,
-    LossConfig,
-    OptimizerConfig,
-    ReadingConfig,
-    TrainerConfig,
-    ViewsConfig,
-)
+from . import groups
 from .keys import group, key, listed
 
 _LARGEST_SEED = 2**32 - 1  # NumPy takes no larger one
@@ -101,13 +88,13 @@ class PretrainConfig:
     cache: str | None = key(None, "folder for decoded images, shared by runs; null: OUT/cache; off: decode every epoch")
     layout: str | None = key(None, "the public data set that data holds, as downloaded; see README")
     max_bad_fraction: float = key(0.1, "share of unreadable images above which the run stops")
-    reading: ReadingConfig = group(ReadingConfig)
-    batch: BatchConfig = group(BatchConfig)
-    views: ViewsConfig = group(ViewsConfig)
-    block: BlockConfig = group(BlockConfig)
-    loss: LossConfig = group(LossConfig)
-    optimizer: OptimizerConfig = group(OptimizerConfig)
-    trainer: TrainerConfig = group(TrainerConfig)
+    reading: groups.ReadingConfig = group(groups.ReadingConfig)
+    batch: groups.BatchConfig = group(groups.BatchConfig)
+    views: groups.ViewsConfig = group(groups.ViewsConfig)
+    block: groups.BlockConfig = group(groups.BlockConfig)
+    loss: groups.LossConfig = group(groups.LossConfig)
+    optimizer: groups.OptimizerConfig = group(groups.OptimizerConfig)
+    trainer: groups.TrainerConfig = group(groups.TrainerConfig)
 
     def check(self) -> None:
         """What must hold for several keys together."""
@@ -174,10 +161,10 @@ class SupervisedConfig:
     sensitivity: float = key(0.95, "sensitivity that the operating point of two classes must reach on validation")
     coverage: float = key(0.9, "coverage that conformal sets promise")
     subgroups: list[str] = key([], "manifest columns to break the test result down by, such as [site]")
-    views: FinetuneViewsConfig = group(FinetuneViewsConfig)
-    batch: FinetuneBatchConfig = group(FinetuneBatchConfig)
-    optimizer: FinetuneOptimizerConfig = group(FinetuneOptimizerConfig)
-    trainer: FinetuneTrainerConfig = group(FinetuneTrainerConfig)
+    views: groups.FinetuneViewsConfig = group(groups.FinetuneViewsConfig)
+    batch: groups.FinetuneBatchConfig = group(groups.FinetuneBatchConfig)
+    optimizer: groups.FinetuneOptimizerConfig = group(groups.FinetuneOptimizerConfig)
+    trainer: groups.FinetuneTrainerConfig = group(groups.FinetuneTrainerConfig)
 
     def check(self) -> None:
         """What must hold for several keys together."""
@@ -224,7 +211,7 @@ class CurveConfig(SupervisedConfig):
     seeds: int = key(5, "label draws for each share", least=1)
     subsets: str | None = key(None, "subsets/ of another curve, to use the same labels; null: drawn and written to out")
     jobs: int | None = key(None, "parallel processes; null: one per core or GPU, at most 8", least=1)
-    optimizer: CurveOptimizerConfig = group(CurveOptimizerConfig)
+    optimizer: groups.CurveOptimizerConfig = group(groups.CurveOptimizerConfig)
 
     def check(self) -> None:
         """And the shares of the labels, and names that become names of files."""
@@ -314,7 +301,7 @@ class DoctorConfig:
     out: str | None = key(None, "folder for doctor.json, table.parquet and contact sheets; null: text only")
     manifest: str | None = key(None, "CSV with path[,label,split,group], or folders")
     layout: str | None = key(None, "the public data set that data holds, as downloaded; see README")
-    reading: ReadingConfig = group(ReadingConfig)
+    reading: groups.ReadingConfig = group(groups.ReadingConfig)
 
 
 @dataclass

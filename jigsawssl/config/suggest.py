@@ -45,7 +45,7 @@ _ELSEWHERE = {
 def command_of(schema: type) -> str:
     """The command that a schema belongs to.
 
-    >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
+    >>> from jigsawssl.config.schemas import FinetuneConfig, PretrainConfig
     >>> command_of(PretrainConfig)
     'pretrain'
     """
@@ -55,7 +55,7 @@ def command_of(schema: type) -> str:
 def is_misspelt(key: str, schema: type) -> bool:
     """Whether a key nearly is one of a schema, or is one.
 
-    >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
+    >>> from jigsawssl.config.schemas import FinetuneConfig, PretrainConfig
     >>> is_misspelt("fractions", FinetuneConfig), is_misspelt("mode", PretrainConfig)
     (True, False)
     """
@@ -65,7 +65,7 @@ def is_misspelt(key: str, schema: type) -> bool:
 def meant(word: str, schema: type) -> str | None:
     """The key of a schema that a word stands for, itself included; None where that would be a guess.
 
-    >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
+    >>> from jigsawssl.config.schemas import FinetuneConfig, PretrainConfig
     >>> meant("epochs", PretrainConfig), meant("batch-size", PretrainConfig), meant("model", FinetuneConfig)
     ('trainer.max_epochs', 'batch.size', 'encoder')
     """
@@ -101,7 +101,7 @@ def _guessed(word: str, schema: type) -> str | None:
 def unknown_key(key: str, schema: type) -> str:
     """What to say of a key that a command does not have.
 
-    >>> from jigsawssl.config import FinetuneConfig, PretrainConfig
+    >>> from jigsawssl.config.schemas import FinetuneConfig, PretrainConfig
     >>> unknown_key("fraction", PretrainConfig)
     'pretrain has no key `fraction`; finetune and study do; `--help` lists the keys'
     """

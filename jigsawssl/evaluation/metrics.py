@@ -10,18 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import brier_score_loss
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    binary_sensitivity_at_specificity,
-    binary_specificity_at_sensitivity,
-    multiclass_cohen_kappa,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-    multiclass_specificity,
-)
+from torchmetrics.functional import classification
 
 from jigsawssl.types import DivergedError
 
@@ -170,20 +159,20 @@ class _Judged:
     def __init__(self, scores: Tensor, target: Tensor, *, at: float, ordered: bool) -> None:
         size = scores.shape[1]
         self.scores, self.target, self.ordered, self._at = scores, target, ordered, at
-        self.matrix = multiclass_confusion_matrix(scores, target, num_classes=size)
+        self.matrix = classification.multiclass_confusion_matrix(scores, target, num_classes=size)
         self.support: list[int] = self.matrix.sum(dim=1).tolist()
         self.of_class: dict[str, list[float | None]] = {
             "auroc": [_auroc(scores, target, index) for index in range(size)],
             "average_precision": [_average_precision(scores, target, index) for index in range(size)],
         }
         for name, function in (
-            ("precision", multiclass_precision),
-            ("recall", multiclass_recall),
-            ("f1", multiclass_f1_score),
+            ("precision", classification.multiclass_precision),
+            ("recall", classification.multiclass_recall),
+            ("f1", classification.multiclass_f1_score),
         ):
             values = function(scores, target, num_classes=size, average="none").tolist()
             self.of_class[name] = [value if seen else None for value, seen in zip(values, self.support, strict=True)]
-        values = multiclass_specificity(scores, target, num_classes=size, average="none").tolist()
+        values = classification.multiclass_specificity(scores, target, num_classes=size, average="none").tolist()
         self.of_class["specificity"] = [
             value if seen < len(target) else None for value, seen in zip(values, self.support, strict=True)
         ]
@@ -268,12 +257,12 @@ METRICS = (
     ),
     Metric(
         "sensitivity_at_specificity",
-        lambda one: one.best(binary_sensitivity_at_specificity),
+        lambda one: one.best(classification.binary_sensitivity_at_specificity),
         lambda many: many.over_classes([first for first, _ in many.best]),
     ),
     Metric(
         "specificity_at_sensitivity",
-        lambda one: one.best(binary_specificity_at_sensitivity),
+        lambda one: one.best(classification.binary_specificity_at_sensitivity),
         lambda many: many.over_classes([second for _, second in many.best]),
     ),
     Metric("brier", lambda one: _brier(one.scores, one.target), lambda many: many.brier, share=False, on_all=True),
@@ -374,12 +363,14 @@ def _checked(probabilities: Array, labels: Array) -> tuple[Tensor, Tensor]:
 
 def _auroc(scores: Tensor, target: Tensor, index: int) -> float | None:
     positive = target == index
-    return float(binary_auroc(scores[:, index], positive.long())) if _both(positive) else None
+    return float(classification.binary_auroc(scores[:, index], positive.long())) if _both(positive) else None
 
 
 def _average_precision(scores: Tensor, target: Tensor, index: int) -> float | None:
     positive = target == index
-    return float(binary_average_precision(scores[:, index], positive.long())) if _both(positive) else None
+    return (
+        float(classification.binary_average_precision(scores[:, index], positive.long())) if _both(positive) else None
+    )
 
 
 def _at(metric: Any, *, scores: Tensor, target: Tensor, index: int, least: float) -> float | None:
@@ -388,7 +379,7 @@ def _at(metric: Any, *, scores: Tensor, target: Tensor, index: int, least: float
 
 
 def _kappa(scores: Tensor, target: Tensor, weights: Any) -> float | None:
-    value = float(multiclass_cohen_kappa(scores, target, scores.shape[1], weights))
+    value = float(classification.multiclass_cohen_kappa(scores, target, scores.shape[1], weights))
     return value if math.isfinite(value) else None
 
 

@@ -87,10 +87,8 @@ class Resamples:
         size = scores.shape[1]
         self.rankings = [_Ranking(scores[:, k], target == k, weights) for k in range(size)]
         self._ranked = _ranked(scores)
-        self.areas, self.best = (
-            [ranking.auroc() for ranking in self.rankings],
-            [ranking.best(at) for ranking in self.rankings],
-        )
+        self.areas = [ranking.auroc() for ranking in self.rankings]
+        self.best = [ranking.best(at) for ranking in self.rankings]
         predicted = scores.argmax(axis=1)
         cell = target * size + predicted
         counts = [np.bincount(cell, row, size * size) for row in weights]

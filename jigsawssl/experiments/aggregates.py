@@ -1,7 +1,7 @@
 """Finished cells by encoder and share of the labels: their metrics with intervals, and paired comparisons."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -172,10 +172,11 @@ def compared(
     return cast(Contrast, {**names, "first_mean": float(a.mean()), **result._asdict()})
 
 
-def with_holm(rows: Sequence[Contrast]) -> list[Corrected]:
-    """The same comparisons with ``p_holm``: their p-values corrected for their number."""
-    corrected = holm([row["p"] for row in rows])
-    return [Corrected(**row, p_holm=value) for row, value in zip(rows, corrected, strict=True)]
+def with_holm(rows: Iterable[Contrast | None]) -> list[Corrected]:
+    """What there is to compare, each row with ``p_holm``: their p-values corrected for their number."""
+    found = [row for row in rows if row is not None]
+    corrected = holm([row["p"] for row in found])
+    return [Corrected(**row, p_holm=value) for row, value in zip(found, corrected, strict=True)]
 
 
 def difference_in_words(row: Contrast, name: str) -> str:

@@ -9,24 +9,11 @@ from ..evaluation.assessment import NO_GROUPS, Criteria
 from ..evaluation.statistics import joint_samples, label_saving
 from ..runs.parts import Corrected, Ratio, Row, Saving
 from ..words import counted
-from .aggregates import (
-    COMPARED,
-    Done,
-    Point,
-    common_seeds,
-    compared,
-    detail_of,
-    difference_in_words,
-    on_common_cases,
-    points_of,
-    row_of,
-    verdict,
-    with_holm,
-)
+from . import aggregates
 
 
 def analyse(
-    cells: Sequence[Done], *, encoders: Sequence[str], criteria: Criteria, count_groups: bool = False
+    cells: Sequence[aggregates.Done], *, encoders: Sequence[str], criteria: Criteria, count_groups: bool = False
 ) -> dict[str, Any]:
     """Say what a curve shows.
 
@@ -42,9 +29,9 @@ def analyse(
     Returns:
         JSON values: ``table``, ``comparisons``, ``savings``, ``sentences``, ``details`` and ``notes``.
     """
-    cells, notes = on_common_cases(cells)
-    points = points_of(cells, criteria, count_groups=count_groups)
-    table = [row_of(encoder, fraction, point) for (encoder, fraction), point in points.items()]
+    cells, notes = aggregates.on_common_cases(cells)
+    points = aggregates.points_of(cells, criteria, count_groups=count_groups)
+    table = [aggregates.row_of(encoder, fraction, point) for (encoder, fraction), point in points.items()]
     comparisons, savings = [], []
     for other in encoders[1:]:
         comparisons += _comparisons(points, encoders[0], other)
@@ -60,7 +47,7 @@ def analyse(
         fractions = sorted({fraction for name, fraction in points if name == encoder})
         for fraction in sorted({*fractions[:1], *fractions[-1:]}):
             point = points[encoder, fraction]
-            details.append(detail_of(encoder, fraction=fraction, point=point, criteria=criteria))
+            details.append(aggregates.detail_of(encoder, fraction=fraction, point=point, criteria=criteria))
     return {
         "table": table,
         "comparisons": comparisons,
@@ -71,21 +58,22 @@ def analyse(
     }
 
 
-def _comparisons(points: Mapping[tuple[str, float], Point], first: str, second: str) -> list[Corrected]:
+def _comparisons(points: Mapping[tuple[str, float], aggregates.Point], first: str, second: str) -> list[Corrected]:
     found = []
     fractions = sorted({fraction for _, fraction in points})
-    for metric in COMPARED:
-        rows = [
-            compared(points, first=first, second=second, metric=metric, fraction=fraction) for fraction in fractions
-        ]
-        found += with_holm([row for row in rows if row is not None])
+    for metric in aggregates.COMPARED:
+        found += aggregates.with_holm(
+            aggregates.compared(points, first=first, second=second, metric=metric, fraction=share)
+            for share in fractions
+        )
     return found
 
 
-def _savings(points: Mapping[tuple[str, float], Point], first: str, second: str) -> list[Saving]:
+def _savings(points: Mapping[tuple[str, float], aggregates.Point], first: str, second: str) -> list[Saving]:
     """How many times the labels of ``first`` the other needs, by AUROC, where both have the same seeds."""
     found = {
-        fraction: common_seeds(points, first=first, second=second, fraction=fraction) for _, fraction in sorted(points)
+        fraction: aggregates.common_seeds(points, first=first, second=second, fraction=fraction)
+        for _, fraction in sorted(points)
     }
     shared = [fraction for fraction, seeds in sorted(found.items()) if seeds]
     seeds = sorted(set.intersection(*(set(found[fraction]) for fraction in shared))) if shared else []
@@ -138,8 +126,8 @@ def _sentences(
             continue
         cost = _cost(by_place[contrast["first"], contrast["fraction"]])
         found.append(
-            f"With {cost}, {difference_in_words(contrast, 'AUROC')} "
-            f"(p = {contrast['p_holm']:.2g} after Holm's correction, {verdict(contrast)})."
+            f"With {cost}, {aggregates.difference_in_words(contrast, 'AUROC')} "
+            f"(p = {contrast['p_holm']:.2g} after Holm's correction, {aggregates.verdict(contrast)})."
         )
     last = max((saving["fraction"] for saving in savings), default=0)
     for saving in savings:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import command_line, command_with, settings_of, without_folder
+from ..config.loading import without_folder
+from ..config.repeat import command_line, command_with, settings_of
 from ..data.holdout import TEST
 from ..data.labelled import LEAST_TEST, Labelled, Source
 from ..data.leakage import KEY_FILE, Overlap, SeenImages

@@ -10,19 +10,7 @@ from scipy.stats import friedmanchisquare, rankdata
 from ..evaluation.assessment import NO_GROUPS, Criteria
 from ..runs.parts import StudyContrast, StudyRow
 from ..words import counted
-from .aggregates import (
-    COMPARED,
-    Done,
-    Point,
-    compared,
-    detail_of,
-    difference_in_words,
-    on_common_cases,
-    points_of,
-    row_of,
-    verdict,
-    with_holm,
-)
+from . import aggregates
 
 IN_DOMAIN = "in domain"
 """What the test split of the archive that was trained on is called."""
@@ -33,11 +21,11 @@ RANKED = "balanced_accuracy"
 NAMED = 10
 """Pairs that a sentence names."""
 
-Points = Mapping[tuple[str, float], Point]
+Points = Mapping[tuple[str, float], aggregates.Point]
 
 
 def analyse_study(
-    cells: Mapping[str, Sequence[Done]],
+    cells: Mapping[str, Sequence[aggregates.Done]],
     *,
     against: Mapping[str, str],
     searches: Mapping[str, Mapping[str, Any]],
@@ -64,23 +52,21 @@ def analyse_study(
     best = max(searches, key=lambda name: searches[name]["score"]) if searches else None
     pairs = _pairs(against)
     for domain, found in cells.items():
-        found, left_out = on_common_cases(found)
+        found, left_out = aggregates.on_common_cases(found)
         notes += [f"{_place(domain)} {note}" for note in [*left_out, *_gaps(found, criteria.classes)]]
-        points = points_of(found, criteria, count_groups=False)
+        points = aggregates.points_of(found, criteria, count_groups=False)
         table += [
-            StudyRow(domain=domain, **row_of(name, fraction, points[name, fraction]))
+            StudyRow(domain=domain, **aggregates.row_of(name, fraction, points[name, fraction]))
             for name in against
             if (name, fraction) in points
         ]
-        for metric in COMPARED:
+        for metric in aggregates.COMPARED:
             # One family for each archive and metric: every variant with what it is compared with.
             rows = [
-                compared(points, first=first, second=second, metric=metric, fraction=fraction)
+                aggregates.compared(points, first=first, second=second, metric=metric, fraction=fraction)
                 for first, second in pairs
             ]
-            comparisons += [
-                StudyContrast(domain=domain, **row) for row in with_holm([row for row in rows if row is not None])
-            ]
+            comparisons += [StudyContrast(domain=domain, **row) for row in aggregates.with_holm(rows)]
         ranks = rank_variants(points, list(against), fraction)
         if ranks is not None:
             ranking[domain] = ranks
@@ -88,7 +74,7 @@ def analyse_study(
             notes.append(f"{_place(domain)} No ranks: they need two or more variants with a repetition in common.")
         if domain == IN_DOMAIN and best is not None and (best, fraction) in points:
             point = points[best, fraction]
-            details.append(detail_of(best, fraction=fraction, point=point, criteria=criteria))
+            details.append(aggregates.detail_of(best, fraction=fraction, point=point, criteria=criteria))
     return {
         "table": table,
         "comparisons": comparisons,
@@ -114,7 +100,7 @@ def _place(domain: str) -> str:
     return "In domain:" if domain == IN_DOMAIN else f"On {domain}:"
 
 
-def _gaps(cells: Sequence[Done], classes: Sequence[str]) -> list[str]:
+def _gaps(cells: Sequence[aggregates.Done], classes: Sequence[str]) -> list[str]:
     """What is not to be had on these test cases."""
     if not cells:
         return []
@@ -158,10 +144,10 @@ def rank_variants(points: Points, variants: Sequence[str], fraction: float) -> d
         return None
     ranks = {name: float(rank) for name, rank in zip(names, rankdata(-values, axis=1).mean(axis=0), strict=True)}
     found = [
-        compared(points, first=first, second=second, metric=RANKED, fraction=fraction, seeds=seeds)
+        aggregates.compared(points, first=first, second=second, metric=RANKED, fraction=fraction, seeds=seeds)
         for first, second in itertools.combinations(names, 2)
     ]
-    pairs = with_holm([row for row in found if row is not None])
+    pairs = aggregates.with_holm(found)
     apart = {frozenset((row["first"], row["second"])) for row in pairs if row["p_holm"] < 0.05}
     differ = len(names) > 2 and len(seeds) > 1 and bool(np.ptp(values, axis=1).any())
     return {
@@ -196,7 +182,7 @@ def cliques(ordered: Sequence[str], apart: set[frozenset[str]]) -> list[list[str
     return found
 
 
-def _explanations(cells: Sequence[Done], variants: Sequence[str]) -> list[dict[str, Any]]:
+def _explanations(cells: Sequence[aggregates.Done], variants: Sequence[str]) -> list[dict[str, Any]]:
     """Means over seeds of what is known of each variant's maps."""
     rows = []
     for name in variants:
@@ -222,8 +208,8 @@ def _sentences(comparisons: Sequence[StudyContrast], ranking: Mapping[str, Any])
         if row["metric"] != RANKED:
             continue
         found.append(
-            f"{_place(row['domain'])} {difference_in_words(row, 'balanced accuracy')} "
+            f"{_place(row['domain'])} {aggregates.difference_in_words(row, 'balanced accuracy')} "
             f"({row['first']} has {row['first_mean']:.3f}; p = {row['p_holm']:.2g} after Holm's correction, "
-            f"{verdict(row)})."
+            f"{aggregates.verdict(row)})."
         )
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import UndefinedError
 
-from ..config import COMMANDS
+from ..config.schemas import COMMANDS
 from ..evaluation.assessment import Criteria
 from ..report.page import write_page
 from ..report.verdict import verdict, verdict_lines

@@ -7,26 +7,11 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import (
-    HTJ2K,
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
-    RLELossless,
-)
 
 from .codestream import decode_stream, kind_of_stream
 from .elements import integer, items, numbers, text, value_of
@@ -59,12 +44,12 @@ _ITEM = b"\xfe\xff\x00\xe0"
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
 _CHANNELS = ("Red", "Green", "Blue")
-_LOSSLESS_JPEG = (JPEGLossless, JPEGLosslessSV1)
+_LOSSLESS_JPEG = (uid.JPEGLossless, uid.JPEGLosslessSV1)
 _SYNTAXES = {
-    "JPEG": [syntax for syntax in JPEGTransferSyntaxes if syntax not in _LOSSLESS_JPEG],
+    "JPEG": [syntax for syntax in uid.JPEGTransferSyntaxes if syntax not in _LOSSLESS_JPEG],
     "lossless JPEG": _LOSSLESS_JPEG,
-    "JPEG-LS": JPEGLSTransferSyntaxes,
-    "JPEG 2000": [*JPEG2000TransferSyntaxes, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL],
+    "JPEG-LS": uid.JPEGLSTransferSyntaxes,
+    "JPEG 2000": [*uid.JPEG2000TransferSyntaxes, uid.HTJ2K, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL],
 }
 
 
@@ -259,12 +244,12 @@ class DicomFile:
 
 def _parsed(data: bytes, notes: Notes) -> Dataset:
     """The data set, inflated no further than memory should hold; pydicom inflates without a limit."""
-    if data[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() in data[132:2048]:
+    if data[128:132] == b"DICM" and uid.DeflatedExplicitVRLittleEndian.encode() in data[132:2048]:
         start = _end_of_meta(data)
         meta = pydicom.dcmread(io.BytesIO(data[:start]), force=True, stop_before_pixels=True).file_meta
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
             ds = read_dataset(io.BytesIO(_inflated(data[start:])), is_implicit_VR=False, is_little_endian=True)
-            meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
             ds.file_meta = meta
             ds.set_original_encoding(False, True)
             return ds
@@ -299,7 +284,7 @@ def _inflated(data: bytes) -> bytes:
 def _require_image(ds: Dataset) -> None:
     """Tell images from reports, documents and segmentations."""
     kind = text(ds, "SOPClassUID") or text(getattr(ds, "file_meta", Dataset()), "MediaStorageSOPClassUID") or ""
-    name = UID(kind).name if UID(kind).type == "SOP Class" else ""
+    name = uid.UID(kind).name if uid.UID(kind).type == "SOP Class" else ""
     if "Segmentation" in name or text(ds, "Modality") == "SEG":
         raise NotAnImage("a DICOM segmentation, which marks what other images show")
     if any(pixels in ds for pixels in _PIXELS):
@@ -309,11 +294,11 @@ def _require_image(ds: Dataset) -> None:
     raise Unreadable("no pixel data")
 
 
-def _guessed_syntax(ds: Dataset) -> UID:
+def _guessed_syntax(ds: Dataset) -> uid.UID:
     implicit, little = ds.original_encoding
     if little is False:
-        return ExplicitVRBigEndian
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        return uid.ExplicitVRBigEndian
+    return uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
 
 
 def _pixel_bytes(ds: Dataset) -> bytes:
@@ -336,7 +321,7 @@ def _is_encapsulated(ds: Dataset, notes: Notes) -> bool:
     if in_items != stated and len(data) >= needed:
         notes.add(f"pixels that are {'' if in_items else 'not '}compressed, against the transfer syntax")
         if not in_items:
-            ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
         return in_items
     return stated
 
@@ -344,7 +329,7 @@ def _is_encapsulated(ds: Dataset, notes: Notes) -> bool:
 def _require_decoder(ds: Dataset, frames: int) -> None:
     syntax = ds.file_meta.TransferSyntaxUID
     first = get_frame(ds.PixelData, 0, number_of_frames=frames)
-    if kind_of_stream(first) is None and syntax != RLELossless:
+    if kind_of_stream(first) is None and syntax != uid.RLELossless:
         named = syntax.name if syntax.is_transfer_syntax else "one that is not known"
         raise Unreadable(f"a transfer syntax that is not read: {named}")
 

@@ -13,7 +13,8 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..config import COMMANDS, command_to_repeat, command_with_file
+from ..config.repeat import command_to_repeat, command_with_file
+from ..config.schemas import COMMANDS
 from ..runs.files import write_bytes
 from ..words import duration, name_of, signed
 from .plots import critical_difference_svg, curve_svg, history_svgs, judgement_svgs, variants_svg

@@ -55,7 +55,6 @@ class _Task(NamedTuple):
     device: torch.device
     autocast: torch.dtype | None
     bar: Progress
-    batch_size: int = 256
 
     def train(self, model: Model, fold: Fold, recipe: Recipe, **options: Any) -> Trained:
         """As :func:`train_classifier`; one that stops early moves the bar as far as one that does not."""
@@ -294,7 +293,7 @@ def _finish(
         if winner.chosen["method"] == "linear" and isinstance(model, Classifier):
             logits: Tensor = model.head.cpu()(task.features(dataset))
             return logits.softmax(dim=1)
-        return predict(model, dataset, batch_size=task.batch_size, device=task.device, autocast=task.autocast)
+        return predict(model, dataset, device=task.device, autocast=task.autocast)
 
     validation: dict[str, Any] = {"scores": winner.scores, **({"comparison": comparison} if comparison else {})}
     if lost:
@@ -350,13 +349,7 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
     def candidate(method: str, share: float) -> _Candidate:
         judged = torch.cat(
             [
-                predict(
-                    _between(start, trained.model, share),
-                    val,
-                    batch_size=task.batch_size,
-                    device=task.device,
-                    autocast=task.autocast,
-                )
+                predict(_between(start, trained.model, share), val, device=task.device, autocast=task.autocast)
                 for (start, trained), val in zip(folds, validation, strict=True)
             ]
         )

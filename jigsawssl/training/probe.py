@@ -18,25 +18,20 @@ from ..types import UserError
 INVERSE_REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisation (scikit-learn's C) of the linear probe, among which validation chooses."""
 
+_BATCH = 256  # images at a time
 NEIGHBOURS = (1, 5, 20, 50, 200)
 """Numbers of neighbours among which validation chooses."""
 
 
 @torch.no_grad()
 def _forward(
-    network: nn.Module,
-    encoder: Encoder,
-    *,
-    dataset: PixelDataset,
-    batch_size: int,
-    device: torch.device,
-    autocast: torch.dtype | None,
+    network: nn.Module, encoder: Encoder, *, dataset: PixelDataset, device: torch.device, autocast: torch.dtype | None
 ) -> Tensor:
     """Output float32 ``(N, …)`` on the CPU for every image of a dataset, in order."""
     network = to_channels_last(network.to(device)).eval()
     parts = []
-    for first in range(0, len(dataset), batch_size):
-        positions = range(first, min(first + batch_size, len(dataset)))
+    for first in range(0, len(dataset), _BATCH):
+        positions = range(first, min(first + _BATCH, len(dataset)))
         batch = dataset.__getitems__(positions)
         if not np.array_equal(batch.rows.numpy(), dataset.rows[list(positions)]):
             raise UserError(
@@ -50,15 +45,10 @@ def _forward(
 
 
 def extract_features(
-    encoder: Encoder,
-    dataset: PixelDataset,
-    *,
-    batch_size: int,
-    device: torch.device,
-    autocast: torch.dtype | None = None,
+    encoder: Encoder, dataset: PixelDataset, *, device: torch.device, autocast: torch.dtype | None = None
 ) -> Tensor:
     """Pooled features float32 ``(N, D)`` on the CPU, in the order of the dataset."""
-    return _forward(encoder, encoder, dataset=dataset, batch_size=batch_size, device=device, autocast=autocast)
+    return _forward(encoder, encoder, dataset=dataset, device=device, autocast=autocast)
 
 
 class FeatureBank:
@@ -68,14 +58,11 @@ class FeatureBank:
         encoder: frozen.
         device: where features are computed.
         autocast: reduced precision, or ``None``.
-        batch_size: images at a time.
     """
 
-    def __init__(
-        self, encoder: Encoder, *, device: torch.device, autocast: torch.dtype | None = None, batch_size: int = 256
-    ) -> None:
+    def __init__(self, encoder: Encoder, *, device: torch.device, autocast: torch.dtype | None = None) -> None:
         self.encoder = encoder
-        self._device, self._autocast, self._batch_size = device, autocast, batch_size
+        self._device, self._autocast = device, autocast
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, dataset: PixelDataset) -> Tensor:
@@ -84,11 +71,7 @@ class FeatureBank:
         missing = np.array([at for at, path in enumerate(paths) if path not in self._known], dtype=np.int64)
         if missing.size:
             found = extract_features(
-                self.encoder,
-                dataset.subset(missing),
-                batch_size=self._batch_size,
-                device=self._device,
-                autocast=self._autocast,
+                self.encoder, dataset.subset(missing), device=self._device, autocast=self._autocast
             )
             self._known |= {paths[at]: row for at, row in zip(missing.tolist(), found, strict=True)}
         return torch.stack([self._known[path] for path in paths])
@@ -98,30 +81,19 @@ def predict(
     model: Classifier | HierarchicalClassifier,
     dataset: PixelDataset,
     *,
-    batch_size: int,
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> Tensor:
     """Probabilities float32 ``(N, K)`` on the CPU, in the order of the dataset."""
-    return _forward(
-        model, model.encoder, dataset=dataset, batch_size=batch_size, device=device, autocast=autocast
-    ).softmax(dim=1)
+    return _forward(model, model.encoder, dataset=dataset, device=device, autocast=autocast).softmax(dim=1)
 
 
 @torch.no_grad()
 def dropout_probabilities(
-    model: Classifier,
-    dataset: PixelDataset,
-    *,
-    passes: int,
-    batch_size: int,
-    device: torch.device,
-    autocast: torch.dtype | None = None,
+    model: Classifier, dataset: PixelDataset, *, passes: int, device: torch.device, autocast: torch.dtype | None = None
 ) -> Tensor:
     """Monte-Carlo dropout (Gal and Ghahramani 2016) in front of the head: float32 ``(passes, N, K)`` on the CPU."""
-    features = _forward(
-        model.encoder, model.encoder, dataset=dataset, batch_size=batch_size, device=device, autocast=autocast
-    )
+    features = _forward(model.encoder, model.encoder, dataset=dataset, device=device, autocast=autocast)
     # Dropout alone is in training mode: heads have nothing else that would behave differently.
     noisy = nn.Sequential(model.dropout, model.head).cpu().train()
     found = torch.stack([noisy(features).softmax(dim=1) for _ in range(passes)])

@@ -21,7 +21,8 @@ import jigsawssl
 from jigsawssl import cli
 from jigsawssl.cli import main
 from jigsawssl.cli.look import look, place_at_fault, settled
-from jigsawssl.config import (
+from jigsawssl.config.loading import load_config, to_yaml
+from jigsawssl.config.schemas import (
     CurveConfig,
     DoctorConfig,
     FinetuneConfig,
@@ -29,10 +30,8 @@ from jigsawssl.config import (
     ReportConfig,
     StudyConfig,
     TransferConfig,
-    load_config,
-    shipped_configs,
-    to_yaml,
 )
+from jigsawssl.config.shipped import shipped_configs
 from jigsawssl.runs.folder import check_place, clear_run_folder
 from jigsawssl.types import ImageFormat, UserError
 

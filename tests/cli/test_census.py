@@ -11,7 +11,8 @@ from PIL import Image
 
 from jigsawssl.cli import main
 from jigsawssl.cli.unlabeled import unlabeled_archive
-from jigsawssl.config import PretrainConfig, load_config
+from jigsawssl.config.loading import load_config
+from jigsawssl.config.schemas import PretrainConfig
 
 LINES = """path,label,split,group
 0.png,ill,Training,p0

@@ -22,16 +22,8 @@ import jigsawssl
 from jigsawssl import load_encoder
 from jigsawssl.cli import main
 from jigsawssl.cli.look import settled
-from jigsawssl.config import (
-    BenchConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    StudyConfig,
-    TransferConfig,
-    config_of,
-    describe_keys,
-    load_config,
-)
+from jigsawssl.config.loading import config_of, describe_keys, load_config
+from jigsawssl.config.schemas import BenchConfig, FinetuneConfig, PretrainConfig, StudyConfig, TransferConfig
 from jigsawssl.data import open_archive
 from jigsawssl.training.optim import create_optimizer, create_scheduler
 from tests.readers.test_dicom import dicom

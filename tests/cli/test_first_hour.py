@@ -17,7 +17,8 @@ from PIL import Image
 
 from jigsawssl import cli
 from jigsawssl.cli import demo, main
-from jigsawssl.config import CurveConfig, PretrainConfig, load_config
+from jigsawssl.config.loading import load_config
+from jigsawssl.config.schemas import CurveConfig, PretrainConfig
 from jigsawssl.data.holdout import is_held_out
 from jigsawssl.data.labelled import Source, open_labelled
 from jigsawssl.readers import fit_image

@@ -9,19 +9,9 @@ from typing import Any
 
 import pytest
 
-from jigsawssl.config import (
-    CurveConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    StudyConfig,
-    TransferConfig,
-    command_to_repeat,
-    command_with_file,
-    load_config,
-    to_yaml,
-    without_folder,
-    without_folders,
-)
+from jigsawssl.config.loading import load_config, to_yaml, without_folder, without_folders
+from jigsawssl.config.repeat import command_to_repeat, command_with_file
+from jigsawssl.config.schemas import CurveConfig, FinetuneConfig, PretrainConfig, StudyConfig, TransferConfig
 
 CASES: list[tuple[type, list[str]]] = [
     (PretrainConfig, ["data=demo", "out=run"]),

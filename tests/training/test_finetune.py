@@ -104,12 +104,12 @@ def test_training_separates_what_is_easy(two_classes: PixelDataset) -> None:
         keep_best=-1.0,
     )
     assert trained.losses[-1][1] < trained.losses[0][1]
-    probabilities = predict(trained.model, two_classes.subset(fold[1]), batch_size=16, device=CPU)
+    probabilities = predict(trained.model, two_classes.subset(fold[1]), device=CPU)
     assert (probabilities.argmax(dim=1).numpy() == two_classes.labels[fold[1]]).mean() >= 0.9
 
 
 def test_features_come_in_the_order_of_the_dataset(two_classes: PixelDataset) -> None:
     encoder = tiny_encoder().eval()
-    whole = extract_features(encoder, two_classes, batch_size=16, device=CPU)
-    part = extract_features(encoder, two_classes.subset(np.array([5, 3])), batch_size=16, device=CPU)
+    whole = extract_features(encoder, two_classes, device=CPU)
+    part = extract_features(encoder, two_classes.subset(np.array([5, 3])), device=CPU)
     torch.testing.assert_close(part, whole[[5, 3]], rtol=1e-4, atol=1e-5)
