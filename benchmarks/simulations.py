@@ -51,7 +51,7 @@ def false_positives(draws: int, seeds: int, count: int, spread: float) -> list[f
             studies.append([np.stack([resampled_auroc(s, truth, w) for s in scores]) for w in (every, weights)])
         (a, a_draws), (b, b_draws) = studies
         result = compare(a[:, 0], b[:, 0], first_draws=a_draws, second_draws=b_draws, test_share=1.0)
-        values = (result.p, result.p_bootstrap, result.p_nadeau_bengio)
+        values = (result["p"], result["p_bootstrap"], result["p_nadeau_bengio"])
         found += [value is not None and value < 0.05 for value in values]
     return list(found / draws)
 

@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import augment, functional
-    from .checkpoint import load_classifier, load_encoder, save_encoder
-    from .models import create_encoder
-    from .types import ImageFormat, UserError
-
-__all__ = [
-    "ImageFormat",
-    "UserError",
-    "__version__",
-    "augment",
-    "create_encoder",
-    "functional",
-    "load_classifier",
-    "load_encoder",
-    "save_encoder",
-]
+    from . import augment as augment
+    from . import functional as functional
+    from .checkpoint import load_classifier as load_classifier
+    from .checkpoint import load_encoder as load_encoder
+    from .checkpoint import save_encoder as save_encoder
+    from .models import create_encoder as create_encoder
+    from .types import ImageFormat as ImageFormat
+    from .types import UserError as UserError
 
 _HOMES = {
     "ImageFormat": "types",
@@ -33,6 +25,7 @@ _HOMES = {
     "load_encoder": "checkpoint",
     "save_encoder": "checkpoint",
 }
+__all__ = [*_HOMES, "__version__", "augment", "functional"]
 
 
 def __getattr__(name: str) -> Any:

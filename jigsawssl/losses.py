@@ -23,11 +23,9 @@ class Objective(Protocol):
 
     def __call__(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         """Loss, a scalar, of projections float32 ``(B, D)`` of both views."""
-        ...
 
     def diagnostics(self, z_a: Tensor, z_b: Tensor) -> dict[str, float]:
         """Signs of learning or collapse in the same projections, by name."""
-        ...
 
 
 class BarlowTwins(BarlowTwinsLoss):

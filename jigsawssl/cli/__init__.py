@@ -120,13 +120,6 @@ def _in_keys(message: str) -> str:
     return re.sub(r"`(\w+)`", lambda named: f"`{_KEYS.get(named[1], named[1])}`", message)
 
 
-def _place_at_fault(error: Exception, config: Any) -> str | None:
-    """What to tell the user of an error that lies in where a command was to write."""
-    from .look import place_at_fault
-
-    return place_at_fault(error, config) if isinstance(error, OSError) else None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -176,7 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if interrupts.heard is not None:  # and what was interrupted made another error of it
             return interrupts.tell()
-        fault = _place_at_fault(error, config)
+        from .look import place_at_fault
+
+        fault = place_at_fault(error, config) if isinstance(error, OSError) else None
         if fault is not None:
             print(f"jigsawssl: {' '.join(fault.split())}", file=sys.stderr)
             return 2

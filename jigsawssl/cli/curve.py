@@ -19,11 +19,7 @@ from . import supervised
 
 
 def run(config: CurveConfig) -> int:
-    """Work on every cell that is not finished, then report.
-
-    Returns:
-        0, or 1 where cells failed.
-    """
+    """Work on every cell that is not finished, then report; gives 0, or 1 where cells failed."""
     opened = supervised.open_cells(config)
     path, device, labelled, source, channels = opened
     common = supervised.choice_of(config, "", labelled)

@@ -178,12 +178,7 @@ def _is_first_process() -> bool:
 def _look_at_archive(data: str, manifest: str | None, layout: str | None, *, needs: bool, reads: bool) -> None:
     """Open an archive only where something shows that this will fail, as it may have a million files.
 
-    Args:
-        data: as the command gets it.
-        manifest: the same.
-        layout: the same.
-        needs: the command cannot do without labels.
-        reads: it looks at labels.
+    ``needs``: the command cannot do without labels; ``reads``: it looks at them.
     """
     _misspelt("data", data)
     folder = Path(data)

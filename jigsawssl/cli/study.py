@@ -27,11 +27,7 @@ READ_AHEAD = 16
 
 
 def run(config: StudyConfig) -> int:
-    """Search and repeat what is not finished, then report.
-
-    Returns:
-        0, or 1 where a part failed.
-    """
+    """Search and repeat what is not finished, then report; gives 0, or 1 where a part failed."""
     opened = supervised.open_cells(config)
     path, device, labelled, source, channels = opened
     subsets = supervised.draw_subsets(config, labelled, [config.fraction])

@@ -29,14 +29,9 @@ def key(
         positive: whether it, or each of several, must be above 0.
         fallback: what null means where no encoder says otherwise.
     """
-    metadata = {
-        "meaning": meaning,
-        "choices": tuple(choices),
-        "least": least,
-        "most": most,
-        "positive": positive,
-        "fallback": fallback,
-    }
+    metadata = dict(
+        meaning=meaning, choices=tuple(choices), least=least, most=most, positive=positive, fallback=fallback
+    )
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -129,8 +129,7 @@ class Archive:
                 raise Unreadable("vanished" if not os.path.exists(file) else "not a file")
             if os.path.getsize(file) > MAX_BYTES:
                 raise Unreadable("larger than 1 GiB")
-            with open(file, "rb") as stream:
-                return stream.read()
+            return Path(file).read_bytes()
         except FileNotFoundError:
             raise Unreadable("vanished") from None
         except PermissionError:

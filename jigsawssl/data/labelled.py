@@ -32,9 +32,7 @@ class Source(NamedTuple):
     """Where labelled images come from, and who of them is for what.
 
     Attributes:
-        data: as for :func:`jigsawssl.data.open_archive`.
-        manifest: the same.
-        layout: the same.
+        data: this, manifest and layout as for :func:`jigsawssl.data.open_archive`.
         split: rows that labels are taken from, where the manifest has splits.
         validation: ``budget`` (inside the labels) or ``split`` (the manifest's val split).
         caches: folders of earlier runs, whose decoded images are used.
@@ -139,7 +137,9 @@ def open_labelled(source: Source, *, seen: Sequence[SeenImages] = ()) -> Labelle
         rest.append(kept.without(_overlap(kept, seen)))
     if len(found.validation):
         rest = [labelled for labelled in rest if _has_two_classes(archive, labelled.validation)]
-    return max(filter(_is_enough, rest), key=lambda labelled: len(labelled.test), default=found)
+    # What pretraining left of a test split must be worth testing on.
+    enough = [left for left in rest if len(left.test) >= LEAST_TEST and _has_two_classes(archive, left.test)]
+    return max(enough, key=lambda labelled: len(labelled.test), default=found)
 
 
 def _check_classes(archive: Archive) -> None:
@@ -286,11 +286,6 @@ def _derived(archive: Archive, identities: Identities, *, whole: bool = False) -
 
 def _has_two_classes(archive: Archive, rows: Rows) -> bool:
     return len(np.unique(archive.labels[rows])) > 1
-
-
-def _is_enough(labelled: Labelled) -> bool:
-    """Whether what pretraining left of a test split is worth testing on."""
-    return len(labelled.test) >= LEAST_TEST and _has_two_classes(labelled.archive, labelled.test)
 
 
 def _overlap(labelled: Labelled, seen: Iterable[SeenImages]) -> Rows:

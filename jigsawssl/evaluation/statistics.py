@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 from sklearn.isotonic import IsotonicRegression
 
+from jigsawssl.runs.parts import Difference, Ratio
+
 from .resampling import Numbers
 
 # Gauss-Legendre quadrature over probabilities, dense where variances are large: tails of any t to six digits.
@@ -64,32 +66,6 @@ def percentile_interval(
     return Interval(value, float(low), float(high))
 
 
-class Comparison(NamedTuple):
-    """How much one encoder is ahead of another.
-
-    Attributes:
-        difference: mean over seeds of first minus second.
-        low: of the 95 % interval that goes with ``p``.
-        high: of the same.
-        p: two-sided, of the test with seeds and the patients that all of them share.
-        p_bootstrap: two-sided, of the paired bootstrap over seeds and patients.
-        p_nadeau_bengio: two-sided, of the corrected resampled t-test, ``None`` where seeds do not differ.
-        effect: difference over its standard deviation between seeds (Cohen's d for pairs), ``None`` where that is 0.
-        ahead: number of seeds in which the first is ahead.
-        seeds: number of seeds.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_bootstrap: float
-    p_nadeau_bengio: float | None
-    effect: float | None
-    ahead: int
-    seeds: int
-
-
 def compare(
     first: ArrayLike,
     second: ArrayLike,
@@ -98,7 +74,7 @@ def compare(
     second_draws: ArrayLike,
     test_share: float,
     seed: int = 0,
-) -> Comparison:
+) -> Difference:
     """Compare two encoders that were adapted with the same label draws and judged on the same patients.
 
     The variance of the mean difference is what seeds add, ``s² / J``, and what the choice of patients adds to all
@@ -129,7 +105,7 @@ def compare(
     ...     second_draws=draws[1] + 0.81,
     ...     test_share=1.0,
     ... )
-    >>> round(found.difference, 3), found.p < 0.05, found.ahead
+    >>> round(found["difference"], 3), found["p"] < 0.05, found["ahead"]
     (0.1, True, 3)
     """
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
@@ -151,7 +127,7 @@ def compare(
     corrected = None
     if between > 0:
         corrected = _Error((1 / count + test_share) * between, 0.0, count).p(mean)
-    return Comparison(
+    return Difference(
         difference=mean,
         low=mean - margin,
         high=mean + margin,
@@ -233,19 +209,12 @@ def holm(values: Sequence[float]) -> list[float]:
     return [float(value) for value in result]
 
 
-class Bound(NamedTuple):
-    """A ratio of labels; ``side`` is ``at most`` or ``more than`` where the curve ends before it could tell."""
-
-    value: float
-    side: str = ""
-
-
 class LabelSaving(NamedTuple):
     """How many times the labels the other encoder needs to be as good, with its 95 % interval."""
 
-    times: Bound
-    low: Bound
-    high: Bound
+    times: Ratio
+    low: Ratio
+    high: Ratio
 
 
 def label_saving(labels: ArrayLike, curve: ArrayLike, *, target: ArrayLike, at: float) -> LabelSaving | None:
@@ -262,9 +231,9 @@ def label_saving(labels: ArrayLike, curve: ArrayLike, *, target: ArrayLike, at: 
     Returns:
         :class:`LabelSaving`, or ``None`` where the curve or the target is not defined.
 
-    >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.85, 0.85], at=10).times.value
+    >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.85, 0.85], at=10).times["value"]
     31.6...
-    >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.6, 0.95], at=10).times.side
+    >>> label_saving([10, 100, 1000], [[0.7, 0.8, 0.9]] * 2, target=[0.6, 0.95], at=10).times["side"]
     'at most'
     """
     points = np.log(np.asarray(labels, np.float64))
@@ -276,9 +245,9 @@ def label_saving(labels: ArrayLike, curve: ArrayLike, *, target: ArrayLike, at: 
     # Whole samples and no interpolation, as some are infinite.
     low, high = np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")
 
-    def bound(log: float) -> Bound:
+    def bound(log: float) -> Ratio:
         side = "at most" if log < points[0] else "more than" if log > points[-1] else ""
-        return Bound(float(np.exp(np.clip(log, points[0], points[-1]))) / at, side)
+        return Ratio(value=float(np.exp(np.clip(log, points[0], points[-1]))) / at, side=side)
 
     return LabelSaving(bound(found[0]), bound(low), bound(high))
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -168,8 +168,8 @@ def compared(
         return None  # one patient says nothing of others
     test_share = len(cell.predictions.labels) / cell.facts["budget"]["labels"]
     result = compare(a, b, first_draws=a_draws, second_draws=b_draws, test_share=test_share)
-    names = {"first": first, "second": second, "metric": metric, "fraction": fraction}
-    return cast(Contrast, {**names, "first_mean": float(a.mean()), **result._asdict()})
+    mean = float(a.mean())
+    return Contrast(first=first, second=second, metric=metric, fraction=fraction, first_mean=mean, **result)
 
 
 def with_holm(rows: Iterable[Contrast | None]) -> list[Corrected]:

@@ -90,7 +90,7 @@ def _savings(points: Mapping[tuple[str, float], aggregates.Point], first: str, s
     for column, (fraction, at) in enumerate(zip(shared, costs, strict=True)):
         saving = label_saving(costs, theirs, target=ours[:, column], at=at)
         if saving is not None:
-            times, low, high = (Ratio(value=bound.value, side=bound.side) for bound in saving)
+            times, low, high = saving
             rows.append(
                 Saving(
                     first=first,

@@ -77,7 +77,9 @@ def plan_stem(network: nn.Module, *, indices: Sequence[int], in_channels: int, s
     proposals: list[Callable[[Stem], Stem]] = [lambda stem: replace(stem, without_pool=True)]
     if not isinstance(getattr(network, "maxpool", None), nn.Module):
         proposals = []
-    proposals += [lambda stem: replace(stem, strides=_halved(stem.strides or first))] * 2
+    proposals += [
+        lambda stem: replace(stem, strides={name: side // 2 for name, side in (stem.strides or first).items()})
+    ] * 2
     for propose in proposals:
         proposal = propose(stem)
         if stem.stride == stem_stride or proposal == stem or 0 in proposal.strides.values():
@@ -86,10 +88,6 @@ def plan_stem(network: nn.Module, *, indices: Sequence[int], in_channels: int, s
         if after is not None and tuple(2 * reduction for reduction in after) == stem.reductions:
             stem = replace(proposal, reductions=after, stride=stem.stride // 2)
     return stem
-
-
-def _halved(strides: dict[str, int]) -> dict[str, int]:
-    return {name: stride // 2 for name, stride in strides.items()}
 
 
 def _measured(

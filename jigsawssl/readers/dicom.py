@@ -188,7 +188,8 @@ class DicomFile:
         ds = self.ds
         precision = int(ds.BitsAllocated)
         if not self.encapsulated:
-            values = _native(pixel_array(ds, index=number, correct_unused_bits=False))
+            values = pixel_array(ds, index=number, correct_unused_bits=False)
+            values = values.astype(values.dtype.newbyteorder("="), copy=False)  # the byte order of this machine
         else:
             encoded = get_frame(ds.PixelData, number, number_of_frames=self.info.frames)
             kind = kind_of_stream(encoded)
@@ -339,11 +340,6 @@ def _require_frames(ds: Dataset, *, height: int, width: int, frames: int, encaps
     least = 8 * frames if encapsulated else _native_bytes(ds, frames)  # an item takes eight bytes
     if least > len(_pixel_bytes(ds)):
         raise Unreadable("truncated: the header promises more pixels than there are")
-
-
-def _native(values: NDArray[Any]) -> NDArray[Any]:
-    """In the byte order of this machine."""
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _bits_of_rle(encoded: bytes, height: int, width: int) -> NDArray[np.uint8]:

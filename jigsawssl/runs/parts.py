@@ -38,14 +38,21 @@ class StudyRow(Row):
     domain: str
 
 
-class Contrast(TypedDict):
-    """Two encoders by one metric; see :class:`jigsawssl.evaluation.statistics.Comparison` for the numbers."""
+class Difference(TypedDict):
+    """How much one encoder is ahead of another.
 
-    first: str
-    second: str
-    metric: str
-    fraction: float
-    first_mean: float
+    Attributes:
+        difference: mean over seeds of first minus second.
+        low: of the 95 % interval that goes with ``p``.
+        high: of the same.
+        p: two-sided, of the test with seeds and the patients that all of them share.
+        p_bootstrap: two-sided, of the paired bootstrap over seeds and patients.
+        p_nadeau_bengio: two-sided, of the corrected resampled t-test, ``None`` where seeds do not differ.
+        effect: difference over its standard deviation between seeds (Cohen's d for pairs), ``None`` where that is 0.
+        ahead: number of seeds in which the first is ahead.
+        seeds: number of seeds.
+    """
+
     difference: float
     low: float
     high: float
@@ -55,6 +62,16 @@ class Contrast(TypedDict):
     effect: float | None
     ahead: int
     seeds: int
+
+
+class Contrast(Difference):
+    """Two encoders by one metric; ``first_mean`` is over the same seeds."""
+
+    first: str
+    second: str
+    metric: str
+    fraction: float
+    first_mean: float
 
 
 class Corrected(Contrast):
@@ -70,7 +87,7 @@ class StudyContrast(Corrected):
 
 
 class Ratio(TypedDict):
-    """See :class:`jigsawssl.evaluation.statistics.Bound`."""
+    """Of labels; ``side`` is ``at most`` or ``more than`` where the curve ends before it could tell."""
 
     value: float
     side: str
