@@ -280,6 +280,7 @@ def test_an_unknown_key_of_the_file_is_refused_too(tmp_path: Path) -> None:
         (CurveConfig, "fractions=1%,10%", "(1%,10%) must be a list of numbers; write fractions=[1%,10%], without"),
         (CurveConfig, "encoders=RUN", "(RUN) must be a mapping, such as 'encoders={ours: RUN/encoder.safetensors, scr"),
         (StudyConfig, "variants=3", "(3) must be a mapping; see configs/ for examples"),
+        (TransferConfig, "stages=a", "(a) must be a list of mappings; see configs/ for examples"),
         (DemoConfig, "seed=x", "(x) must be a whole number, such as seed=0"),
     ],
 )

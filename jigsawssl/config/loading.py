@@ -197,6 +197,8 @@ def _form(key: str, kind: Any, value: Any, schema: type) -> str:
         example = example.replace("'", "")
         return f"a mapping, such as {_compact(key, example)}" if example else "a mapping; see configs/ for examples"
     item = get_args(kind)[0]
+    if item not in _WORDS:
+        return "a list of mappings; see configs/ for examples"
     parts = [part for part in re.split(r"[\s,;]+", str(value)) if part]
     try:
         for part in parts:
