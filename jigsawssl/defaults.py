@@ -22,6 +22,7 @@ OFF_DIAGONAL = 5e-3
 SCHEDULE = "joint"
 OPTIMIZER = "adamw"
 RATES = {"adamw": 2e-3, "sgd": 2e-3, "lars": 0.2}
+"""Learning rates where none is given: AdamW from our trials, SGD from FG-SSL (section 4), LARS from Barlow Twins."""
 ENCODER_SCALE = 1.0
 WARMUP = 0.1
 

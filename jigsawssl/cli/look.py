@@ -136,7 +136,7 @@ def _format_of(reference: str | None) -> dict[str, Any]:
     file = Path((reference or "").removeprefix("random:"))
     if not file.is_file():
         return {}
-    header = read_header(file)["encoder"]
+    header = read_header(file).get("encoder")
     known = {"fit": "squash", "stain": "none", **header} if isinstance(header, dict) else {}
     return {name: known[name] for name, default in _FORMAT.values() if type(known.get(name)) is type(default)}
 

@@ -14,8 +14,6 @@ from torch.optim import Optimizer
 from .. import defaults
 from ..types import UserError
 
-"""Learning rates where none is given: AdamW from our trials, SGD from FG-SSL (section 4), LARS from Barlow Twins."""
-
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1.5e-6}
 """Weight decay where none is given; SGD from FG-SSL (section 4), LARS from Barlow Twins (section 2.2)."""
 

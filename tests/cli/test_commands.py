@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import jigsawssl
 from jigsawssl import load_encoder
@@ -25,6 +26,7 @@ from jigsawssl.cli.look import settled
 from jigsawssl.config.loading import config_of, describe_keys, load_config
 from jigsawssl.config.schemas import BenchConfig, FinetuneConfig, PretrainConfig, StudyConfig, TransferConfig
 from jigsawssl.data import open_archive
+from jigsawssl.header import FORMAT, HEADER
 from jigsawssl.training.optim import create_optimizer, create_scheduler
 from tests.readers.test_dicom import dicom
 
@@ -503,6 +505,15 @@ def test_going_on_from_an_encoder_keeps_its_format_unless_a_key_says_otherwise(
         assert "nothing to do" in capsys.readouterr().out
     assert main([*common, f"out={tmp_path / 'no'}", "views.grids=[5,2,1]"]) == 2
     assert "`views.size` (48) must be divisible by `views.grids` (5)" in capsys.readouterr().err
+
+
+def test_an_encoder_whose_header_says_nothing_of_images_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "encoder.safetensors"
+    save_file({"w": torch.zeros(1)}, file, metadata={HEADER: json.dumps({"format": FORMAT, "kind": "encoder"})})
+    assert main(["pretrain", "data=demo", f"encoder={file}", f"out={tmp_path / 'o'}", "precision=32"]) == 2
+    assert "must have a complete header" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
 def test_fine_tuning_stops_where_pretraining_saw_the_test_images(
