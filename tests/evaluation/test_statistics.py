@@ -158,7 +158,7 @@ def test_labels_saved_are_read_off_the_curve() -> None:
     def times(curve: list[float], target: float, at: float = 10) -> tuple[float, str]:
         found = label_saving([10, 100, 1000], [curve, curve], target=[target, target], at=at)
         assert found is not None and found.times == found.low == found.high
-        return found.times
+        return found.times["value"], found.times["side"]
 
     curve = [0.6, 0.8, 0.9]
     assert times(curve, 0.8) == (pytest.approx(10), "")
