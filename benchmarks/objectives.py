@@ -1,0 +1,188 @@
+"""Screen ways to pretrain at equal cost: CPU-seconds of one thread, judged on training patients without labels.
+
+python benchmarks/objectives.py data=KERMANY manifest=KERMANY/manifest.csv out=runs/screen [seconds=300] [seeds=2]
+    [draws=20] [only=plain,default] [variants=benchmarks/objectives.yaml]
+
+Each variant of the YAML file is a set of keys of ``pretrain``. Every pretraining gets the same seconds, augmentation
+included, and a schedule by share of them. A fifth of the training split's groups judges; labels are drawn from the
+rest, so that no test split is touched. A linear probe, its strength chosen inside the draw, is fitted on all taps and
+on the deepest alone. What is finished is kept in ``out``: run it again to go on, or beside itself for another core.
+The table shows all that is there: the mean over seeds, and how far a variant is ahead of the first, with the standard
+error over draws of the labels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from jigsawssl.cli.look import settled
+from jigsawssl.cli.pretrain import build_dataset, build_module, encoder_to_train
+from jigsawssl.config.loading import config_of
+from jigsawssl.config.schemas import PretrainConfig
+from jigsawssl.data import cross_validation_folds, holdout_split, label_fraction, open_archive
+from jigsawssl.data.loading import PixelDataset, channels_of, training_loader
+from jigsawssl.evaluation import macro_auroc
+from jigsawssl.functional import to_channels_last
+from jigsawssl.process import prepare_process
+from jigsawssl.runs import format_table, write_json
+from jigsawssl.training.finetune import selection_score
+from jigsawssl.training.optim import autocast_on, create_optimizer
+from jigsawssl.training.pretrain import JigsawPretraining
+from jigsawssl.training.probe import INVERSE_REGULARISATIONS, extract_features, fit_probe
+
+FRACTIONS = (0.01, 0.1)
+CPU = torch.device("cpu")
+
+
+def pretrain(module: JigsawPretraining, dataset: PixelDataset, config: PretrainConfig, seconds: float) -> float:
+    """Train until the seconds of this process are spent; gives the epochs that they were enough for."""
+    loader = training_loader(dataset, batch_size=config.batch.size, drop_last=True, seed=config.seed)
+    encoder_rate, rate = module.rates
+    parts = {"encoder": (module.encoder, encoder_rate), "block": (module.block, rate)}
+    optimizer = create_optimizer(config.optimizer.name, parts, config.optimizer.weight_decay)
+    tops = [group["lr"] for group in optimizer.param_groups]
+    autocast = autocast_on(config.precision, CPU)
+    warmup, steps, epoch = config.optimizer.warmup, 0, 0
+    module.train()
+    torch.manual_seed(config.seed)
+    begin = time.process_time()
+
+    def update(loss: Tensor) -> None:
+        share = (time.process_time() - begin) / seconds
+        factor = share / warmup if share < warmup else 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
+        for group, top in zip(optimizer.param_groups, tops, strict=True):
+            group["lr"] = top * max(factor, 1e-3)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    while True:
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        for batch in loader:
+            if time.process_time() - begin >= seconds:
+                return steps / len(loader)
+            with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+                module.step(batch, update)
+            steps += 1
+        epoch += 1
+
+
+def probed(
+    features: Tensor, labels: NDArray[np.int64], *, known: NDArray[np.int64], judged: NDArray[np.int64], seed: int
+) -> float:
+    """AUROC of the judged rows by a probe on the known ones, whose strength cross-validation among them chooses."""
+    classes = int(labels.max()) + 1
+
+    def fitted(rows: NDArray[np.int64], asked: NDArray[np.int64], strength: float) -> Tensor:
+        head = fit_probe(features[rows], labels[rows], classes=classes, strength=strength, balanced=True)
+        with torch.no_grad():
+            return head(features[asked]).softmax(dim=1)
+
+    folds = cross_validation_folds(labels[known], None, folds=5, seed=seed)
+    truth = np.concatenate([labels[known[val]] for _, val in folds])
+    scores = {
+        strength: selection_score(
+            torch.cat([fitted(known[train], known[val], strength) for train, val in folds]), truth
+        )
+        for strength in INVERSE_REGULARISATIONS
+    }
+    best = max(scores, key=lambda strength: scores[strength])
+    return macro_auroc(fitted(known, judged, best), labels[judged])
+
+
+def judge(module: JigsawPretraining, options: dict[str, str]) -> dict[str, list[float]]:
+    """AUROC for each draw of the labels, by share and features."""
+    archive = open_archive(options["data"], manifest=options.get("manifest"))
+    archive = archive.select(np.intersect1d(archive.rows_of("train"), np.flatnonzero(archive.labels >= 0)).tolist())
+    dataset = PixelDataset(archive, module.encoder.spec.format, workers=1)
+    dataset.load(progress=False)
+    every, labels = extract_features(module.encoder, dataset, device=CPU), dataset.labels
+    groups = None if archive.groups is None else archive.groups[dataset.rows]
+    pool, judged = holdout_split(labels, groups, share=0.2, seed=0)
+    deepest = list(module.encoder.channels.values())[-1]
+    found: dict[str, list[float]] = {}
+    for fraction in FRACTIONS:
+        for seed in range(int(options["draws"])):
+            own = None if groups is None else groups[pool]
+            known = pool[label_fraction(labels[pool], own, fraction=fraction, seed=seed)]
+            for name, features in (("all", every), ("deepest", every[:, -deepest:])):
+                value = probed(features, labels, known=known, judged=judged, seed=seed)
+                found.setdefault(f"{fraction:g} {name}", []).append(value)
+    return found
+
+
+def screen(name: str, keys: dict[str, Any], seed: int, options: dict[str, str]) -> dict[str, Any]:
+    """Pretrain and judge one variant with one seed."""
+    places = {"data": options["data"], "manifest": options.get("manifest"), "out": "-", "seed": seed}
+    config = settled(config_of(PretrainConfig, {**keys, **places}))
+    pl.seed_everything(seed, verbose=False)
+    archive = open_archive(options["data"], manifest=options.get("manifest"), split="train")
+    dataset = build_dataset(config, archive, channels_of(archive))
+    dataset.load(progress=False)
+    module = to_channels_last(build_module(config, encoder_to_train(config, dataset, None)))
+    epochs = pretrain(module, dataset, config, float(options["seconds"]))
+    return {"variant": name, "keys": keys, "seed": seed, "epochs": epochs, **judge(module, options)}
+
+
+def table(out: Path, names: list[str]) -> str:
+    """All that is finished: mean over seeds and draws, and the difference from the first variant by draw."""
+    done = {name: [json.loads(file.read_text()) for file in sorted(out.glob(f"{name}@*.json"))] for name in names}
+    done = {name: found for name, found in done.items() if found}
+    columns = [f"{fraction:g} {which}" for fraction in FRACTIONS for which in ("all", "deepest")]
+    rows = []
+    means = {name: {c: np.mean([run[c] for run in found], axis=0) for c in columns} for name, found in done.items()}
+    for name, found in done.items():
+        cells = []
+        for column in columns:
+            seeds = [np.mean(run[column]) for run in found]
+            behind = means[name][column] - next(iter(means.values()))[column]
+            cells.append(
+                f"{np.mean(seeds):.3f} ({np.mean(behind):+.3f} ± {np.std(behind) / math.sqrt(len(behind)):.3f})"
+            )
+        rows.append([name, len(found), f"{np.mean([run['epochs'] for run in found]):.1f}", *cells])
+    return format_table(["variant", "seeds", "epochs", *columns], rows)
+
+
+def main() -> None:
+    """Screen what is not finished, and print the table."""
+    options = {"seconds": "300", "seeds": "2", "draws": "20", "variants": str(Path(__file__).with_suffix(".yaml"))}
+    options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
+    prepare_process()
+    torch.set_num_threads(1)
+    file: Any = OmegaConf.to_container(OmegaConf.load(options["variants"]))
+    common, variants = file["common"], file["variants"]
+    names = options["only"].split(",") if "only" in options else list(variants)
+    out = Path(options["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    for seed in range(int(options["seeds"])):
+        for name in names:
+            claim, result = out / f"{name}@{seed}.claim", out / f"{name}@{seed}.json"
+            if result.is_file():
+                continue
+            try:
+                os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue  # another process works on it; delete the file where that one was killed
+            try:
+                write_json(result, screen(name, {**common, **(variants[name] or {})}, seed, options))
+            finally:
+                claim.unlink()
+            print(f"{name}, seed {seed}: done", flush=True)
+    print(table(out, names))
+
+
+if __name__ == "__main__":
+    main()
