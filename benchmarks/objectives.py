@@ -1,4 +1,4 @@
-"""Screen ways to pretrain at equal cost: CPU-seconds of one thread, judged on training patients without labels.
+"""Screen ways to pretrain at equal cost (CPU-seconds of one thread), judged on training patients outside the labels.
 
 python benchmarks/objectives.py data=KERMANY manifest=KERMANY/manifest.csv out=runs/screen [seconds=300] [seeds=2]
     [draws=20] [only=plain,default] [variants=benchmarks/objectives.yaml]
