@@ -33,18 +33,20 @@ from jigsawssl.cli.pretrain import build_dataset, build_module, encoder_to_train
 from jigsawssl.config.loading import config_of
 from jigsawssl.config.schemas import PretrainConfig
 from jigsawssl.data import cross_validation_folds, holdout_split, label_fraction, open_archive
-from jigsawssl.data.loading import PixelDataset, channels_of, training_loader
+from jigsawssl.data.budget import FOLDS
+from jigsawssl.data.loading import LabelledSet, PixelDataset, channels_of, training_loader
 from jigsawssl.evaluation import macro_auroc
 from jigsawssl.functional import to_channels_last
 from jigsawssl.process import prepare_process
 from jigsawssl.runs import format_table, write_json
-from jigsawssl.training.finetune import selection_score
-from jigsawssl.training.optim import autocast_on, create_optimizer
+from jigsawssl.training.adapt import choose_probe
+from jigsawssl.training.optim import autocast_on, create_optimizer, create_scheduler
 from jigsawssl.training.pretrain import JigsawPretraining
-from jigsawssl.training.probe import INVERSE_REGULARISATIONS, extract_features, fit_probe
+from jigsawssl.training.probe import extract_features
 
 FRACTIONS = (0.01, 0.1)
 CPU = torch.device("cpu")
+PARTS = 10_000  # of the schedule, which the seconds are divided into
 
 
 def pretrain(module: JigsawPretraining, dataset: PixelDataset, config: PretrainConfig, seconds: float) -> float:
@@ -53,18 +55,17 @@ def pretrain(module: JigsawPretraining, dataset: PixelDataset, config: PretrainC
     encoder_rate, rate = module.rates
     parts = {"encoder": (module.encoder, encoder_rate), "block": (module.block, rate)}
     optimizer = create_optimizer(config.optimizer.name, parts, config.optimizer.weight_decay)
-    tops = [group["lr"] for group in optimizer.param_groups]
+    schedule = create_scheduler(optimizer, PARTS, config.optimizer.warmup)
     autocast = autocast_on(config.precision, CPU)
-    warmup, steps, epoch = config.optimizer.warmup, 0, 0
+    steps, epoch = 0, 0
     module.train()
     torch.manual_seed(config.seed)
     begin = time.process_time()
 
     def update(loss: Tensor) -> None:
-        share = (time.process_time() - begin) / seconds
-        factor = share / warmup if share < warmup else 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
-        for group, top in zip(optimizer.param_groups, tops, strict=True):
-            group["lr"] = top * max(factor, 1e-3)
+        share = min(1.0, (time.process_time() - begin) / seconds)
+        for group, top in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
+            group["lr"] = top * schedule.scale_lr(int(share * (PARTS - 1)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -80,27 +81,11 @@ def pretrain(module: JigsawPretraining, dataset: PixelDataset, config: PretrainC
         epoch += 1
 
 
-def probed(
-    features: Tensor, labels: NDArray[np.int64], *, known: NDArray[np.int64], judged: NDArray[np.int64], seed: int
-) -> float:
+def probed(known: LabelledSet, features: Tensor, judged: NDArray[np.int64]) -> float:
     """AUROC of the judged rows by a probe on the known ones, whose strength cross-validation among them chooses."""
-    classes = int(labels.max()) + 1
-
-    def fitted(rows: NDArray[np.int64], asked: NDArray[np.int64], strength: float) -> Tensor:
-        head = fit_probe(features[rows], labels[rows], classes=classes, strength=strength, balanced=True)
-        with torch.no_grad():
-            return head(features[asked]).softmax(dim=1)
-
-    folds = cross_validation_folds(labels[known], None, folds=5, seed=seed)
-    truth = np.concatenate([labels[known[val]] for _, val in folds])
-    scores = {
-        strength: selection_score(
-            torch.cat([fitted(known[train], known[val], strength) for train, val in folds]), truth
-        )
-        for strength in INVERSE_REGULARISATIONS
-    }
-    best = max(scores, key=lambda strength: scores[strength])
-    return macro_auroc(fitted(known, judged, best), labels[judged])
+    head = choose_probe(features, known, balanced=True).fit(known.refit_rows)
+    with torch.no_grad():
+        return macro_auroc(head(features[judged]).softmax(dim=1), known.labels[judged])
 
 
 def judge(module: JigsawPretraining, options: dict[str, str]) -> dict[str, list[float]]:
@@ -117,10 +102,12 @@ def judge(module: JigsawPretraining, options: dict[str, str]) -> dict[str, list[
     for fraction in FRACTIONS:
         for seed in range(int(options["draws"])):
             own = None if groups is None else groups[pool]
-            known = pool[label_fraction(labels[pool], own, fraction=fraction, seed=seed)]
+            chosen = pool[label_fraction(labels[pool], own, fraction=fraction, seed=seed)]
+            folds = cross_validation_folds(labels[chosen], None, folds=FOLDS, seed=seed)
+            folds = [(chosen[train], chosen[val]) for train, val in folds]
+            known = LabelledSet(dataset, labels, len(archive.classes), folds, chosen)
             for name, features in (("all", every), ("deepest", every[:, -deepest:])):
-                value = probed(features, labels, known=known, judged=judged, seed=seed)
-                found.setdefault(f"{fraction:g} {name}", []).append(value)
+                found.setdefault(f"{fraction:g} {name}", []).append(probed(known, features, judged))
     return found
 
 

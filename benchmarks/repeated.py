@@ -42,7 +42,7 @@ def main() -> None:
     first, *others = options
     for metric in ("auroc", "balanced_accuracy"):
         found = [compared(points, first=first, second=other, metric=metric, fraction=1.0) for other in others]
-        for row in with_holm([row for row in found if row is not None]):
+        for row in with_holm(found):
             print(
                 f"{first} less {row['second']}, {metric}: {row['difference']:+.3f} ({row['low']:+.3f} to "
                 f"{row['high']:+.3f}), ahead in {row['ahead']} of {row['seeds']}, p = {row['p_holm']:.2g} after Holm"

@@ -72,7 +72,7 @@ class ImageFormat:
     def __post_init__(self) -> None:
         if type(self.size) is not int or self.size < 1:
             raise UserError(f"`size` ({self.size}) must be a positive number of pixels; use {defaults.SIZE}")
-        if self.channels not in (1, 3):
+        if type(self.channels) is not int or self.channels not in (1, 3):
             raise UserError(f"`channels` ({self.channels}) must be 1 (grey) or 3 (colour)")
         for name, choices in (("fit", FITS), ("window", WINDOW_CHOICES), ("stain", STAINS)):
             if getattr(self, name) not in choices:

@@ -298,6 +298,7 @@ def test_a_hostile_backbone_is_refused(rewritten: Callable[..., Path], offline: 
         pytest.param({"encoder": {"no_such": 1}}, id="unknown field"),
         pytest.param({"encoder": {"mean": 0.5}}, id="mean is a number"),
         pytest.param({"encoder": {"in_channels": 2}}, id="two channels"),
+        pytest.param({"encoder": {"in_channels": 1.0}}, id="channels that are no whole number"),
         pytest.param({"encoder": {"stem_stride": 3}}, id="stem of three"),
         pytest.param({"drop": "encoder"}, id="no description"),
     ],

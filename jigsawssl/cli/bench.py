@@ -227,15 +227,14 @@ def _print_now(
     )
     batches = max(1, images // bench.batch)
     training, reading = batches * measured.step * config.trainer.max_epochs, total * decoding * decodings
-    options = bench.dataset.cache_options()
-    kind, item = options.item[0].itemsize, options.item_bytes // options.item[0].itemsize
+    cached = 0 if config.cache == "off" else total * bench.dataset.cache_options().item_bytes
     rows = [
         ["images/s", f"{bench.batch / measured.step:.0f}"],
         ["a step as a whole, ms", f"{1000 * measured.step:.1f}"],
         [f"{config.trainer.max_epochs} epochs of {batches} batches", duration(training)],
         ["decoding, unless cached before" if decodings == 1 else "decoding in each epoch", duration(reading)],
         ["both together", duration(training + reading)],
-        ["cache on disk, GB", f"{0 if config.cache == 'off' else total * kind * item / 1e9:.2f}"],
+        ["cache on disk, GB", f"{cached / 1e9:.2f}"],
         [f"memory of a step ({bench.device.type}), MiB", f"{measured.memory:.0f}"],
     ]
     print("\n" + format_table(["estimate for this run", ""], rows))

@@ -62,7 +62,9 @@ def run(config: FinetuneConfig) -> None:
     dataset, rows = read_images(
         labelled, np.concatenate([chosen, labelled.validation]), format=encoder.spec.format, what="labelled"
     )
-    supervised.subgroups_of(config, labelled, labelled.test)  # mistakes should show before anything is trained
+    # Mistakes should show before anything is trained.
+    by_subgroup = supervised.subgroups_of(config, labelled, labelled.test)
+    criteria = Criteria(archive.classes, config.ordered, config.sensitivity, config.coverage, by_subgroup)
     budget = take_budget(labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=config.seed)
     recipes = supervised.recipes_of(config, device, config.seed)
     autocast = autocast_dtype(recipes[0].precision)
@@ -85,15 +87,13 @@ def run(config: FinetuneConfig) -> None:
         autocast=autocast,
         progress=True,
     )
-    adaptation, predictions, test, rows, _ = tested
+    adaptation, predictions, test = tested.adaptation, tested.predictions, tested.images
     seconds = time.perf_counter() - start
     if known.used:
         print(f"{len(known.used)} images were taken from the cache of the pretraining")
     passes = None
     if config.dropout and isinstance(adaptation.model, Classifier):
         passes = dropout_probabilities(adaptation.model, test, passes=DROPOUT_PASSES, device=device, autocast=autocast)
-    by_subgroup = supervised.subgroups_of(config, labelled, labelled.test)
-    criteria = Criteria(archive.classes, config.ordered, config.sensitivity, config.coverage, by_subgroup)
     judgement = judge(predictions, criteria, passes=passes)
     metrics = judgement["metrics"]
     judgement["notes"] += (f"{remark[:1].upper()}{remark[1:]}." for remark in remarks_on(labelled))
@@ -133,7 +133,7 @@ def run(config: FinetuneConfig) -> None:
         "judgement": {key: value for key, value in judgement.items() if key != "metrics"},
     }
     save_predictions(path / "predictions.npz", predictions)
-    _write(path, archive=archive, rows=rows, predictions=predictions, adaptation=adaptation, metrics=metrics)
+    _write(path, archive=archive, rows=tested.rows, predictions=predictions, adaptation=adaptation, metrics=metrics)
     lines = write_report(path, report)
     _summary(path, metrics, adaptation, lines)
 

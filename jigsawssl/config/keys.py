@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from operator import attrgetter
 from typing import Any, get_type_hints
 
 from ..types import UserError
@@ -74,10 +75,7 @@ def check_keys(config: Any) -> None:
         UserError: for the first one that does not hold.
     """
     for name, (entry, _) in keys_of(type(config)).items():
-        value = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        _check_value(name, value, entry.metadata)
+        _check_value(name, attrgetter(name)(config), entry.metadata)
     for part in (*(getattr(config, entry.name) for entry in dataclasses.fields(config)), config):
         if dataclasses.is_dataclass(part) and hasattr(part, "check"):
             part.check()

@@ -118,11 +118,11 @@ def row_of(encoder: str, fraction: float, point: Point) -> Row:
         mean = float(np.nanmean(values))
         with np.errstate(invalid="ignore"):
             spread = float(np.nanstd(values, ddof=1)) if (~np.isnan(values)).sum() > 1 else None
-        interval = Interval(mean, None, None)
-        if not metric_of(name).biased:
+        metric, interval = metric_of(name), Interval(mean, None, None)
+        if not metric.biased:
             tested = point.cells[seeds[0]].predictions
             units = units_of(name, tested.labels, tested.groups)
-            interval = percentile_interval(mean, draws, units=units, share=metric_of(name).share)
+            interval = percentile_interval(mean, draws, units=units, share=metric.share)
         row["metrics"][name] = {"mean": mean, "sd": spread, "low": interval.low, "high": interval.high}
     return row
 

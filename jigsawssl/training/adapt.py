@@ -79,13 +79,11 @@ def _best(scores: dict[Any, float]) -> Any:
 
 
 def _judge(
-    task: _Task, candidates: Sequence[Any], fit: Callable[[NDArray[np.int64], NDArray[np.int64], Any], Tensor]
+    known: LabelledSet, candidates: Sequence[Any], fit: Callable[[NDArray[np.int64], NDArray[np.int64], Any], Tensor]
 ) -> dict[Any, float]:
     """Score each candidate by its predictions on the validation rows of all folds; ``fit(train, val, candidate)``."""
     return {
-        candidate: selection_score(
-            torch.cat([fit(train, val, candidate) for train, val in task.known.folds]), task.known.judged
-        )
+        candidate: selection_score(torch.cat([fit(train, val, candidate) for train, val in known.folds]), known.judged)
         for candidate in candidates
     }
 
@@ -100,7 +98,7 @@ def _adapt_knn(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adap
         )
 
     counts = [count for count in NEIGHBOURS if count <= min(len(train) for train, _ in task.known.folds)]
-    scores = _judge(task, counts, vote)
+    scores = _judge(task.known, counts, vote)
     neighbours = _best(scores)
     bank = task.known.refit_rows
 
@@ -124,39 +122,45 @@ def _adapt_knn(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adap
     )
 
 
-class _Probe(NamedTuple):
-    """Features of the labelled images, the chosen strength of the probe and its validation probabilities."""
+class Probe(NamedTuple):
+    """A linear probe whose strength was chosen by validation.
+
+    Attributes:
+        features: float ``(N, D)`` of the labelled images.
+        known: those images.
+        balanced: whether classes count alike.
+        strength: the chosen one of :data:`jigsawssl.training.probe.INVERSE_REGULARISATIONS`.
+        scores: of each of them.
+        judged: float ``(M, K)``: probabilities for the validation rows, fold after fold.
+    """
 
     features: Tensor
+    known: LabelledSet
+    balanced: bool
     strength: float
     scores: dict[float, float]
     judged: Tensor
 
-    def fit(self, task: _Task, rows: NDArray[np.int64], balanced: bool) -> torch.nn.Linear:
+    def fit(self, rows: NDArray[np.int64]) -> torch.nn.Linear:
         """Probe on some rows."""
-        return fit_probe(
-            self.features[rows],
-            task.known.labels[rows],
-            classes=task.known.classes,
-            strength=self.strength,
-            balanced=balanced,
-        )
+        labels, classes = self.known.labels[rows], self.known.classes
+        return fit_probe(self.features[rows], labels, classes=classes, strength=self.strength, balanced=self.balanced)
 
 
-def _choose_probe(task: _Task, balanced: bool) -> _Probe:
-    features = task.features(task.known.dataset)
+def choose_probe(features: Tensor, known: LabelledSet, *, balanced: bool) -> Probe:
+    """Choose the strength of a probe on the folds of labelled images with these features ``(N, D)``."""
 
     @torch.no_grad()
     def fitted(train: NDArray[np.int64], val: NDArray[np.int64], strength: float) -> Tensor:
         head = fit_probe(
-            features[train], task.known.labels[train], classes=task.known.classes, strength=strength, balanced=balanced
+            features[train], known.labels[train], classes=known.classes, strength=strength, balanced=balanced
         )
         return head(features[val]).softmax(dim=1)  # type: ignore[no-any-return]
 
-    scores = _judge(task, INVERSE_REGULARISATIONS, fitted)
+    scores = _judge(known, INVERSE_REGULARISATIONS, fitted)
     strength = _best(scores)
-    judged = torch.cat([fitted(train, val, strength) for train, val in task.known.folds])
-    return _Probe(features, strength, scores, judged)
+    judged = torch.cat([fitted(train, val, strength) for train, val in known.folds])
+    return Probe(features, known, balanced, strength, scores, judged)
 
 
 def _with_head(
@@ -230,7 +234,15 @@ def _adapt_network(
 
 def _adapt_probe(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
     """A linear probe; the encoder stays as it is."""
-    return _finish(task, _linear(encoder, task, _choose_probe(task, recipes[0].balanced), recipes[0]))
+    return _finish(
+        task,
+        _linear(
+            encoder,
+            task,
+            choose_probe(task.features(task.known.dataset), task.known, balanced=recipes[0].balanced),
+            recipes[0],
+        ),
+    )
 
 
 def _adapt_auto(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
@@ -238,7 +250,7 @@ def _adapt_auto(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Ada
 
     The average is taken unless validation sees another ahead by more than one standard error.
     """
-    probe = _choose_probe(task, recipes[0].balanced)
+    probe = choose_probe(task.features(task.known.dataset), task.known, balanced=recipes[0].balanced)
     linear = _linear(encoder, task, probe, recipes[0])
     pairs, lost = _surviving(recipes, lambda recipe: _from_probe(encoder, task, recipe, probe))
     if not pairs:
@@ -309,15 +321,12 @@ def _finish(
     )
 
 
-def _linear(encoder: Encoder, task: _Task, probe: _Probe, recipe: Recipe) -> _Candidate:
+def _linear(encoder: Encoder, task: _Task, probe: Probe, recipe: Recipe) -> _Candidate:
     return _Candidate(
         judged=probe.judged,
         score=probe.scores[probe.strength],
         fit=lambda: _with_head(
-            encoder,
-            classes=task.known.classes,
-            head=probe.fit(task, task.known.refit_rows, recipe.balanced),
-            dropout=recipe.dropout,
+            encoder, classes=task.known.classes, head=probe.fit(task.known.refit_rows), dropout=recipe.dropout
         ),
         chosen={"method": "linear", "strength": probe.strength},
         scores={f"linear strength={strength:g}": score for strength, score in probe.scores.items()},
@@ -325,7 +334,7 @@ def _linear(encoder: Encoder, task: _Task, probe: _Probe, recipe: Recipe) -> _Ca
     )
 
 
-def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) -> tuple[_Candidate, _Candidate]:
+def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: Probe) -> tuple[_Candidate, _Candidate]:
     """Full fine-tuning that starts from the linear probe, and the average of its weights with the probe's.
 
     The average of both ends is often better than either, most of all where the test images differ from the training
@@ -335,9 +344,7 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: _Probe) ->
     recipe = recipe._replace(max_epochs=_planned(task.known.folds, recipe))
 
     def ends(train: NDArray[np.int64], val: NDArray[np.int64]) -> tuple[Classifier, Trained]:
-        start = _with_head(
-            encoder, classes=task.known.classes, head=probe.fit(task, train, recipe.balanced), dropout=recipe.dropout
-        )
+        start = _with_head(encoder, classes=task.known.classes, head=probe.fit(train), dropout=recipe.dropout)
         torch.manual_seed(recipe.seed)
         keep_best = -1.0 if held_out else None
         trained = task.train(copy.deepcopy(start), (train, val), recipe, keep_best=keep_best)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jigsawssl.data.archive import open_archive
-from jigsawssl.data.cache import CacheOptions, caches_of
+from jigsawssl.data.archive import Archive, open_archive
+from jigsawssl.data.cache import Cache, CacheOptions, caches_of
 from jigsawssl.data.cache_writer import build_cache
 from jigsawssl.data.holdout import COPY, TEST, TEST_SHARE, TRAIN, derive_split, is_held_out, units_of
 from jigsawssl.data.identity import Identities
@@ -118,17 +118,16 @@ def scans(tmp_path: Path) -> Path:
     return root
 
 
+def decoded(archive: Archive, folder: Path, size: int) -> Cache:
+    options = CacheOptions(ImageFormat(size, channels=1), sixteen_bit=True)
+    return build_cache(archive, folder, options=options, workers=2, progress=False)
+
+
 def test_caches_tell_the_same_as_the_files(scans: Path, tmp_path: Path) -> None:
     archive = open_archive(str(scans))
     every = np.arange(len(archive))
     fresh = Identities(archive, salt=b"s" * 32)
-    cache = build_cache(
-        archive,
-        tmp_path / "cache",
-        options=CacheOptions(ImageFormat(24, channels=1), sixteen_bit=True),
-        workers=2,
-        progress=False,
-    )
+    cache = decoded(archive, tmp_path / "cache", 24)
     known = KnownImages(archive, caches_of(archive.location, tmp_path / "cache"))
     cached = Identities(archive, known=known)
     (scans / "0.png").touch()
@@ -157,13 +156,7 @@ def test_what_all_files_have_in_place_of_a_patient_is_none(patients: list[str], 
         (root / f"{number}.dcm").write_bytes(dicom(shifted.astype(STORED.dtype), PatientID=patient))
     archive = open_archive(str(root))
     every = np.arange(len(archive))
-    build_cache(
-        archive,
-        tmp_path / "cache",
-        options=CacheOptions(ImageFormat(24, channels=1), sixteen_bit=True),
-        workers=2,
-        progress=False,
-    )
+    decoded(archive, tmp_path / "cache", 24)
     known = KnownImages(archive, caches_of(archive.location, tmp_path / "cache"))
     for identities in (Identities(archive), Identities(archive, known=known)):
         assert len(set(identities.units(every).tolist())) == 20
@@ -174,20 +167,8 @@ def test_what_all_files_have_in_place_of_a_patient_is_none(patients: list[str], 
 
 def test_cached_images_take_the_place_of_decoding(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = open_archive(str(scans))
-    cache = build_cache(
-        archive,
-        tmp_path / "cache",
-        options=CacheOptions(ImageFormat(24, channels=1), sixteen_bit=True),
-        workers=2,
-        progress=False,
-    )
-    larger = build_cache(
-        archive,
-        tmp_path / "cache",
-        options=CacheOptions(ImageFormat(40, channels=1), sixteen_bit=True),
-        workers=2,
-        progress=False,
-    )
+    cache = decoded(archive, tmp_path / "cache", 24)
+    larger = decoded(archive, tmp_path / "cache", 40)
     every = list(range(len(archive)))
 
     def images(size: int, known: KnownImages | None) -> np.ndarray:

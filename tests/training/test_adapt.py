@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from jigsawssl.data import cross_validation_folds
 from jigsawssl.data.loading import LabelledSet, PixelDataset
-from jigsawssl.models import Classifier, create_encoder
+from jigsawssl.models import Classifier
 from jigsawssl.models.encoder import Encoder
 from jigsawssl.training.adapt import adapt
 from jigsawssl.training.finetune import Recipe
-from jigsawssl.types import DivergedError, ImageFormat
+from jigsawssl.types import DivergedError
 
 CPU = torch.device("cpu")
 NOTHING = np.empty(0, dtype=np.int64)
 
 
-def tiny_encoder() -> Encoder:
-    torch.manual_seed(0)
-    return create_encoder(
-        "resnet18", ImageFormat(32, channels=1), stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
-    )
-
-
-def rows(count: int) -> NDArray[np.int64]:
-    return np.arange(count, dtype=np.int64)
-
-
 @pytest.mark.parametrize("mode", ["linear", "knn", "auto"])
 @pytest.mark.parametrize("held_out", [True, False])
-def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_classes: PixelDataset) -> None:
+def test_adapting_judges_inside_the_given_rows(
+    mode: str, held_out: bool, two_classes: PixelDataset, tiny_encoder: Callable[[], Encoder]
+) -> None:
     labels = two_classes.labels
-    every = rows(40)
+    every = np.arange(40)
     folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, folds=3, seed=0)
     encoder = tiny_encoder()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -49,8 +40,8 @@ def test_adapting_judges_inside_the_given_rows(mode: str, held_out: bool, two_cl
 
 
 @pytest.mark.parametrize("mode", ["full", "auto"])
-def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset) -> None:
-    labels, every = two_classes.labels, rows(40)
+def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset, tiny_encoder: Callable[[], Encoder]) -> None:
+    labels, every = two_classes.labels, np.arange(40)
     folds = [(every[:30], every[30:])]
     good = Recipe(lr=1e-3, max_epochs=2, batch_size=10, precision="32")
     bad = good._replace(lr=1e30)
@@ -74,9 +65,9 @@ def test_a_rate_that_diverges_loses(mode: str, two_classes: PixelDataset) -> Non
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_the_average_wins_unless_another_is_clearly_ahead(
-    held_out: bool, two_classes: PixelDataset, monkeypatch: pytest.MonkeyPatch
+    held_out: bool, two_classes: PixelDataset, tiny_encoder: Callable[[], Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels, every = two_classes.labels, rows(40)
+    labels, every = two_classes.labels, np.arange(40)
     folds = [(every[:30], every[30:])] if held_out else cross_validation_folds(labels, None, folds=3, seed=0)
     recipe = Recipe(lr=1e-3, max_epochs=2, batch_size=10)
     for ahead, wins in ((0.02, True), (0.04, False)):
@@ -89,7 +80,9 @@ def test_the_average_wins_unless_another_is_clearly_ahead(
         assert judged == {"linear", "average of probe and full", "full from the probe"}
 
 
-def test_the_average_lies_between_the_probe_and_the_trained_network(two_classes: PixelDataset) -> None:
+def test_the_average_lies_between_the_probe_and_the_trained_network(
+    two_classes: PixelDataset, tiny_encoder: Callable[[], Encoder]
+) -> None:
     from jigsawssl.training.adapt import _between
 
     start, end = Classifier(tiny_encoder(), 2), Classifier(tiny_encoder(), 2)
@@ -107,7 +100,9 @@ def test_the_average_lies_between_the_probe_and_the_trained_network(two_classes:
 
 
 @pytest.mark.parametrize("count", [11, 13])
-def test_folds_of_different_sizes_share_a_schedule(count: int, two_classes: PixelDataset) -> None:
+def test_folds_of_different_sizes_share_a_schedule(
+    count: int, two_classes: PixelDataset, tiny_encoder: Callable[[], Encoder]
+) -> None:
     labels = two_classes.labels[:count]
     folds = cross_validation_folds(labels, None, folds=5, seed=0)
     recipe = Recipe(lr=1e-4)
@@ -116,7 +111,7 @@ def test_folds_of_different_sizes_share_a_schedule(count: int, two_classes: Pixe
         patch.setattr("jigsawssl.training.finetune.LEAST_EPOCHS", 1)
         result = adapt(
             tiny_encoder(),
-            LabelledSet(two_classes.subset(rows(count)), labels, 2, folds, rows(count)),
+            LabelledSet(two_classes.subset(np.arange(count)), labels, 2, folds, np.arange(count)),
             mode="auto",
             recipes=[recipe],
             device=CPU,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,25 +11,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from jigsawssl.data.loading import PixelDataset
-from jigsawssl.models import Classifier, create_encoder
+from jigsawssl.models import Classifier
 from jigsawssl.models.encoder import Encoder
 from jigsawssl.training.finetune import Recipe, class_weights, selection_score, train_classifier
 from jigsawssl.training.probe import extract_features, fit_probe, knn_probabilities, predict
-from jigsawssl.types import ImageFormat
 
 CPU = torch.device("cpu")
 NOTHING = np.empty(0, dtype=np.int64)
-
-
-def tiny_encoder() -> Encoder:
-    torch.manual_seed(0)
-    return create_encoder(
-        "resnet18", ImageFormat(32, channels=1), stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
-    )
-
-
-def rows(count: int) -> NDArray[np.int64]:
-    return np.arange(count, dtype=np.int64)
 
 
 def test_the_probe_is_logistic_regression_on_standardised_features() -> None:
@@ -70,7 +60,7 @@ def test_selection_prefers_ranking_and_then_confidence() -> None:
     assert selection_score(right, labels) > selection_score(timid, labels) > selection_score(right.flip(1), labels)
 
 
-def test_validation_rows_do_not_train(two_classes: PixelDataset) -> None:
+def test_validation_rows_do_not_train(two_classes: PixelDataset, tiny_encoder: Callable[[], Encoder]) -> None:
     """Other labels in the validation rows leave the trained weights as they are."""
 
     def trained(labels: NDArray[np.int64]) -> dict[str, torch.Tensor]:
@@ -80,7 +70,7 @@ def test_validation_rows_do_not_train(two_classes: PixelDataset) -> None:
             two_classes,
             labels=labels,
             classes=2,
-            fold=(rows(24), rows(40)[24:]),
+            fold=(np.arange(24), np.arange(40)[24:]),
             recipe=recipe,
         )
         return done.model.state_dict()
@@ -91,9 +81,9 @@ def test_validation_rows_do_not_train(two_classes: PixelDataset) -> None:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_training_separates_what_is_easy(two_classes: PixelDataset) -> None:
+def test_training_separates_what_is_easy(two_classes: PixelDataset, tiny_encoder: Callable[[], Encoder]) -> None:
     recipe = Recipe(lr=1e-3, max_epochs=8, batch_size=16)
-    fold = (rows(30), rows(40)[30:])
+    fold = (np.arange(30), np.arange(40)[30:])
     trained = train_classifier(
         Classifier(tiny_encoder(), 2),
         two_classes,
@@ -108,7 +98,9 @@ def test_training_separates_what_is_easy(two_classes: PixelDataset) -> None:
     assert (probabilities.argmax(dim=1).numpy() == two_classes.labels[fold[1]]).mean() >= 0.9
 
 
-def test_features_come_in_the_order_of_the_dataset(two_classes: PixelDataset) -> None:
+def test_features_come_in_the_order_of_the_dataset(
+    two_classes: PixelDataset, tiny_encoder: Callable[[], Encoder]
+) -> None:
     encoder = tiny_encoder().eval()
     whole = extract_features(encoder, two_classes, device=CPU)
     part = extract_features(encoder, two_classes.subset(np.array([5, 3])), device=CPU)
