@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from jigsawssl.cli.pretrain import build_module, fresh_encoder, image_format
+from jigsawssl.cli.building import build_module, fresh_encoder, image_format
 from jigsawssl.config.loading import load_config
 from jigsawssl.config.schemas import PretrainConfig
 from jigsawssl.data.archive import Archive

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from jigsawssl.cli.building import build_dataset, build_module, encoder_to_train
 from jigsawssl.cli.look import settled
-from jigsawssl.cli.pretrain import build_dataset, build_module, encoder_to_train
 from jigsawssl.config.loading import config_of
 from jigsawssl.config.schemas import PretrainConfig
 from jigsawssl.data import cross_validation_folds, holdout_split, label_fraction, open_archive

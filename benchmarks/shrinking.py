@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from jigsawssl.cli.pretrain import CROP_MARGIN
+from jigsawssl.cli.building import CROP_MARGIN
 from jigsawssl.data import open_archive
 from jigsawssl.readers import fit_image, shrink_square
 from jigsawssl.types import ImageFormat

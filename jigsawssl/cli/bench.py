@@ -22,7 +22,7 @@ from ..training.optim import autocast_on, autocast_precision, computes_bfloat16,
 from ..training.pretrain import JigsawPretraining
 from ..types import Batch, UserError, Views
 from ..words import duration
-from .pretrain import build_dataset, build_module, encoder_to_train, planned_dataset, starting_encoder
+from .building import build_dataset, build_module, encoder_to_train, planned_dataset, starting_encoder
 from .unlabeled import unlabeled_archive
 
 SAMPLED = 512

@@ -674,7 +674,7 @@ def test_bench_takes_a_step_apart_and_compares_settings(
 
 def test_bench_times_the_step_of_the_run(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jigsawssl.cli.bench import _Bench
-    from jigsawssl.cli.pretrain import build_dataset, starting_encoder
+    from jigsawssl.cli.building import build_dataset, starting_encoder
 
     source = pretrained / "encoder.safetensors"
     keys = [
