@@ -58,14 +58,13 @@ def run(config: FinetuneConfig) -> None:
         supervised.check_draws({(config.fraction, config.seed): chosen}, labelled, "fraction", count_groups=by_group)
     else:
         chosen = read_subset(Path(config.subset), labelled)
-    fraction = config.fraction if config.subset is None else len(chosen) / len(pool)
     dataset, rows = read_images(
         labelled, np.concatenate([chosen, labelled.validation]), format=encoder.spec.format, what="labelled"
     )
     # Mistakes should show before anything is trained.
     by_subgroup = supervised.subgroups_of(config, labelled, labelled.test)
     criteria = Criteria(archive.classes, config.ordered, config.sensitivity, config.coverage, by_subgroup)
-    budget = take_budget(labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=config.seed)
+    budget = take_budget(labelled, dataset=dataset, rows=rows, chosen=chosen, seed=config.seed)
     recipes = supervised.recipes_of(config, device, config.seed)
     autocast = autocast_dtype(recipes[0].precision)
     clear_run_folder(path)
@@ -119,7 +118,7 @@ def run(config: FinetuneConfig) -> None:
         "data": {**supervised.data_facts(labelled), "from_cache": len(known.used)},
         "encoder": {**supervised.provenance_of(config.encoder, trained), "backbone": encoder.spec.backbone},
         "leak_guard": guard,
-        "budget": budget.facts,
+        "budget": {**budget.facts, "fraction": config.fraction if config.subset is None else len(chosen) / len(pool)},
         "split_made_by": labelled.made_by,
         "chosen": adaptation.chosen,
         "validation": adaptation.validation,

@@ -10,6 +10,7 @@ from ..config.schemas import FinetuneConfig, PretrainConfig, TransferConfig
 from ..experiments.reporting import LIMITS, write_report
 from ..runs import format_table
 from ..runs.folder import clear_run_folder
+from ..runs.parts import judgement_of
 from ..types import UserError
 from . import finetune, pretrain
 from .look import run_folder, stage_names
@@ -66,7 +67,7 @@ def _report(path: Path, names: list[str], config: TransferConfig) -> None:
     for name in names:
         found = json.loads((path / name / "report.json").read_text(encoding="utf-8"))
         if found["command"] == "finetune":
-            found["judgement"]["metrics"] = found["test"]
+            found["judgement"] = judgement_of(found)
             if found["judgement"].get("explanations"):
                 found["judgement"]["explanations"]["file"] = f"{name}/explanations.jpg"
         stages.append({"name": name, **found})

@@ -103,9 +103,7 @@ def read_images(
     return dataset, rows[dataset.rows]
 
 
-def take_budget(
-    labelled: Labelled, *, dataset: PixelDataset, rows: Rows, chosen: Rows, fraction: float, seed: int
-) -> Budget:
+def take_budget(labelled: Labelled, *, dataset: PixelDataset, rows: Rows, chosen: Rows, seed: int) -> Budget:
     """Divide the chosen labels into what is trained on and what candidates are judged by.
 
     Args:
@@ -113,7 +111,6 @@ def take_budget(
         dataset: decoded images that hold the chosen ones and those of the validation split.
         rows: of ``labelled``, one for each image of ``dataset``.
         chosen: rows whose labels may be used.
-        fraction: of the pool, for the report.
         seed: of the folds.
 
     Raises:
@@ -128,7 +125,7 @@ def take_budget(
     refit = np.arange(len(inside))
     groups = labelled.groups(rows[refit])
     if len(np.unique(labels[refit])) < 2:
-        raise UserError(f"`fraction` ({fraction}) must leave two classes; {len(inside)} labels hold one; raise it")
+        raise UserError(f"`fraction` must leave two classes; {len(inside)} labels hold one; raise it")
     if len(labelled.validation):
         folds: list[Fold] = [(refit, np.arange(len(inside), len(rows)))]
         how = f"the manifest's val split, {len(outside)} labels outside the fraction"
@@ -136,7 +133,6 @@ def take_budget(
         folds, how = _folds(labels[refit], groups, seed)
     paths = {archive.samples[row].path for row in (*chosen.tolist(), *labelled.validation.tolist())}
     facts: BudgetFacts = {
-        "fraction": fraction,
         "labels": len(rows),
         "labels_in_fraction": len(inside),
         "available": len(labelled.pool),

@@ -65,13 +65,7 @@ class _Worker:
         mode = adaptation_mode(plan.mode, trained)
         recipes = list(plan.recipes)
         tested = self.place.test(
-            features.encoder,
-            mode=mode,
-            recipes=recipes,
-            chosen=chosen,
-            fraction=cell.fraction,
-            seed=cell.seed,
-            features=features,
+            features.encoder, mode=mode, recipes=recipes, chosen=chosen, seed=cell.seed, features=features
         )
         facts = {**cell._asdict(), **tested.facts}
         if cell.seed == 0 and tested.adaptation.model is not None and cell.fraction in self.explained:

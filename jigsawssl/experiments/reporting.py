@@ -13,6 +13,7 @@ from ..evaluation.assessment import Criteria
 from ..report.page import write_page
 from ..report.verdict import verdict, verdict_lines
 from ..runs import format_table, write_csv, write_json
+from ..runs.parts import judgement_of
 from ..types import UserError
 from .aggregates import Done
 from .analysis import analyse
@@ -79,7 +80,7 @@ def _completed(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     """A report with what lies beside it, as a run of any version left it."""
     found: dict[str, Any] = {"limits": LIMITS.get(report["command"], []), **report}
     if found["command"] == "finetune":
-        found["judgement"] = {**found["judgement"], "metrics": found["test"]}
+        found["judgement"] = judgement_of(found)
     if found["command"] == "pretrain":
         found["first_epoch"] = _first_epoch(folder / "metrics.csv")
     for stage in found.get("stages", []):

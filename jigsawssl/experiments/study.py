@@ -157,7 +157,7 @@ class _Searcher:
         }
         torch.manual_seed(0)
         encoder, _ = plan.variants[variant].resolve(plan.channels)
-        budget = place.budget(encoder.spec.format, chosen=plan.subsets[0], fraction=plan.fraction, seed=0)
+        budget = place.budget(encoder.spec.format, chosen=plan.subsets[0], seed=0)
         last = planned_epochs(min(len(train) for train, _ in budget.labelled_set.folds), plan.recipe)
         done = 0
 
@@ -215,14 +215,7 @@ class _Worker:
         torch.manual_seed(cell.seed)
         encoder, _ = plan.variants[cell.encoder].resolve(plan.channels)
         recipe = plan.recipe._replace(**search["best"])
-        tested = place.test(
-            encoder,
-            mode="full",
-            recipes=[recipe],
-            chosen=plan.subsets[cell.seed],
-            fraction=cell.fraction,
-            seed=cell.seed,
-        )
+        tested = place.test(encoder, mode="full", recipes=[recipe], chosen=plan.subsets[cell.seed], seed=cell.seed)
         facts = {**cell._asdict(), **tested.facts, "maps": {}}
         # What goes wrong beside the test itself costs that part alone.
         failed: dict[str, str] = {}

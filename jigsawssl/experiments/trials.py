@@ -148,10 +148,10 @@ class Workplace:
             self._images[key] = read_images(labelled, rows, format=key, what="labelled", progress=False)
         return self._images[key]
 
-    def budget(self, format: ImageFormat, *, chosen: Rows, fraction: float, seed: int) -> Budget:
+    def budget(self, format: ImageFormat, *, chosen: Rows, seed: int) -> Budget:
         """The labels that may be used; see :func:`jigsawssl.data.budget.take_budget`."""
         dataset, rows = self.decoded(format)
-        found = take_budget(self.labelled, dataset=dataset, rows=rows, chosen=chosen, fraction=fraction, seed=seed)
+        found = take_budget(self.labelled, dataset=dataset, rows=rows, chosen=chosen, seed=seed)
         names = found.facts["unreadable"]
         if isinstance(names, dict):  # which are not for reports of many cells
             found.facts["unreadable"] = len(names)
@@ -164,7 +164,6 @@ class Workplace:
         mode: str,
         recipes: list[Recipe],
         chosen: Rows,
-        fraction: float,
         seed: int,
         features: FeatureBank | None = None,
     ) -> Tested:
@@ -175,7 +174,7 @@ class Workplace:
         return adapt_and_test(
             encoder,
             self.labelled,
-            budget=self.budget(encoder.spec.format, chosen=chosen, fraction=fraction, seed=seed),
+            budget=self.budget(encoder.spec.format, chosen=chosen, seed=seed),
             test=lambda: (dataset.subset(tested), rows[tested]),
             mode=mode,
             recipes=[recipe._replace(seed=seed) for recipe in recipes],

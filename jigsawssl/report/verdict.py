@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from scipy.stats import binom
 
 from ..data.doctor import TOO_FEW
-from ..runs.parts import BudgetFacts, Judgement
+from ..runs.parts import BudgetFacts, Judgement, ShareOfLabels, judgement_of
 from ..words import counted, duration, listed
 
 WORSE_CALIBRATION = 0.005
@@ -95,7 +95,7 @@ def flags(report: Mapping[str, Any]) -> list[Flag]:
     if command == "pretrain":
         return [*_of_pretraining(report), *_unreadable(report)]
     if command == "finetune":
-        return _of_supervised(report, _judged(report))
+        return _of_supervised(report, judgement_of(report))
     found: list[Flag] = []
     if command == "transfer":
         for stage in report["stages"]:
@@ -111,11 +111,6 @@ def flags(report: Mapping[str, Any]) -> list[Flag]:
         for guard in _guards(encoder.get("leak_guard")):
             found += [flag._replace(where=name) for flag in _of_guard(guard)]
     return _together(found)
-
-
-def _judged(report: Mapping[str, Any]) -> Judgement:
-    judged = report["judgement"]
-    return {**judged, "metrics": judged.get("metrics") or report["test"]}
 
 
 def _of_supervised(report: Mapping[str, Any], judged: Judgement) -> list[Flag]:
@@ -359,12 +354,12 @@ def _finetuning(report: Mapping[str, Any]) -> tuple[str, str]:
     backbone = f" ({encoder['backbone']})" if encoder.get("backbone") else ""
     done = (
         f"Adapted {encoder['reference']}{backbone} with {counted(budget['labels'], 'label')}"
-        f"{_of_available(budget)} and tested once on {_tested(test, _judged(report))}."
+        f"{_of_available(budget)} and tested once on {_tested(test, judgement_of(report))}."
     )
-    return done, _number("Test AUROC", _judged(report))
+    return done, _number("Test AUROC", judgement_of(report))
 
 
-def _of_available(budget: BudgetFacts) -> str:
+def _of_available(budget: ShareOfLabels) -> str:
     groups = budget.get("groups")
     text = f" of {groups:,} groups" if groups is not None else ""
     share = f"{100 * budget['fraction']:.3g} % of those available" if budget.get("fraction", 1) < 1 else ""
@@ -442,7 +437,7 @@ def _transfer(report: Mapping[str, Any]) -> tuple[str, str]:
     last = stages[-1]
     if last["command"] == "pretrain":
         return done, _pretraining(last)[1]
-    judged = _judged(last)
+    judged = judgement_of(last)
     tested = _tested(last["data"]["test"], judged)
     return done, f"{_number('The last stage has a test AUROC of', judged)[:-1]} on {tested}."
 

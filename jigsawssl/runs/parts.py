@@ -1,5 +1,6 @@
 """What parts of a ``report.json`` hold, so that who writes and who reads them agree."""
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 
@@ -111,7 +112,6 @@ class Saving(TypedDict):
 class BudgetFacts(TypedDict):
     """The labels that a model could use; ``unreadable`` has paths and reasons, or their number alone."""
 
-    fraction: float
     labels: int
     labels_in_fraction: int
     available: int
@@ -119,6 +119,12 @@ class BudgetFacts(TypedDict):
     groups: int | None
     validation: str
     unreadable: dict[str, str] | int
+
+
+class ShareOfLabels(BudgetFacts):
+    """The same of one fine-tuning; ``fraction`` of those available, by labels or groups."""
+
+    fraction: float
 
 
 class Judgement(TypedDict, total=False):
@@ -139,3 +145,9 @@ class Judgement(TypedDict, total=False):
     subgroups: dict[str, list[dict[str, Any]]]
     explanations: dict[str, Any] | None
     notes: list[str]
+
+
+def judgement_of(report: Mapping[str, Any]) -> Judgement:
+    """The judgement of a fine-tuning's report, whose file keeps the metrics as ``test``."""
+    judged: Judgement = report["judgement"]
+    return judged if "metrics" in judged else {**judged, "metrics": report["test"]}
