@@ -134,8 +134,6 @@ class Tap(NamedTuple):
 
 
 Taps = dict[str, Tap]
-
-
 Pairs = dict[str, tuple["Tensor", "Tensor"]]
 """Projections of two views by branch, each float ``(B, D)``."""
 

@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if fault is not None:
             print(f"jigsawssl: {' '.join(fault.split())}", file=sys.stderr)
             return 2
-        # A mistake of ours, which must not look like one of the user or like the doctor's findings.
+        # Our own mistake, which must not look like the user's or like a finding of the doctor.
         traceback.print_exc()
         return 70
     finally:

@@ -1,4 +1,4 @@
-"""The census for the terminal: what is in which split, and what was taken in which way."""
+"""The census for the terminal: what is in which split, and how words were understood."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Look an archive over: what is in it, and what is wrong with it."""
+"""Look over an archive: what is in it, and what is wrong with it."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""A look at what the settings name, before the seconds that PyTorch takes: nothing here imports it, nor writes."""
+"""A first check of what the settings name, before the seconds that importing PyTorch takes; nothing here writes."""
 
 import dataclasses
 import difflib
@@ -41,7 +41,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def look(config: Config) -> Config:
-    """Refuse what can be seen to fail, as far as it is cheap; the command looks at the rest.
+    """Refuse what can cheaply be seen to fail; the command checks the rest.
 
     Args:
         config: of any command.
@@ -107,7 +107,7 @@ _FORMAT = {
 
 
 def settled(config: Pretraining) -> Pretraining:
-    """With a value for every key about the format of images: the one given, else the encoder's, else the default.
+    """Every key about the format of images with a value: the one given, else the encoder's, else the default.
 
     Raises:
         UserError: if the size does not go with the grids.
@@ -132,7 +132,7 @@ def format_changes(config: schemas.PretrainConfig) -> list[tuple[str, Any, Any]]
 
 
 def _format_of(reference: str | None) -> dict[str, Any]:
-    """What a file of ours says of the images that it was trained on; a damaged one is refused when it is loaded."""
+    """What one of our files says of the images that it was trained on; a damaged one is refused on loading."""
     file = Path((reference or "").removeprefix("random:"))
     if not file.is_file():
         return {}
@@ -170,7 +170,7 @@ def stage_names(config: schemas.TransferConfig) -> list[str]:
 
 
 def _is_first_process() -> bool:
-    """Whether this is the process that looks after the folder: with several devices the others start after it."""
+    """Whether this is the process that owns the folder: with several devices, the others start after it."""
     ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in Lightning's order
     return next((os.environ[name] for name in ranks if name in os.environ), "0") == "0"
 
@@ -224,7 +224,7 @@ def _has_image(folder: Path, below: bool) -> bool:
 
 
 def _look_at_encoder(reference: str, key: str = "encoder") -> str:
-    """The file that is meant, with a header of ours unless it is one of timm."""
+    """The file that is meant, with our header unless it is one of timm."""
     found = find_encoder(reference, key=key)
     kind, _, rest = found.partition(":") if found.startswith(("random:", "timm:")) else ("", "", found)
     file = rest.partition(":")[2] if kind == "timm" else rest
@@ -292,7 +292,7 @@ def _misspelt(key: str, given: str) -> None:
 
 
 def place_at_fault(error: OSError, config: Any) -> str | None:
-    """What to tell the user where writing failed for want of room or leave; None for any other error.
+    """What to tell the user where writing failed for lack of space or permission; None for any other error.
 
     Args:
         error: that a command let through.

@@ -62,7 +62,7 @@ def _decode(config: PretrainConfig, dataset: PixelDataset, path: Path) -> Cache 
 
 
 def _seen_before(config: PretrainConfig, path: Path, resumed: bool) -> SeenImages:
-    """What this run used before it was resumed, and what the encoder that it starts from has seen."""
+    """What this run used before it was resumed, and what its starting encoder has seen."""
     seen = SeenImages.nothing()
     file = path / "seen.parquet"
     if resumed and file.is_file():
@@ -89,7 +89,7 @@ def _require_same_images(seen: SeenImages, before: SeenImages, path: Path) -> No
 
 
 def _require_differences(seen: SeenImages, dataset: PixelDataset) -> None:
-    """There must be something to tell apart; where there is little, that is said.
+    """Images must differ; where few do, a warning says so.
 
     Raises:
         UserError: if all images are one, or constant.
@@ -138,7 +138,7 @@ def _trainer(config: PretrainConfig, path: Path, device: torch.device, callbacks
 
 
 def _is_first() -> bool:
-    """Whether this process looks after the folder and the terminal: with several devices each runs all of this."""
+    """Whether this process owns the folder and the terminal: with several devices, each process runs all of this."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
@@ -213,7 +213,7 @@ def run(config: PretrainConfig) -> Path:
         "when": {"began": began, "ended": now()},
     }
     _curves(path, metrics_file.rows)
-    from ..experiments.reporting import write_report  # much to import for the last second of a run
+    from ..experiments.reporting import write_report  # a long import for the last second of a run
 
     _summary(path, write_report(path, report))
     return path / "encoder.safetensors"

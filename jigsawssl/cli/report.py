@@ -10,6 +10,6 @@ def run(config: ReportConfig) -> None:
     """Rebuild the page from the files of a run or curve.
 
     Raises:
-        UserError: where none of ours is there.
+        UserError: where there is none.
     """
     print(f"report: {rebuild(Path(config.run))}")

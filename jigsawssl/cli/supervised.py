@@ -56,7 +56,7 @@ class Opened(NamedTuple):
 
 
 def open_cells(config: CurveConfig | StudyConfig) -> Opened:
-    """Look at the folder and the archive of a curve or study."""
+    """Check the folder and the archive of a curve or study."""
     path = run_folder(config)
     device = training_device(config.trainer.accelerator)
     if isinstance(config, CurveConfig):
@@ -194,7 +194,7 @@ def task_of(
 
 
 def keep_outcome(folder: Path, outcome: Outcome) -> None:
-    """Keep why a part failed, and nothing of one that did not."""
+    """Keep why a part failed; remove what an earlier failure left."""
     part = outcome.cell if isinstance(outcome.cell, str) else outcome.cell.name
     file = folder / f"{part}.error.txt"
     if outcome.error is None:
@@ -366,7 +366,7 @@ def data_facts(labelled: Labelled) -> dict[str, Any]:
 
 
 def counted(guard: Mapping[str, Any]) -> dict[str, Any]:
-    """How many and not which: names of files may be those of patients."""
+    """How many, not which: file names may name patients."""
     return {key: len(value) if isinstance(value, list) else value for key, value in guard.items()}
 
 
@@ -377,7 +377,7 @@ def digest(reference: str) -> str | None:
 
 
 def split_fingerprint(labelled: Labelled) -> str:
-    """A digest of who is for what."""
+    """A digest of which rows are for what."""
     return fingerprint([rows.tolist() for rows in (labelled.pool, labelled.validation, labelled.test)])
 
 

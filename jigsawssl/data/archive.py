@@ -34,7 +34,7 @@ class Archive:
 
     ``samples`` has one entry a row. ``classes`` are the label names of the whole archive in the order of
     :func:`jigsawssl.data.conventions.ordered_classes`, of two the positive one last, and () where nothing is labeled; a
-    selection keeps them, so that indices agree. ``order_given`` says whether somebody said that order, and ``remarks``
+    selection keeps them, so that indices agree. ``order_given`` says whether the user gave that order, and ``remarks``
     what was taken for unknown.
     """
 
@@ -77,7 +77,7 @@ class Archive:
 
     @property
     def location(self) -> str:
-        """Where the archive lies, for telling archives apart; not to be written anywhere in clear."""
+        """Where the archive lies, for telling archives apart; never to be written in plain text."""
         return self.name if self._root is None else os.path.realpath(self._root)
 
     def rows_of(self, split: str) -> NDArray[np.int64]:
@@ -214,8 +214,8 @@ def open_archive(
             gives the order of the classes, one a line.
         layout: name of a public set, see :mod:`jigsawssl.data.layouts`; it takes the place of a manifest.
         split: keep only the rows of this split, such as ``train``; other words for it mean the same everywhere.
-        classes: all of them in the order that is meant, such as that of grades.
-        positive: of two classes the one that is looked for.
+        classes: all of them in the intended order, such as that of grades.
+        positive: of two classes, the one to detect.
 
     Raises:
         UserError: if something is missing, empty, doubled, outside the folder, or not as described above.

@@ -20,7 +20,6 @@ from .table import printable
 SMALL_BUDGET = 200
 """Labels below which validation is cross-validation: a fifth of fewer images would judge too coarsely."""
 
-
 FOLDS = 5
 
 

@@ -101,7 +101,7 @@ def _using(path: str, action: Callable[[_Zip | _Tar], Any]) -> Any:
     except PermissionError:
         raise Unreadable("permission denied") from None
     except MemoryError:
-        raise Unreadable("needs more memory than there is") from None
+        raise Unreadable("needs more memory than is available") from None
     except Exception as error:
         raise Unreadable(f"broken container ({type(error).__name__})") from None
 

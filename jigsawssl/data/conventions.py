@@ -1,4 +1,4 @@
-"""What words mean in folders and manifests: splits, missing values, the order of classes."""
+"""What words in folders and manifests mean: splits, missing values, the order of classes."""
 
 import re
 import unicodedata
@@ -167,7 +167,7 @@ def ordered_classes(names: Iterable[str], classes: Sequence[str] = (), positive:
 
     Args:
         names: of the classes that an archive has.
-        classes: the same in the order that is meant; empty where nobody said.
+        classes: the same in the intended order; empty where none was given.
         positive: one of two.
 
     Raises:

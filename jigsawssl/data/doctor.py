@@ -220,7 +220,7 @@ def _left_out(columns: dict[str, NDArray[Any]]) -> Defect:
 
 
 def _not_images(archive: Archive) -> Defect:
-    """What is no image and has no ending that says so; documents and the like are in the census only."""
+    """What is not an image, though no ending says so; documents and the like are in the census only."""
     unsure = {e: one for e, one in archive.counted.items() if one.examples and e not in NO_IMAGES}
     examples = [
         {"path": printable(path), "reason": "not an image, by its content"}
@@ -242,7 +242,7 @@ _OF_THEIR_OWN = {
 
 
 def _noted(columns: dict[str, NDArray[Any]]) -> list[Defect]:
-    """What the readers noted: findings of their own, and all the rest as one."""
+    """What the readers noted: some remarks as findings of their own, the rest as one."""
     noted = [(row, note) for row, notes in enumerate(columns["notes"].tolist()) if notes is not None for note in notes]
     paths = columns["path"].tolist()
     found = []
@@ -303,7 +303,7 @@ def _duplicates(
     sample_of = {sample.path: sample for sample in archive.samples}
 
     def subject(row: int) -> tuple[str, str]:
-        """Whom an image is of, as far as is known: group, else patient, else the file."""
+        """Whose image this is, as far as known: group, else patient, else the file."""
         group, patient = sample_of[paths[row]].group, columns["patient"][row]
         if group is not None:
             return "group", group
@@ -386,7 +386,7 @@ def _one_patient(count: int) -> Defect:
 
 
 def _words(archive: Archive) -> list[Defect]:
-    """What was not understood, or not as it may have been meant."""
+    """What was not understood, or perhaps not as intended."""
     splits = unknown_splits(archive.samples)
     without = sum(sample.split is None for sample in archive.samples)
     known = len(archive.samples) - without
@@ -413,7 +413,7 @@ def _words(archive: Archive) -> list[Defect]:
         ),
         Defect(
             "taken_as_unknown",
-            "kinds of words or labels that may be meant in another way",
+            "kinds of words or labels that may mean something else",
             grave=False,
             count=len(archive.remarks),
             rows=[],

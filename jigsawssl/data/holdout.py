@@ -74,7 +74,7 @@ def derive_split(
     Args:
         contents: key of each image's content, None where it cannot be read.
         patients: each image's patient, in any form that tells patients apart; None where unknown.
-        held_out_patients: :func:`is_held_out` of the patient in clear.
+        held_out_patients: :func:`is_held_out` of the patient in plain text.
         groups: of the manifest, None where unknown.
         whole: a unit is on the test side only where all its images would be there if nobody knew groups. So a run
             that did not know them has left all of it out.

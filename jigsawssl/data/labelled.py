@@ -1,4 +1,4 @@
-"""A labelled archive: who may be trained on, and who is tested."""
+"""A labelled archive: which rows may be trained on, and which are tested."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ LEAST_TEST = 10
 
 
 class Source(NamedTuple):
-    """Where labelled images come from, and who of them is for what.
+    """Where labelled images come from, and which of them are for what.
 
     Attributes:
         data: this, manifest and layout as for :func:`jigsawssl.data.open_archive`.
         split: rows that labels are taken from, where the manifest has splits.
         validation: ``budget`` (inside the labels) or ``split`` (the manifest's val split).
         caches: folders of earlier runs, whose decoded images are used.
-        assigned: a file of :func:`write_split` that says who is for what.
-        classes: in the order that is meant; none where names or numbers tell.
-        positive: of two classes the one that is looked for.
+        assigned: a file of :func:`write_split` that says which rows are for what.
+        classes: in the intended order; none where names or numbers tell.
+        positive: of two classes, the one to detect.
     """
 
     data: str
@@ -167,7 +167,7 @@ def _check_splits(archive: Archive, wanted: str = TRAIN) -> None:
 
 
 def remarks_on(labelled: Labelled) -> list[str]:
-    """What is left out of a labelled archive, and what was taken in which way: sentences without capital and stop."""
+    """What is left out of a labelled archive, and how the rest was understood: sentences without capital and stop."""
     archive, samples = labelled.archive, labelled.archive.samples
     remarks = list(archive.remarks)
     if len(archive.classes) == 2:
@@ -295,7 +295,7 @@ def _overlap(labelled: Labelled, seen: Iterable[SeenImages]) -> Rows:
 
 
 def write_split(file: Path, labelled: Labelled) -> None:
-    """Write who is for what: a CSV of paths and train, val or test; nothing for those that are not used."""
+    """Write which rows are for what: a CSV of paths and train, val or test; nothing for those that are not used."""
     names = np.full(len(labelled.archive), "", dtype=object)
     for name, rows in (("train", labelled.pool), ("val", labelled.validation), ("test", labelled.test)):
         names[rows] = name

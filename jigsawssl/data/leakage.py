@@ -41,8 +41,8 @@ class SeenImages:
     """Contents, groups and patients of the images that pretraining used, as far as they may be told.
 
     Groups are those of the manifest and the patients of DICOM files. The file has only tags of them, made with a secret
-    key for each source: few identifiers are so long that nobody could try them all, but without the key there is
-    nothing to try them against. The keys lie in a file of their own, which only its owner can read and which stays in
+    key for each source: most identifiers are short enough to try them all, but without the key there is nothing to
+    compare them with. The keys lie in a file of their own, which only its owner can read and which stays in
     the run's folder when the encoder is given away.
 
     Attributes:

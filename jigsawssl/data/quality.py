@@ -1,4 +1,4 @@
-"""What can be told of an image without knowing what it shows: a hash of its looks, empty borders, burned-in text."""
+"""What can be told about an image without knowing what it shows: a hash of its looks, empty borders, burned-in text."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What lies in a folder: images, what is refused with a reason, and what is counted as no image; nothing else."""
+"""What lies in a folder: images, what is refused and why, and what is counted as something else."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom", ".ima"),
     *CONTAINER_SUFFIXES,
 )
-"""Endings that are believed, in lower case; capitals count as well. Files with other endings, or none, are looked into,
+"""Endings that are trusted, in lower case; capitals count as well. Files with other endings, or none, are looked into,
 but for :data:`NO_IMAGES`."""
 
 _NO_IMAGES = (
@@ -90,7 +90,7 @@ class Found:
 def find_images(root: Path) -> Found:
     """Walk through a folder.
 
-    Names with one of :data:`IMAGE_SUFFIXES` are believed, those of :data:`NO_IMAGES` too; of all others the first bytes
+    Names with one of :data:`IMAGE_SUFFIXES` are trusted, those of :data:`NO_IMAGES` too; of all others the first bytes
     decide. Hidden files are counted, and each hidden folder once. A link to a folder inside is followed where that was
     not met before; links that lead outside, or nowhere, are refused.
     """
@@ -153,7 +153,7 @@ def _sort_file(root: Path, relative: str, *, entry: os.DirEntry[str], inside: st
 
 
 def _holds(ask: Callable[[], bool]) -> bool:
-    """What an entry of a folder says, no where the system cannot tell, as of a link that leads to itself."""
+    """What an entry of a folder says; False where the system cannot tell, as for a link to itself."""
     try:
         return ask()
     except OSError:

@@ -61,7 +61,7 @@ class Criteria(NamedTuple):
     """What predictions are judged by.
 
     Attributes:
-        classes: K names; of two, the second is the one that is looked for.
+        classes: K names; of two, the second is the one to detect.
         ordered: the classes are grades.
         sensitivity: that the operating point has to reach on the validation cases.
         coverage: of conformal sets.

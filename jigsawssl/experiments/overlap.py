@@ -59,14 +59,14 @@ def check_overlap(
         encoder: as the user named it.
         trained: whether it has weights that were trained.
         labelled: the archive that it is judged by.
-        allowed: whether somebody said that an overlap is wanted.
+        allowed: whether the user allowed an overlap.
         source: of the archive, for the command that fixes it.
 
     Returns:
         JSON values for the report.
 
     Raises:
-        UserError: with examples and a remedy, if it has and nobody said that this is wanted.
+        UserError: with examples and a remedy, if it has and the user did not allow it.
     """
     if not trained or not Path(encoder).is_file():
         return {"checked": "unknown: published weights" if trained else "not needed: fresh weights"}

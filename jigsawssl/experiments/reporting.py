@@ -306,7 +306,7 @@ def rebuild(folder: Path) -> Path:
     """Rebuild ``report.html`` from the files of a run.
 
     Raises:
-        UserError: where none of ours is there, or what is there is damaged.
+        UserError: where there is none, or what is there is damaged.
     """
     whole = "task.json" if (folder / "task.json").is_file() else "report.json"
     found = _read(folder / whole)

@@ -1,4 +1,4 @@
-"""Compressed frames of DICOM files: what the stream itself says counts, not what a header says of it."""
+"""Compressed frames of DICOM files: the stream itself decides, not what a header says about it."""
 
 from typing import Any, NamedTuple
 
@@ -55,9 +55,8 @@ def decode_stream(data: bytes, label: str, notes: Notes) -> Decoded:
     """Decode a frame of JPEG, JPEG-LS or JPEG 2000.
 
     Colours become RGB. Three components of a lossy JPEG are YCbCr where a JFIF or an Adobe marker or subsampling says
-    so, and RGB where an Adobe marker or their identifiers say so, as libjpeg decides; the label counts where nothing in
-    the stream does. JPEG 2000 undoes its own component transform, and only without one counts the label. Other streams
-    have no say, and the label counts.
+    so, and RGB where an Adobe marker or their identifiers say so, as libjpeg decides. JPEG 2000 undoes its own
+    component transform. Where the stream is silent, the label decides.
 
     Args:
         data: the whole stream.

@@ -59,9 +59,9 @@ class DicomFile:
     Frames come out in display values: modality LUT or rescale, then VOI LUT or window, then inversion for MONOCHROME1;
     palettes and YBR become RGB, padding becomes the darkest value, overlays are left out.
 
-    Where a file contradicts itself, a rule decides and a remark in ``notes`` says so: of a compressed frame the stream
-    counts and not the header; bits beyond the stored ones are masked; a lookup table has the depth of its entries; what
-    is missing and has one usual value gets that. What the pixels do not need is not looked at.
+    Where a file contradicts itself, a rule decides, and a remark in ``notes`` says so: in a compressed frame the stream
+    decides, not the header; bits beyond the stored ones are masked; a lookup table has the depth of its entries; a
+    missing element with one usual value gets that value. What the pixels do not need is not looked at.
 
     Args:
         data: the file.

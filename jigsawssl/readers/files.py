@@ -22,7 +22,7 @@ MAX_PIXELS = 89_478_485
 """The largest frame that is decoded, in pixels: Pillow's own limit against decompression bombs."""
 
 MAX_FRAMES = 100_000
-"""The most frames that one file is believed to have."""
+"""The largest number of frames that one file is believed to have."""
 
 _DICOM_NAMES = (".dcm", ".dicom", ".ima")
 _PNG_COLOURS = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # in Pillow's names
@@ -80,7 +80,7 @@ def read(
         Display values uint8 or uint16 ``(H, W, C)``, C is 1 (grey) or 3 (RGB), and :class:`ImageInfo`.
 
     Raises:
-        Unreadable: with the reason; nothing else, whatever the bytes are.
+        Unreadable: with the reason; and nothing else, whatever the bytes are.
 
     >>> file = io.BytesIO()
     >>> Image.new("L", (4, 3), 7).save(file, "PNG")
@@ -199,7 +199,7 @@ def _guarded(action: Callable[[], Any]) -> Any:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unreadable("too large") from None
     except MemoryError:
-        raise Unreadable("needs more memory than there is") from None
+        raise Unreadable("needs more memory than is available") from None
     except Exception as error:
         # The message may quote the file, so the kind of error has to do.
         raise Unreadable(f"corrupt or truncated ({type(error).__name__})") from None
@@ -216,7 +216,7 @@ def _open(data: bytes, *, window: str, name: str, at_least: int | None, max_pixe
     if kind.packed:
         raise Unreadable("packed files inside of packed files are not read")
     if not kind.read:
-        raise Unreadable(f"{kind.name} is not read; convert it, such as to PNG or TIFF")
+        raise Unreadable(f"{kind.name} is not read; convert it, for example to PNG or TIFF")
     if kind.name == "DICOM":
         file = DicomFile(data, window, max_pixels)
         return _Opened(file.info, file.frame, file.content(), file.notes)
@@ -300,7 +300,7 @@ def _open_pillow(data: bytes, *, kind: str, at_least: int | None, max_pixels: in
 def _orientation(image: Image.Image, notes: Notes) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # whatever a library raises on what is broken
+    except Exception:  # whatever a library raises on broken data
         notes.add("EXIF that cannot be read; the image is taken as upright")
         return 1
 

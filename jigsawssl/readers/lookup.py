@@ -37,7 +37,7 @@ class Descriptor(NamedTuple):
         Args:
             values: of the element: three numbers, or bytes.
             little_endian: the byte order of bytes.
-            inputs: the least and the greatest value that the table may be asked for.
+            inputs: the smallest and the largest value that the table may be asked for.
             notes: gets a remark where the other reading counts.
 
         Raises:

@@ -21,7 +21,7 @@ _NO_NAME = re.compile(r"[\W_0]*|[\W_xX]*")
 
 
 def known_patient(identifier: str | None) -> str | None:
-    """An identifier, or None where it is a placeholder: nothing but zeros, crosses and marks, or such words.
+    """An identifier, or None for a placeholder: nothing but zeros, crosses and marks, or such words.
 
     Pseudonyms, which have other numbers, tell patients apart and are kept.
 

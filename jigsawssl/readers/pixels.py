@@ -52,7 +52,7 @@ class ImageInfo(NamedTuple):
         modality: of DICOM, such as ``CR``.
         mode: how samples are stored, such as ``MONOCHROME1`` (DICOM), ``MINISWHITE`` (TIFF) or ``CMYK``.
         left_out: pages that are not counted in ``frames``, as their size is not that of the largest.
-        patient: identifier in clear, which must not be written anywhere.
+        patient: identifier in plain text, which must never be written.
         study: the same.
         series: the same.
     """
@@ -91,7 +91,7 @@ class Notes:
 
 
 def robust_range(values: NDArray[Any]) -> tuple[float, float]:
-    """The half and the 99.5th percentile of the finite values, or least and greatest where those coincide.
+    """The 0.5th and 99.5th percentiles of the finite values, or their minimum and maximum where those coincide.
 
     >>> robust_range(np.arange(1001.0))
     (5.0, 995.0)
@@ -120,7 +120,7 @@ def _percentile(counts: NDArray[np.int64], share: float) -> float:
 
 
 def _parts(values: NDArray[Any]) -> Iterator[slice]:
-    """Some rows each, as arithmetic in float64 on a whole image takes several times its memory."""
+    """A few rows at a time, as float64 arithmetic on a whole image takes several times its memory."""
     rows = max(1, _PART * len(values) // max(1, values.size))
     for start in range(0, len(values), rows):
         yield slice(start, start + rows)

@@ -83,6 +83,6 @@ def _orientation(chunks: list[bytes], notes: Notes) -> int:
         with Image.open(io.BytesIO(b"".join([_SIGNATURE, *chunks])), formats=["PNG"]) as image:
             image.load()  # text may follow the pixels
             return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # whatever a library raises on what is broken
+    except Exception:  # whatever a library raises on broken data
         notes.add("EXIF or text that cannot be read; the image is taken as upright")
         return 1

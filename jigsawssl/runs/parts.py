@@ -1,4 +1,4 @@
-"""What parts of a ``report.json`` hold, so that who writes and who reads them agree."""
+"""What parts of a ``report.json`` hold, so that writers and readers agree."""
 
 from collections.abc import Mapping
 from typing import Any, TypedDict

@@ -165,7 +165,7 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     original = trials_module.take_budget
 
     def sometimes(labelled, **settings):  # type: ignore[no-untyped-def]
-        if (settings["fraction"], settings["seed"]) == (0.02, 1):
+        if settings["seed"] == 1 and len(settings["chosen"]) < 100:  # of 33 or 164
             raise RuntimeError("the disk is\non fire")
         return original(labelled, **settings)
 
