@@ -144,13 +144,7 @@ def take_budget(labelled: Labelled, *, dataset: PixelDataset, rows: Rows, chosen
 
 
 def can_validate(labelled: Labelled, chosen: Rows, seed: int) -> bool:
-    """Whether some labels are enough to train on and to judge candidates by.
-
-    Args:
-        labelled: the archive.
-        chosen: rows whose labels may be used.
-        seed: of the folds.
-    """
+    """Whether some labels are enough to train on and to judge candidates by."""
     labels = labelled.archive.labels[chosen]
     if len(np.unique(labels)) < 2:
         return False

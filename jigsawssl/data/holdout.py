@@ -18,10 +18,7 @@ TRAIN, TEST, COPY = "train", "test", "copy"
 def is_held_out(name: str) -> bool:
     """Whether a patient, a group or an image is on the test side.
 
-    A hash of the name alone decides, so the answer is the same in every command and stays the same as an archive grows.
-
-    Args:
-        name: what is never divided, with its kind in front.
+    A hash of the name, its kind in front, decides, so every command agrees and the answer lasts as an archive grows.
 
     >>> [is_held_out(f"group {number}") for number in range(12, 16)]
     [False, False, True, False]

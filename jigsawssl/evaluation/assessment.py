@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from ..runs.parts import Judgement
+from ..runs.parts import Conformal, Judgement
 from ..words import listed
 from .decisions import at_threshold, net_benefit, threshold_for_sensitivity
 from .metrics import METRICS, classification_metrics, log_loss, metric_of, resampled_metrics
@@ -240,7 +240,7 @@ def _calibration(scores: Numbers, target: NDArray[np.int64], classes: Sequence[s
 
 def _conformal(
     predictions: Predictions, *, scores: Numbers, target: NDArray[np.int64], coverage: float, weights: Numbers
-) -> dict[str, Any]:
+) -> Conformal:
     members = conformal_sets(predictions.validation, predictions.validation_labels, scores, coverage=coverage).members
     covered, size = members[np.arange(len(target)), target], members.sum(axis=1)
     reached = float(covered.mean())

@@ -22,12 +22,9 @@ def _run_of(reference: str) -> Path | None:
 
 
 def seen_by(references: Iterable[str]) -> list[SeenImages]:
-    """What the runs saw that some encoders come from, as far as they left it.
+    """What the runs saw that some encoders, as users name them, come from, as far as they left it.
 
     Fresh weights of a file's architecture count too, so that they are tested on what the file is tested on.
-
-    Args:
-        references: encoders as users name them.
 
     Raises:
         UserError: for a damaged file.
@@ -37,11 +34,7 @@ def seen_by(references: Iterable[str]) -> list[SeenImages]:
 
 
 def caches_beside(references: Iterable[str]) -> tuple[str, ...]:
-    """Folders of the decoded images that some encoders were pretrained on.
-
-    Args:
-        references: encoders as users name them.
-    """
+    """Folders of the decoded images that some encoders, as users name them, were pretrained on."""
     found = []
     for folder in map(_run_of, references):
         if folder is not None:

@@ -25,9 +25,6 @@ def known_patient(identifier: str | None) -> str | None:
 
     Pseudonyms, which have other numbers, tell patients apart and are kept.
 
-    Args:
-        identifier: as a file has it, such as DICOM's PatientID.
-
     >>> [known_patient(text) for text in ("ANONYMOUS", "000000", "N/A", "Patient Unknown", "anon-17", "17")]
     [None, None, None, None, 'anon-17', '17']
     """
@@ -40,9 +37,6 @@ def known_patient(identifier: str | None) -> str | None:
 
 def tells_apart(patients: Sequence[str | None]) -> bool:
     """Whether identifiers tell patients apart: not where they are many, of most images, and all the same.
-
-    Args:
-        patients: of all images of an archive, in any form that keeps them apart; None where unknown.
 
     >>> tells_apart(["p1"] * 9 + ["p2"]), tells_apart(["p1"] * 10 + [None]), tells_apart(["p1"] * 9)
     (True, False, True)

@@ -443,14 +443,9 @@ def _transfer(report: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def validation_sentence(judged: Judgement, budget: BudgetFacts) -> str | None:
-    """The validation AUROC beside that of the test split, and why they differ; ``None`` where one is not defined.
-
-    Args:
-        judged: what :func:`jigsawssl.evaluation.assessment.judge` found.
-        budget: what the labels were and how they were divided.
-    """
-    known, test = judged.get("validation") or {}, judged["metrics"]["auroc"]
-    if known.get("auroc") is None or test is None:
+    """The validation AUROC beside that of the test split, and why they differ; ``None`` where one is not defined."""
+    known, test = judged.get("validation"), judged["metrics"]["auroc"]
+    if known is None or known["auroc"] is None or test is None:
         return None
     how = budget["validation"].partition(";")[0]
     text = f"Validation AUROC {known['auroc']:.3f} ({how}), test AUROC {test:.3f}."

@@ -127,6 +127,33 @@ class ShareOfLabels(BudgetFacts):
     fraction: float
 
 
+class Validation(TypedDict):
+    """How the labels that chose the settings were judged."""
+
+    auroc: float | None
+    images: int
+
+
+class Conformal(TypedDict):
+    """Sets that hold the true class with the coverage ``asked``; shares of the test cases."""
+
+    asked: float
+    reached: float
+    interval: tuple[float | None, float | None]
+    mean_size: float
+    single: float
+    empty: float
+    calibration_cases: int
+
+
+class Calibration(TypedDict):
+    """Brier score, calibration error, log loss and reliability ``before`` and ``after`` the temperature."""
+
+    temperature: float
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
 class Judgement(TypedDict, total=False):
     """What :func:`jigsawssl.evaluation.assessment.judge` says of a model; ``None`` where ``notes`` say why not."""
 
@@ -136,12 +163,12 @@ class Judgement(TypedDict, total=False):
     units: int
     curves: dict[str, Any]
     risk_coverage: dict[str, Any]
-    validation: dict[str, Any] | None
-    conformal: dict[str, Any] | None
+    validation: Validation | None
+    conformal: Conformal | None
     operating_point: dict[str, Any] | None
     net_benefit: dict[str, Any] | None
     disagreement: dict[str, Any] | None
-    calibration: dict[str, Any]
+    calibration: Calibration
     subgroups: dict[str, list[dict[str, Any]]]
     explanations: dict[str, Any] | None
     notes: list[str]
