@@ -38,3 +38,6 @@ MODES = {
 FIT = "pad"
 WINDOW = "file"
 ATTENTION_STAGES = (4,)
+
+SELECTIONS = ("typical", "coverage", "k-centre", "stratified", "random", "margin", "entropy")
+"""Ways to choose images to label; :data:`jigsawssl.experiments.selection.METHODS` has how."""

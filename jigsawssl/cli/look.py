@@ -61,21 +61,29 @@ def look(config: Config) -> Config:
                 "there; check the path"
             )
         check_place(config.run, key="run")
-    if isinstance(config, (schemas.PretrainConfig, schemas.SupervisedConfig, schemas.DoctorConfig)):
+    if isinstance(
+        config, (schemas.PretrainConfig, schemas.SelectConfig, schemas.SupervisedConfig, schemas.DoctorConfig)
+    ):
         named = (config.data, config.manifest, config.layout)
         _look_at_archive(
             *named,
             needs=isinstance(config, schemas.SupervisedConfig),
-            reads=not isinstance(config, schemas.PretrainConfig),
+            reads=not isinstance(config, (schemas.PretrainConfig, schemas.SelectConfig)),
         )
     if isinstance(config, schemas.SupervisedConfig) and config.subgroups:
         manifest_columns(config.manifest, config.subgroups)
     found: dict[str, Any] = {}
-    if isinstance(config, (schemas.PretrainConfig, schemas.FinetuneConfig)) and config.encoder is not None:
+    if (
+        isinstance(config, (schemas.PretrainConfig, schemas.SelectConfig, schemas.FinetuneConfig))
+        and config.encoder is not None
+    ):
         found["encoder"] = _look_at_encoder(config.encoder)
     if isinstance(config, schemas.FinetuneConfig) and config.subset is not None:
         _misspelt("subset", config.subset)
         csv_rows(Path(config.subset), key="subset", most=_ROWS)
+    if isinstance(config, schemas.SelectConfig) and config.labelled is not None:
+        _misspelt("labelled", config.labelled)
+        csv_rows(Path(config.labelled), key="labelled", labels=True, most=_ROWS)
     if isinstance(config, schemas.CurveConfig):
         every = config.encoders.items()
         found["encoders"] = {name: _look_at_encoder(given, f"encoders.{name}") for name, given in every}
@@ -152,7 +160,9 @@ def _look_at_out(config: Any) -> None:
         run_folder(config)
 
 
-def run_folder(config: schemas.PretrainConfig | schemas.SupervisedConfig | schemas.TransferConfig) -> Path:
+def run_folder(
+    config: schemas.PretrainConfig | schemas.SelectConfig | schemas.SupervisedConfig | schemas.TransferConfig,
+) -> Path:
     """The folder of a run that may be written to; see :func:`jigsawssl.runs.folder.check_run_folder`."""
     return check_run_folder(
         config.out,

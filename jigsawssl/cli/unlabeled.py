@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.schemas import PretrainConfig
+from ..config.schemas import PretrainConfig, SelectConfig
 from ..data import Archive, open_archive
 from ..data.census import split_counts
 from ..data.conventions import split_name
@@ -37,7 +37,7 @@ class Unlabeled(NamedTuple):
     told: str
 
 
-def unlabeled_archive(config: PretrainConfig) -> Unlabeled:
+def unlabeled_archive(config: PretrainConfig | SelectConfig) -> Unlabeled:
     """The rows that ``split`` names; by default train, or what a derived split leaves where the archive has none.
 
     Raises:

@@ -16,7 +16,7 @@ from .. import defaults
 from ..types import UserError
 from .keys import check_keys, keys_of, single_values
 from .repeat import command_line
-from .schemas import PretrainConfig, SupervisedConfig, TransferConfig
+from .schemas import PretrainConfig, SelectConfig, SupervisedConfig, TransferConfig
 from .shipped import find_config
 from .suggest import SCHEMAS, command_of, is_misspelt, meant, unknown_key
 
@@ -308,7 +308,7 @@ def _build(schema: type[Config], *sources: Mapping[str, Any]) -> Config:
     return result
 
 
-def to_yaml(config: PretrainConfig | SupervisedConfig | TransferConfig) -> str:
+def to_yaml(config: PretrainConfig | SelectConfig | SupervisedConfig | TransferConfig) -> str:
     """The resolved configuration as YAML, every key written out."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
@@ -337,7 +337,7 @@ def without_folders(config: Any) -> dict[str, Any]:
     {'out': 'demo', 'seed': 0}
     """
     values: dict[str, Any] = dataclasses.asdict(config)
-    for key in ("data", "out", "config", "manifest", "cache", "encoder", "subset", "subsets"):
+    for key in ("data", "out", "config", "manifest", "cache", "encoder", "labelled", "subset", "subsets"):
         if isinstance(values.get(key), str):
             values[key] = without_folder(values[key])
     if "encoders" in values:

@@ -294,6 +294,37 @@ class StudyConfig(SupervisedConfig):
 
 
 @dataclass
+class SelectConfig:
+    """Keys of ``select``."""
+
+    data: str = key("", "folder of images, MedMNIST-style .npz, or demo (required)")
+    encoder: str = key("", "encoder.safetensors or the folder of its run, whose features choose (required)")
+    out: str = key("", "folder for to_label.csv, the pictures and the report (required)")
+    count: int = key(50, "images to choose", least=1)
+    method: str = key(
+        "typical",
+        "typical (of its cluster), coverage, k-centre, stratified or random; with labels also margin or entropy",
+        choices=defaults.SELECTIONS,
+    )
+    labelled: str | None = key(None, "CSV with path,label of what is labelled already, such as a filled to_label.csv")
+    per_group: int = key(1, "images of a group or patient that may be labelled; 0: any number", least=0)
+    manifest: str | None = key(None, "CSV with path[,label,split,group], or folders; labels are not read here")
+    layout: str | None = key(None, "the public data set that data holds, as downloaded; see README")
+    split: str | None = key(
+        None, "rows to choose from; null: train, or without splits all but a test split made by hash; all: all rows"
+    )
+    seed: int = key(0, "seed of draws and clusters", least=0, most=_LARGEST_SEED)
+    precision: str = key("auto", "auto (bf16 where the device has it), bf16, 16 (on a GPU) or 32", choices=_PRECISIONS)
+    resume: bool = key(False, "continue what is in out; a finished choice is left alone")
+    overwrite: bool = key(False, "replace an earlier choice in out")
+
+    def check(self) -> None:
+        """Not both ways with what is there."""
+        if self.resume and self.overwrite:
+            raise UserError("`resume` and `overwrite` must not both be true; drop one")
+
+
+@dataclass
 class DoctorConfig:
     """Keys of ``doctor``."""
 
@@ -423,6 +454,14 @@ COMMANDS = {
         kept="; finished stages, and finished epochs of a pretraining, are kept; go on with resume=true",
         may_change=("config", "out"),
         title="Staged transfer",
+    ),
+    "select": Command(
+        SelectConfig,
+        "choose the images to label next",
+        "data=ARCHIVE encoder=RUN out=TO_LABEL [count=50] [labelled=labels.csv]",
+        kept="; the decoded images are kept; go on with resume=true",
+        may_change=("out",),
+        title="Images to label",
     ),
     "report": Command(ReportConfig, "rebuild report.html of a run, curve or study from its files", "RUN", bare="run"),
     "doctor": Command(

@@ -29,6 +29,11 @@ LIMITS = {
         "The more often a test split is looked at, the less it says.",
         "This is research software and no medical device; it is not validated for clinical use.",
     ],
+    "select": [
+        "What is typical or far for this encoder need not be so for a physician; look at the pictures first.",
+        "A class that few images show may be missed; the share covered says nothing about classes.",
+        "Images that were chosen show other shares of the classes than the archive; do not read prevalence off them.",
+    ],
     "transfer": [
         "The chain alone does not show what one stage contributed: compare it with a chain that leaves the stage out.",
         "The intervals hold for other patients like these, not for another clinic, device or year.",

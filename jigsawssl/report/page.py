@@ -38,6 +38,8 @@ _FILES = {
     "curves.png": "curves as a picture",
     "confusion.png": "the confusion matrix as a picture",
     "explanations.jpg": "where the network looks",
+    "to_label.csv": "the chosen images, to be filled in",
+    "to_label.png": "the same as a contact sheet",
     "explanations.csv": "which images those are",
 }
 """Files of a run that its page leads to, where they are there."""

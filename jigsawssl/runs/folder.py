@@ -28,6 +28,7 @@ _WRITTEN_HERE = frozenset(
         "encoder.safetensors",
         "explanations.csv",
         "explanations.jpg",
+        "images",
         "metrics.csv",
         "model.safetensors",
         "predictions.csv",
@@ -43,6 +44,8 @@ _WRITTEN_HERE = frozenset(
         "table.csv",
         "task.json",
         "tensorboard",
+        "to_label.csv",
+        "to_label.png",
         "views.png",
     }
 )

@@ -35,7 +35,7 @@ from jigsawssl.config.shipped import shipped_configs
 from jigsawssl.runs.folder import check_place, clear_run_folder
 from jigsawssl.types import ImageFormat, UserError
 
-COMMANDS = ("pretrain", "finetune", "curve", "study", "transfer", "report", "doctor", "bench", "demo")
+COMMANDS = ("pretrain", "finetune", "curve", "study", "transfer", "select", "report", "doctor", "bench", "demo")
 LONG = "x" * 300
 FINETUNE = ["finetune", "data=scans", "manifest=labels.csv", "out=new"]
 
