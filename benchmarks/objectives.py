@@ -24,10 +24,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from candidates import build_candidate
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from jigsawssl.checkpoint import save_encoder
+from jigsawssl.cli import building
 from jigsawssl.cli.building import build_dataset, build_module, encoder_to_train
 from jigsawssl.cli.look import settled
 from jigsawssl.config.loading import config_of
@@ -46,6 +49,9 @@ from jigsawssl.training.probe import extract_features
 
 FRACTIONS = (0.01, 0.1)
 CPU = torch.device("cpu")
+OWN = ("recipe", "recalibrate", "margin")
+"""What a row may have beside keys of `pretrain`: a candidate's recipe; running statistics of whole images; how much
+larger than the views images are kept."""
 PARTS = 10_000  # of the schedule, which the seconds are divided into
 
 
@@ -64,6 +70,7 @@ def pretrain(module: JigsawPretraining, dataset: PixelDataset, config: PretrainC
 
     def update(loss: Tensor) -> None:
         share = min(1.0, (time.process_time() - begin) / seconds)
+        module.progress = share  # which candidates may look at
         for group, top in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
             group["lr"] = top * schedule.scale_lr(int(share * (PARTS - 1)))
         optimizer.zero_grad()
@@ -79,6 +86,23 @@ def pretrain(module: JigsawPretraining, dataset: PixelDataset, config: PretrainC
                 module.step(batch, update)
             steps += 1
         epoch += 1
+
+
+@torch.no_grad()
+def recalibrate(module: JigsawPretraining, options: dict[str, str]) -> None:
+    """Running statistics of batch normalisation from whole images, as they are judged, and nothing else."""
+    archive = open_archive(options["data"], manifest=options.get("manifest"), split="train")
+    dataset = PixelDataset(archive, module.encoder.spec.format, workers=1)
+    dataset.load(progress=False)
+    layers = [layer for layer in module.encoder.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average over batches
+    module.encoder.train()
+    order = np.random.default_rng(0).permutation(len(dataset))
+    for rows in np.array_split(order, max(1, len(order) // 256))[:16]:
+        images = module.encoder.preprocess(dataset.__getitems__(rows.tolist()).images)
+        module.encoder(images.contiguous(memory_format=torch.channels_last))
 
 
 def probed(known: LabelledSet, features: Tensor, judged: NDArray[np.int64]) -> float:
@@ -114,13 +138,22 @@ def judge(module: JigsawPretraining, options: dict[str, str]) -> dict[str, list[
 def screen(name: str, keys: dict[str, Any], seed: int, options: dict[str, str]) -> dict[str, Any]:
     """Pretrain and judge one variant with one seed."""
     places = {"data": options["data"], "manifest": options.get("manifest"), "out": "-", "seed": seed}
-    config = settled(config_of(PretrainConfig, {**keys, **places}))
+    own = {key: value for key, value in keys.items() if key in OWN}
+    config = settled(config_of(PretrainConfig, {**{k: v for k, v in keys.items() if k not in OWN}, **places}))
     pl.seed_everything(seed, verbose=False)
     archive = open_archive(options["data"], manifest=options.get("manifest"), split="train")
+    building.CROP_MARGIN = own.get("margin", building.CROP_MARGIN)
     dataset = build_dataset(config, archive, channels_of(archive))
     dataset.load(progress=False)
-    module = to_channels_last(build_module(config, encoder_to_train(config, dataset, None)))
+    module = build_module(config, encoder_to_train(config, dataset, None))
+    if "recipe" in own:
+        module = build_candidate(module.encoder, own["recipe"], module, config.block.projection)
+        module.dataset = dataset
+    module = to_channels_last(module)
     epochs = pretrain(module, dataset, config, float(options["seconds"]))
+    if own.get("recalibrate"):
+        recalibrate(module, options)
+    save_encoder(Path(options["out"]) / f"{name}@{seed}.safetensors", module.encoder, provenance={"variant": name})
     return {"variant": name, "keys": keys, "seed": seed, "epochs": epochs, **judge(module, options)}
 
 
