@@ -20,7 +20,7 @@ from torch.nn.functional import grid_sample
 from jigsawssl.augment import JigsawViews
 from jigsawssl.augment.chain import ViewChain
 from jigsawssl.augment.views import augmentation_chain
-from jigsawssl.functional import average_positions, from_tiles, sample_permutations, to_tiles
+from jigsawssl.functional import average_positions, from_tiles, permute_tiles, sample_permutations, to_tiles
 from jigsawssl.models import Encoder
 from jigsawssl.training.pretrain import JigsawPretraining
 from jigsawssl.types import Batch, LossTerms, Views
@@ -49,6 +49,8 @@ class Recipe:
         shuffle: whether the tiles of a blend leave their places.
         local: weight of the comparison place by place on ``local_tap``, where crops overlap.
         places: of each image that are compared.
+        limited: tiles of X'' of ``share`` of the batch change places, with others at most so many places away, as in
+            Destruction and Construction Learning (Chen et al. 2019); 0: none do.
         packed: share of the run, from its start, in which both views are small and whole and ``grid * grid`` of them
             fill a mosaic (``mix=across``), or stay ``alone``.
         mates: another image of the same group gives X'': ``whole``, or some of its ``tiles``.
@@ -73,6 +75,7 @@ class Recipe:
     local_tap: str = "layer3"
     places: int = 4
     mates: str = ""
+    limited: float = 0.0
     packed: float = 0.0
 
 
@@ -86,6 +89,19 @@ def _statistics(module: nn.Module, count: bool) -> Iterator[None]:
     yield
     for layer, momentum in zip(layers, before, strict=True):
         layer.momentum = momentum
+
+
+def limited_permutations(batch: int, grid: int, most: float) -> Tensor:
+    """Orders ``(batch, grid * grid)`` in which no tile moves further than about ``most`` places along a side."""
+
+    def jittered() -> Tensor:
+        places = torch.arange(grid) + most * (2 * torch.rand(batch, grid, grid) - 1)
+        return places.argsort(dim=2)
+
+    across, down = jittered(), jittered()  # (image, row, column) and (image, column, row)
+    row = down.transpose(1, 2)
+    column = across.gather(1, row)
+    return (row * grid + column).flatten(1)
 
 
 def _chain(size: int, channels: int, scale: tuple[float, float]) -> ViewChain:
@@ -129,6 +145,11 @@ class Candidate(JigsawPretraining):
         views: Views = self.views(images)
         if recipe.mates:
             views = self._with_mates(batch, views)
+        if recipe.limited:
+            some = max(2, round(len(images) * recipe.share))
+            order = limited_permutations(some, recipe.grid, recipe.limited)
+            shuffled = permute_tiles(views.distorted[:some], order, recipe.grid)
+            return views._replace(distorted=torch.cat([shuffled, views.distorted[some:]]))
         if recipe.blend:
             return self._blend(views)
         if not recipe.weight:

@@ -8,7 +8,8 @@ included, and a schedule by share of them. A fifth of the training split's group
 rest, so that no test split is touched. A linear probe, its strength chosen inside the draw, is fitted on all taps and
 on the deepest alone. What is finished is kept in ``out``: run it again to go on, or beside itself for another core.
 The table shows all that is there: the mean over seeds, and how far a variant is ahead of the first, with the standard
-error over draws of the labels.
+error over draws of the labels; ``seeds=0`` shows it and runs nothing. ``benchmarks/screened/`` keeps what was found, in
+folders by archive, seconds and arithmetic (bf16 or not), as seconds buy more where the processor has bfloat16.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def judge(module: JigsawPretraining, options: dict[str, str]) -> dict[str, list[
             folds = [(chosen[train], chosen[val]) for train, val in folds]
             known = LabelledSet(dataset, labels, len(archive.classes), folds, chosen)
             for name, features in (("all", every), ("deepest", every[:, -deepest:])):
-                found.setdefault(f"{fraction:g} {name}", []).append(probed(known, features, judged))
+                found.setdefault(f"{fraction:g} {name}", []).append(round(probed(known, features, judged), 4))
     return found
 
 
