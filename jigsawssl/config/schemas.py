@@ -300,6 +300,7 @@ class SelectConfig:
     data: str = key("", "folder of images, MedMNIST-style .npz, or demo (required)")
     encoder: str = key("", "encoder.safetensors or the folder of its run, whose features choose (required)")
     out: str = key("", "folder for to_label.csv, the pictures and the report (required)")
+    config: str | None = key(None, "YAML file of keys, or the name of a shipped one; the command line wins over it")
     count: int = key(50, "images to choose", least=1)
     method: str = key(
         "typical",
@@ -460,7 +461,7 @@ COMMANDS = {
         "choose the images to label next",
         "data=ARCHIVE encoder=RUN out=TO_LABEL [count=50] [labelled=labels.csv]",
         kept="; the decoded images are kept; go on with resume=true",
-        may_change=("out",),
+        may_change=("config", "out"),
         title="Images to label",
     ),
     "report": Command(ReportConfig, "rebuild report.html of a run, curve or study from its files", "RUN", bare="run"),

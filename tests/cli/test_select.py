@@ -80,9 +80,11 @@ def test_a_list_pictures_and_a_page(
     report = json.loads((out / "report.json").read_text())
     assert report["data"]["left_out"] == "1 blank and 1 exact duplicates"
     assert 0 < report["covered"]["share"] <= 1
+    assert "Chose 10 images of 46 to label" in capsys.readouterr().out
     page = (out / "report.html").read_text()
     assert page.count('src="data:image/jpeg') == 10 and ".png" not in page.split("<pre>")[0].split("<section")[1]
-    assert "Chose 10 images of 46 to label" in capsys.readouterr().out
+    assert main(["select", f"config={out / 'config.yaml'}", f"out={tmp_path / 'again'}"]) == 0
+    assert (tmp_path / "again" / "to_label.csv").read_text() == (out / "to_label.csv").read_text()
     (out / "report.html").unlink()
     assert main(["report", str(out)]) == 0
     assert (out / "report.html").read_text() == page
