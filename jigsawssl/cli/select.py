@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from ..checkpoint import resolve_encoder
 from ..config.loading import to_yaml, without_folders
@@ -99,8 +99,9 @@ def run(config: SelectConfig) -> int:
     )
     looked = build_cache(archive, path / "cache", options=options, workers=os.cpu_count() or 1, progress=True)
     row_of = {sample.path: row for row, sample in enumerate(archive.samples)}
-    readable = np.array([row_of[looked.paths()[at]] for at in looked.readable().tolist()], dtype=np.int64)
-    out, why = _left_out(diagnose(archive, looked), [row_of[name] for name in looked.paths()], known.rows)
+    looked_at = np.array([row_of[name] for name in looked.paths()], dtype=np.int64)
+    readable = looked_at[looked.readable()]
+    out, why = _left_out(diagnose(archive, looked), looked_at.tolist(), known.rows)
     rows = np.union1d(np.setdiff1d(readable, out), np.intersect1d(readable, known.rows))
     dataset = PixelDataset(archive.select(rows.tolist()), images, workers=os.cpu_count() or 1)
     dataset.load(True, KnownImages(dataset.archive, caches))
@@ -245,6 +246,4 @@ def _draw(path: Path, chosen: Archive, images: ImageFormat, reasons: list[str]) 
     save_contact_sheet(small, captions[:_ON_SHEET], path / "to_label.png", "Images to label")
     (path / "images").mkdir()
     for number, one in enumerate((pixels * 255).round().byte(), start=1):
-        Image.fromarray(
-            one.permute(1, 2, 0).squeeze(2).numpy() if len(one) == 1 else one.permute(1, 2, 0).numpy()
-        ).save(path / "images" / f"{number}.jpg", quality=85)
+        to_pil_image(one).save(path / "images" / f"{number}.jpg", quality=85)

@@ -26,10 +26,15 @@ _VARIANT: dict[str, tuple[type | None, str]] = {
 """What a variant may say beside its encoder, and its form."""
 
 
-def _check_run(config: PretrainConfig | SupervisedConfig) -> None:
-    """What holds for every training."""
+def _check_earlier(config: PretrainConfig | SelectConfig | SupervisedConfig | TransferConfig) -> None:
+    """What is to become of an earlier run must be one thing."""
     if config.resume and config.overwrite:
         raise UserError("`resume` and `overwrite` must not both be true; drop one")
+
+
+def _check_run(config: PretrainConfig | SupervisedConfig) -> None:
+    """What holds for every training."""
+    _check_earlier(config)
     if not re.fullmatch(r"all|head|(from|to):stage\d+", config.train):
         raise UserError(f"`train` ({config.train}) must be all, head, from:STAGE or to:STAGE, such as from:stage3")
 
@@ -321,8 +326,7 @@ class SelectConfig:
 
     def check(self) -> None:
         """Not both ways with what is there."""
-        if self.resume and self.overwrite:
-            raise UserError("`resume` and `overwrite` must not both be true; drop one")
+        _check_earlier(self)
 
 
 @dataclass
@@ -360,8 +364,7 @@ class TransferConfig:
         """Stages with names of their own, and what each may say."""
         if not self.stages:
             raise UserError(f"`config` ({self.config}) must list `stages`; see configs/transfer/ for examples")
-        if self.resume and self.overwrite:
-            raise UserError("`resume` and `overwrite` must not both be true; drop one")
+        _check_earlier(self)
         names: list[str] = []
         for number, stage in enumerate(self.stages, start=1):
             name, objective = stage.get("name"), stage.get("objective", "supervised")

@@ -290,10 +290,10 @@ def _uncertain(pool: _Pool, count: int, rng: np.random.Generator, certainty: Num
     best = rest[np.argsort(certainty[rest], kind="stable")][: UNCERTAIN * count]
     found = np.full(len(pool.unit), -1)
     found[best] = cluster(pool.unit[best], count, int(rng.integers(2**31)))
-    firsts: dict[int, int] = {}
+    seen: set[int] = set()
     for row in best.tolist():
-        if pool.free[row] and found[row] not in firsts and len(pool.taken) < count:
-            firsts[found[row]] = row
+        if pool.free[row] and found[row] not in seen and len(pool.taken) < count:
+            seen.add(found[row])
             pool.take(row)
     for row in best.tolist():
         if pool.free[row] and len(pool.taken) < count:

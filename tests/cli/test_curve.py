@@ -19,24 +19,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-import jigsawssl
 from jigsawssl.cli import main
 from jigsawssl.data import open_archive
 from jigsawssl.experiments import trials as trials_module
 from jigsawssl.experiments.runner import run_cells
 from jigsawssl.experiments.trials import Cell, load_cell
-from jigsawssl.types import ImageFormat
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder with fresh weights in a file."""
-    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
-    small = jigsawssl.create_encoder(
-        "resnet18", ImageFormat(32, channels=1), stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
-    )
-    jigsawssl.save_encoder(path, small, provenance={"archive": "none"})
-    return path
 
 
 def curve(encoder: Path, out: Path, *arguments: str) -> int:

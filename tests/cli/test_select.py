@@ -10,22 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import jigsawssl
 from jigsawssl.cli import main
 from jigsawssl.cli import select as select_module
 from jigsawssl.data.archive import Archive
-from jigsawssl.types import ImageFormat
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder with fresh weights in a file."""
-    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
-    small = jigsawssl.create_encoder(
-        "resnet18", ImageFormat(32, channels=1), stem_stride=2, backbone_options={"channels": [16, 16, 32, 32]}
-    )
-    jigsawssl.save_encoder(path, small, provenance={"archive": "none"})
-    return path
 
 
 @pytest.fixture(scope="module")
