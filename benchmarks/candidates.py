@@ -53,7 +53,8 @@ class Recipe:
             Destruction and Construction Learning (Chen et al. 2019); 0: none do.
         packed: share of the run, from its start, in which both views are small and whole and ``grid * grid`` of them
             fill a mosaic (``mix=across``), or stay ``alone``.
-        mates: another image of the same group gives X'': ``whole``, or some of its ``tiles``.
+        mates: another image of the same group gives X'': ``whole``, or some of its ``tiles``; with ``own-tiles`` an
+            image that has no such mate gives tiles of another distorted view of itself.
     """
 
     pair: float = 1.0
@@ -183,6 +184,8 @@ class Candidate(JigsawPretraining):
     def _with_mates(self, batch: Batch, views: Views) -> Views:
         """X'' of another image of the group, or some of its tiles, for half of those that have one."""
         images, has = self._mates_of(batch.rows)
+        if self.recipe.mates == "own-tiles":
+            has[:] = True
         has &= torch.rand(len(has)) < 0.5
         chain: Any = self.views.distorted[str(images.shape[1])]
         chosen = images[has]
@@ -190,7 +193,7 @@ class Candidate(JigsawPretraining):
             return views
         other = chain(chosen, chain.draw(chosen.shape), self.views.mean, self.views.std)
         second = views.distorted.clone()
-        if self.recipe.mates == "tiles":
+        if self.recipe.mates != "whole":
             mine, theirs = to_tiles(second[has], self.recipe.grid), to_tiles(other, self.recipe.grid)
             taken = torch.rand(mine.shape[:2]) < 0.5
             other = from_tiles(torch.where(taken[:, :, None, None, None], theirs, mine), self.recipe.grid)

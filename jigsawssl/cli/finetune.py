@@ -12,8 +12,9 @@ from ..config.loading import to_yaml, without_folder, without_folders
 from ..config.schemas import FinetuneConfig
 from ..data import Archive
 from ..data.budget import draw_subset, read_images, read_subset, take_budget
-from ..data.labelled import remarks_on, write_split
-from ..data.loading import channels_of
+from ..data.conventions import split_name
+from ..data.labelled import Labelled, remarks_on, unlabelled_rows, write_split
+from ..data.loading import PixelDataset, channels_of
 from ..data.splits import Rows
 from ..data.table import printable
 from ..evaluation.assessment import Criteria, Predictions, judge
@@ -25,9 +26,11 @@ from ..explain.gallery import save_gallery
 from ..models import Classifier
 from ..runs import format_table, write_csv
 from ..runs.folder import clear_run_folder, environment, now
-from ..training.adapt import Adaptation
+from ..training.adapt import MODES, Adaptation
 from ..training.optim import autocast_dtype, training_device
 from ..training.probe import dropout_probabilities
+from ..types import ImageFormat, UserError
+from ..words import counted
 from . import supervised
 from .look import run_folder
 
@@ -49,6 +52,11 @@ def run(config: FinetuneConfig) -> None:
     channels = channels_of(archive.select(pool.tolist()))
     encoder, trained = supervised.choice_of(config, config.encoder, labelled).resolve(channels)
     mode = supervised.check_encoder(config, config.encoder, trained=trained, encoder=encoder)
+    if config.unlabeled and not MODES[mode].unlabelled:
+        raise UserError(
+            f"`unlabeled` (true) needs an encoder with trained weights, or mode=linear; `encoder` ({config.encoder}) "
+            "has fresh ones; leave it out"
+        )
     guard = check_overlap(
         config.encoder, trained=trained, labelled=labelled, allowed=config.allow_overlap, source=source
     )
@@ -61,10 +69,14 @@ def run(config: FinetuneConfig) -> None:
     dataset, rows = read_images(
         labelled, np.concatenate([chosen, labelled.validation]), format=encoder.spec.format, what="labelled"
     )
+    unlabelled = _without_labels(config, labelled, chosen, encoder.spec.format) if config.unlabeled else None
     # Mistakes should show before anything is trained.
     by_subgroup = supervised.subgroups_of(config, labelled, labelled.test)
     criteria = Criteria(archive.classes, config.ordered, config.sensitivity, config.coverage, by_subgroup)
     budget = take_budget(labelled, dataset=dataset, rows=rows, chosen=chosen, seed=config.seed)
+    if unlabelled is not None:
+        budget.facts["unlabelled"] = len(unlabelled)
+        budget = budget._replace(labelled_set=budget.labelled_set._replace(unlabelled=unlabelled))
     recipes = supervised.recipes_of(config, device, config.seed)
     autocast = autocast_dtype(recipes[0].precision)
     clear_run_folder(path)
@@ -72,7 +84,8 @@ def run(config: FinetuneConfig) -> None:
     write_split(path / "split.csv", labelled)
     whole = config.subset is None and config.fraction == 1
     labels = f"all {len(pool)} labels (fraction=1)" if whole else f"{budget.facts['labels']} labels of {len(pool)}"
-    print(f"{labels}; validation: {budget.facts['validation']}; mode {config.mode}")
+    beside = "" if unlabelled is None else f" and {counted(len(unlabelled), 'image')} without"
+    print(f"{labels}{beside}; validation: {budget.facts['validation']}; mode {config.mode}")
     print(supervised.test_line(labelled))
     start = time.perf_counter()
     tested = adapt_and_test(
@@ -135,6 +148,17 @@ def run(config: FinetuneConfig) -> None:
     _write(path, archive=archive, rows=tested.rows, predictions=predictions, adaptation=adaptation, metrics=metrics)
     lines = write_report(path, report)
     _summary(path, metrics, adaptation, lines)
+
+
+def _without_labels(
+    config: FinetuneConfig, labelled: Labelled, chosen: Rows, format: ImageFormat
+) -> PixelDataset | None:
+    rows = unlabelled_rows(labelled, chosen, split=split_name(config.split))
+    if not len(rows):
+        print("note: no image of the training split is without a label, so unlabeled=true changes nothing")
+        return None
+    hidden = labelled._replace(archive=labelled.archive.without_labels())
+    return read_images(hidden, rows, format=format, what="unlabeled")[0]
 
 
 def _write(

@@ -196,10 +196,13 @@ class FinetuneConfig(SupervisedConfig):
     )
     subset: str | None = key(None, "CSV with the paths whose labels may be used, such as one of a curve's subsets/")
     seed: int = key(0, "seed of the label draw, weights and order", least=0, most=_LARGEST_SEED)
+    unlabeled: bool = key(False, "the probe also learns from images of the training split without a label")
 
     def check(self) -> None:
         """And the share of the labels."""
         super().check()
+        if self.unlabeled and self.mode not in ("auto", "linear"):
+            raise UserError(f"`unlabeled` (true) goes with mode=auto or linear, not `mode` ({self.mode}); leave it out")
         _check_fractions("fraction", [self.fraction], self.fraction)
 
 

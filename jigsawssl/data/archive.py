@@ -90,6 +90,11 @@ class Archive:
         pixels = None if self._pixels is None else tuple(self._pixels[row] for row in kept)
         return replace(self, samples=tuple(self.samples[row] for row in kept), _pixels=pixels)
 
+    def without_labels(self) -> Archive:
+        """The same images, of which nobody can learn a label or a class."""
+        samples = tuple(sample._replace(label=None) for sample in self.samples)
+        return replace(self, samples=samples, classes=())
+
     def file_of(self, row: int) -> str:
         """The file that holds an image, relative to the folder: a container's for its members."""
         path = self.samples[row].path

@@ -312,6 +312,32 @@ def _assigned(file: Path, archive: Archive, identities: Identities) -> Labelled:
     return Labelled(archive, pool=pool, validation=validation, test=test, made_by=file.name, identities=identities)
 
 
+def unlabelled_rows(labelled: Labelled, chosen: Rows, *, split: str) -> Rows:
+    """Rows that may be learned from without a label.
+
+    Images of the training split whose labels are not among the chosen ones, and those that have none. What shares a
+    patient, a group or its content with images that are judged by is left out.
+
+    Args:
+        labelled: the archive.
+        chosen: rows whose labels may be used.
+        split: of a manifest's splits, the one to learn from.
+    """
+    archive, identities = labelled.archive, labelled.identities
+    given = any(sample.split is not None for sample in archive.samples)
+    nameless = np.flatnonzero(archive.labels < 0)
+    nameless = np.intersect1d(nameless, archive.rows_of(split)) if given else nameless
+    if len(nameless):
+        identities.look_up(nameless, progress=True)
+        nameless = np.array([row for row in nameless.tolist() if identities.content(row) is not None], dtype=np.int64)
+        if not given:
+            nameless = nameless[identities.split(nameless) == TRAIN]
+        every = np.concatenate([labelled.judged, nameless])
+        units, count = identities.units(every), len(labelled.judged)
+        nameless = nameless[~np.isin(units[count:], units[:count])]
+    return np.union1d(np.setdiff1d(labelled.pool, chosen), nameless)
+
+
 class Domain(NamedTuple):
     """An archive that is only tested on, as :func:`jigsawssl.data.open_archive` takes it."""
 

@@ -319,6 +319,7 @@ class LabelledSet(NamedTuple):
         folds: positions in ``dataset`` to train on and to validate on. One fold is a held-out part, several are
             cross-validation.
         refit_rows: positions that the final fit may use.
+        unlabelled: decoded images whose labels nobody may use, for modes that learn from them.
     """
 
     dataset: PixelDataset
@@ -326,6 +327,7 @@ class LabelledSet(NamedTuple):
     classes: int
     folds: list[Fold]
     refit_rows: Rows
+    unlabelled: PixelDataset | None = None
 
     @property
     def judged(self) -> NDArray[np.int64]:

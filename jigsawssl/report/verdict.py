@@ -352,9 +352,11 @@ def learning_rule() -> str:
 def _finetuning(report: Mapping[str, Any]) -> tuple[str, str]:
     budget, test, encoder = report["budget"], report["data"]["test"], report["encoder"]
     backbone = f" ({encoder['backbone']})" if encoder.get("backbone") else ""
+    unlabelled = budget.get("unlabelled", 0)
+    beside = f", beside {counted(unlabelled, 'image')} without a label," if unlabelled else ""
     done = (
         f"Adapted {encoder['reference']}{backbone} with {counted(budget['labels'], 'label')}"
-        f"{_of_available(budget)} and tested once on {_tested(test, judgement_of(report))}."
+        f"{_of_available(budget)}{beside} and tested once on {_tested(test, judgement_of(report))}."
     )
     return done, _number("Test AUROC", judgement_of(report))
 

@@ -1,7 +1,7 @@
 """What parts of a ``report.json`` hold, so that writers and readers agree."""
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class Value(TypedDict):
@@ -110,7 +110,10 @@ class Saving(TypedDict):
 
 
 class BudgetFacts(TypedDict):
-    """The labels that a model could use; ``unreadable`` has paths and reasons, or their number alone."""
+    """The labels that a model could use; ``unreadable`` has paths and reasons, or their number alone.
+
+    ``unlabelled`` images had none and were learned from all the same.
+    """
 
     labels: int
     labels_in_fraction: int
@@ -119,6 +122,7 @@ class BudgetFacts(TypedDict):
     groups: int | None
     validation: str
     unreadable: dict[str, str] | int
+    unlabelled: NotRequired[int]
 
 
 class ShareOfLabels(BudgetFacts):

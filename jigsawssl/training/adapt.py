@@ -18,6 +18,7 @@ from ..progress import Progress
 from ..types import DivergedError
 from .finetune import Model, OnCheck, Recipe, Trained, planned_epochs, selection_score, train_classifier
 from .probe import INVERSE_REGULARISATIONS, NEIGHBOURS, FeatureBank, fit_probe, knn_probabilities, predict
+from .selftraining import self_train
 
 Made = TypeVar("Made")
 Build = Callable[[Encoder, int, Recipe], Model]
@@ -72,6 +73,12 @@ class _Task(NamedTuple):
         )
         self.bar.update(end - self.bar.n)
         return trained
+
+    def probe(self, recipe: Recipe) -> "Probe":
+        """The probe that validation chooses."""
+        known = self.known
+        unlabelled = None if known.unlabelled is None else self.features(known.unlabelled)
+        return choose_probe(self.features(known.dataset), known, balanced=recipe.balanced, unlabelled=unlabelled)
 
 
 def _best(scores: dict[Any, float]) -> Any:
@@ -130,37 +137,82 @@ class Probe(NamedTuple):
         known: those images.
         balanced: whether classes count alike.
         strength: the chosen one of :data:`jigsawssl.training.probe.INVERSE_REGULARISATIONS`.
-        scores: of each of them.
+        scores: of each candidate, by what tells it from others.
         judged: float ``(M, K)``: probabilities for the validation rows, fold after fold.
+        unlabelled: float ``(U, D)`` of images that it learns from without a label, if any.
+        taught: share of the probe that learned from them in the weights; 0: none.
     """
 
     features: Tensor
     known: LabelledSet
     balanced: bool
     strength: float
-    scores: dict[float, float]
+    scores: dict[str, float]
     judged: Tensor
+    unlabelled: Tensor | None = None
+    taught: float = 0.0
+
+    @property
+    def score(self) -> float:
+        """What validation says of it."""
+        return selection_score(self.judged, self.known.judged)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """JSON values that say which it is."""
+        by = {} if self.unlabelled is None else {"self-trained share": self.taught}
+        return {"strength": self.strength, **by}
 
     def fit(self, rows: NDArray[np.int64]) -> torch.nn.Linear:
         """Probe on some rows."""
         labels, classes = self.known.labels[rows], self.known.classes
-        return fit_probe(self.features[rows], labels, classes=classes, strength=self.strength, balanced=self.balanced)
-
-
-def choose_probe(features: Tensor, known: LabelledSet, *, balanced: bool) -> Probe:
-    """Choose the strength of a probe on the folds of labelled images with these features ``(N, D)``."""
+        features = self.features[rows]
+        head = fit_probe(features, labels, classes=classes, strength=self.strength, balanced=self.balanced)
+        if self.unlabelled is None or not self.taught:
+            return head
+        student = self_train(
+            head, features, labels, self.unlabelled, classes=classes, strength=self.strength, balanced=self.balanced
+        )
+        with torch.no_grad():
+            for value, last in zip(head.parameters(), student.parameters(), strict=True):
+                value.lerp_(last, self.taught)
+        return head
 
     @torch.no_grad()
-    def fitted(train: NDArray[np.int64], val: NDArray[np.int64], strength: float) -> Tensor:
-        head = fit_probe(
-            features[train], known.labels[train], classes=known.classes, strength=strength, balanced=balanced
-        )
-        return head(features[val]).softmax(dim=1)  # type: ignore[no-any-return]
+    def validated(self) -> Tensor:
+        """Probabilities ``(M, K)`` for the validation rows, each by a probe on the other rows of its fold."""
+        found = [self.fit(train)(self.features[val]).softmax(dim=1) for train, val in self.known.folds]
+        return torch.cat(found)
 
-    scores = _judge(known, INVERSE_REGULARISATIONS, fitted)
-    strength = _best(scores)
-    judged = torch.cat([fitted(train, val, strength) for train, val in known.folds])
-    return Probe(features, known, balanced, strength, scores, judged)
+
+def choose_probe(features: Tensor, known: LabelledSet, *, balanced: bool, unlabelled: Tensor | None = None) -> Probe:
+    """Choose a probe on the folds of labelled images.
+
+    Its strength is the best one by validation. With unlabeled images the weights are the average of the probe and of
+    one that trained itself on them, unless validation sees either ahead of it by more than one standard error.
+
+    Args:
+        features: float ``(N, D)`` of the labelled images.
+        known: those images.
+        balanced: whether classes count alike.
+        unlabelled: float ``(U, D)`` of images without a label.
+    """
+    made = {}
+    for strength in INVERSE_REGULARISATIONS:
+        plain = Probe(features, known, balanced, strength, {}, torch.empty(0))
+        made[strength] = plain._replace(judged=plain.validated())
+    best = made[_best({strength: probe.score for strength, probe in made.items()})]
+    best = best._replace(scores={f"strength={strength:g}": probe.score for strength, probe in made.items()})
+    if unlabelled is None or not len(unlabelled):
+        return best
+    mixed = {}
+    for taught in (0.0, 0.5, 1.0):
+        probe = best._replace(unlabelled=unlabelled, taught=taught)
+        mixed[taught] = probe._replace(judged=probe.validated() if taught else best.judged)
+    rival = max((mixed[0.0], mixed[1.0]), key=lambda probe: probe.score)
+    ahead, error = paired_auroc_difference(rival.judged, mixed[0.5].judged, known.judged)
+    scores = {**best.scores, **{f"self-trained share={share:g}": probe.score for share, probe in mixed.items()}}
+    return (rival if ahead > error else mixed[0.5])._replace(scores=scores)
 
 
 def _with_head(
@@ -234,15 +286,7 @@ def _adapt_network(
 
 def _adapt_probe(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
     """A linear probe; the encoder stays as it is."""
-    return _finish(
-        task,
-        _linear(
-            encoder,
-            task,
-            choose_probe(task.features(task.known.dataset), task.known, balanced=recipes[0].balanced),
-            recipes[0],
-        ),
-    )
+    return _finish(task, _linear(encoder, task, task.probe(recipes[0]), recipes[0]))
 
 
 def _adapt_auto(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
@@ -250,7 +294,7 @@ def _adapt_auto(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Ada
 
     The average is taken unless validation sees another ahead by more than one standard error.
     """
-    probe = choose_probe(task.features(task.known.dataset), task.known, balanced=recipes[0].balanced)
+    probe = task.probe(recipes[0])
     linear = _linear(encoder, task, probe, recipes[0])
     pairs, lost = _surviving(recipes, lambda recipe: _from_probe(encoder, task, recipe, probe))
     if not pairs:
@@ -324,12 +368,12 @@ def _finish(
 def _linear(encoder: Encoder, task: _Task, probe: Probe, recipe: Recipe) -> _Candidate:
     return _Candidate(
         judged=probe.judged,
-        score=probe.scores[probe.strength],
+        score=probe.score,
         fit=lambda: _with_head(
             encoder, classes=task.known.classes, head=probe.fit(task.known.refit_rows), dropout=recipe.dropout
         ),
-        chosen={"method": "linear", "strength": probe.strength},
-        scores={f"linear strength={strength:g}": score for strength, score in probe.scores.items()},
+        chosen={"method": "linear", **probe.chosen},
+        scores={f"linear {name}": score for name, score in probe.scores.items()},
         history={},
     )
 
@@ -366,7 +410,7 @@ def _from_probe(encoder: Encoder, task: _Task, recipe: Recipe, probe: Probe) -> 
             last = folds[0] if held_out else ends(task.known.refit_rows, np.empty(0, dtype=np.int64))
             return _between(last[0], last[1].model, share)
 
-        chosen = {"method": method, "strength": probe.strength, "lr": recipe.lr, "epochs": recipe.max_epochs}
+        chosen = {"method": method, **probe.chosen, "lr": recipe.lr, "epochs": recipe.max_epochs}
         epochs = folds[0][1].checked
         curve = [
             (epoch, selection_score(found, task.known.labels[task.known.folds[0][1]]))
@@ -458,20 +502,22 @@ class Mode(NamedTuple):
         adapt: judges its candidates, and fits the best one.
         trains: whether it trains networks, which takes long.
         shuffles: whether its steps shuffle tiles, which must divide the images.
+        unlabelled: whether it learns from images without a label.
         for_fresh: the mode that takes its place where weights are fresh; ``None``: none does.
     """
 
     adapt: Callable[[Encoder, _Task, Sequence[Recipe]], Adaptation]
     trains: bool = True
     shuffles: bool = False
+    unlabelled: bool = False
     for_fresh: str | None = None
 
 
 MODES = {
     # A network from fresh weights learned less when it began with a probe on them.
-    "auto": Mode(_adapt_auto, for_fresh="full"),
+    "auto": Mode(_adapt_auto, unlabelled=True, for_fresh="full"),
     "full": Mode(functools.partial(_adapt_network, method="full", build=_plain)),
-    "linear": Mode(_adapt_probe, trains=False),
+    "linear": Mode(_adapt_probe, trains=False, unlabelled=True),
     "knn": Mode(_adapt_knn, trains=False),
     "progressive": Mode(functools.partial(_adapt_network, method="progressive", build=_hierarchical), shuffles=True),
 }

@@ -102,7 +102,13 @@ def dropout_probabilities(
 
 
 def fit_probe(
-    features: Tensor, labels: NDArray[np.int64], *, classes: int, strength: float, balanced: bool
+    features: Tensor,
+    labels: NDArray[np.int64],
+    *,
+    classes: int,
+    strength: float,
+    balanced: bool,
+    weights: NDArray[np.float64] | None = None,
 ) -> nn.Linear:
     """Multinomial logistic regression on standardised features, as one linear layer on the raw ones.
 
@@ -112,6 +118,7 @@ def fit_probe(
         classes: K.
         strength: inverse regularisation.
         balanced: weight classes by their inverse frequency.
+        weights: ``(N,)``, of the images; all 1 by default.
 
     Returns:
         ``nn.Linear(D, K)``.
@@ -132,7 +139,7 @@ def fit_probe(
         with warnings.catch_warnings():
             # A probe stopped after 1000 steps is as good a candidate as any: validation judges it.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit((x - centre) / scale, labels)
+            model.fit((x - centre) / scale, labels, sample_weight=weights)
         binary = len(present) == 2
         weight[present] = np.concatenate([-model.coef_, model.coef_]) / 2 if binary else model.coef_
         bias[present] = np.concatenate([-model.intercept_, model.intercept_]) / 2 if binary else model.intercept_

@@ -26,6 +26,7 @@ from jigsawssl.cli.look import settled
 from jigsawssl.config.loading import config_of, describe_keys, load_config
 from jigsawssl.config.schemas import BenchConfig, FinetuneConfig, PretrainConfig, StudyConfig, TransferConfig
 from jigsawssl.data import open_archive
+from jigsawssl.data.budget import read_images
 from jigsawssl.header import FORMAT, HEADER
 from jigsawssl.training.optim import create_optimizer, create_scheduler
 from tests.readers.test_dicom import dicom
@@ -317,6 +318,39 @@ def test_finetuning_reports_budget_and_test(mode: str, pretrained: Path, tmp_pat
     images = torch.randint(256, (2, 1, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         assert model(model.encoder.preprocess(images)).shape == (2, len(classes))
+
+
+@pytest.mark.parametrize("mode", ["auto", "linear"])
+def test_finetuning_learns_from_images_without_a_label(
+    mode: str, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[tuple[str, ...], set[str | None]]] = []
+
+    def spy(labelled: Any, rows: Any, **settings: Any) -> Any:
+        if settings["what"] == "unlabeled":
+            part = labelled.archive.select(rows.tolist())
+            read.append((tuple(sample.path for sample in part.samples), {sample.label for sample in part.samples}))
+        return read_images(labelled, rows, **settings)
+
+    monkeypatch.setattr("jigsawssl.cli.finetune.read_images", spy)
+    encoder, out = pretrained / "encoder.safetensors", tmp_path / mode
+    assert finetune(encoder, out, f"mode={mode}", "unlabeled=true") == 0
+    report = json.loads((out / "report.json").read_text())
+    budget = report["budget"]
+    assert budget["unlabelled"] + budget["labels"] == budget["available"]
+    assert report["chosen"]["self-trained share"] in (0.0, 0.5, 1.0)
+    assert f"beside {budget['unlabelled']} images without a label" in report["verdict"]["done"]
+    ((paths, labels),) = read
+    with (out / "predictions.csv").open() as file:
+        assert not {row["path"] for row in csv.DictReader(file)} & set(paths)
+    assert labels == {None}  # nobody can learn them
+    capsys.readouterr()
+    assert finetune(encoder, tmp_path / "no", "mode=full", "unlabeled=true") == 2
+    assert "`unlabeled` (true) goes with mode=auto or linear" in capsys.readouterr().err
+    if mode == "auto":
+        assert finetune(f"random:{encoder}", tmp_path / "no", "unlabeled=true") == 2
+        assert "needs an encoder with trained weights" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_fresh_weights_of_the_same_architecture(pretrained: Path, tmp_path: Path) -> None:
