@@ -339,7 +339,7 @@ def test_finetuning_learns_from_images_without_a_label(
     budget = report["budget"]
     assert budget["unlabelled"] + budget["labels"] == budget["available"]
     assert report["chosen"]["self-trained share"] in (0.0, 0.5, 1.0)
-    assert f"beside {budget['unlabelled']} images without a label" in report["verdict"]["done"]
+    assert f"beside {budget['unlabelled']:,} images without a label" in report["verdict"]["done"]
     ((paths, labels),) = read
     with (out / "predictions.csv").open() as file:
         assert not {row["path"] for row in csv.DictReader(file)} & set(paths)

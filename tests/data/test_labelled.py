@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, cohen_kappa_score, recall_s
 
 from jigsawssl.cli import main
 from jigsawssl.cli.supervised import check_unchanged
-from jigsawssl.data.labelled import Domain, Source, open_domain, open_labelled, remarks_on
+from jigsawssl.data.labelled import Domain, Source, open_domain, open_labelled, remarks_on, unlabelled_rows
 from jigsawssl.types import UserError
 
 GRADES = ("none", "mild", "moderate", "severe")
@@ -132,3 +132,32 @@ def test_a_curve_goes_on_with_the_same_order_of_classes_alone(tmp_path: Path) ->
     assert check_unchanged(tmp_path / "task.json", begun) is None
     with pytest.raises(UserError, match=r"`classes` must have the order that it began with \(a, b\)"):
         check_unchanged(tmp_path / "task.json", {**begun, "data": {"classes": ["b", "a"]}})
+
+
+def test_images_without_a_label_are_never_those_that_judge_nor_their_kin(tmp_path: Path) -> None:
+    rows = [("ill", "train", f"p{n}") for n in range(4)] + [("well", "train", f"q{n}") for n in range(4)]
+    rows += [("ill", "test", "t0"), ("well", "test", "t1")]
+    rows += [
+        ("", "train", "new"),
+        ("", "train", "t0"),
+        ("", "train", "copy"),
+        ("", "val", "v"),
+        ("", "train", "broken"),
+    ]
+    manifest = archive(tmp_path, rows, columns="label,split,group")
+    scans = tmp_path / "scans"
+    (scans / "012.png").write_bytes((scans / "009.png").read_bytes())
+    (scans / "014.png").write_bytes(b"no image")
+    labelled = open_labelled(source(manifest))
+    found = unlabelled_rows(labelled, labelled.pool[:3], split="train")
+    names = [labelled.archive.samples[row].path for row in found.tolist()]
+    assert names == ["003.png", "004.png", "005.png", "006.png", "007.png", "010.png"]
+
+
+def test_images_without_a_label_keep_to_the_training_side_of_a_split_made_here(tmp_path: Path) -> None:
+    manifest = archive(tmp_path, [("ill",), ("well",), ("",)] * 40, columns="label")
+    labelled = open_labelled(source(manifest))
+    found = unlabelled_rows(labelled, labelled.pool, split="train")
+    nameless = np.flatnonzero(labelled.archive.labels < 0)
+    sides = labelled.identities.split(nameless)
+    assert np.array_equal(found, nameless[sides == "train"]) and 0 < len(found) < 40
