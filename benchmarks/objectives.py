@@ -8,8 +8,9 @@ included, and a schedule by share of them. A fifth of the training split's group
 rest, so that no test split is touched. A linear probe, its strength chosen inside the draw, is fitted on all taps and
 on the deepest alone. What is finished is kept in ``out``: run it again to go on, or beside itself for another core.
 The table shows all that is there: the mean over seeds, and how far a variant is ahead of the first, with the standard
-error over draws of the labels; ``seeds=0`` shows it and runs nothing. ``benchmarks/screened/`` keeps what was found, in
-folders by archive, seconds and arithmetic (bf16 or not), as seconds buy more where the processor has bfloat16.
+error over draws of the labels, where both have the same seeds; ``seeds=0`` shows it and runs nothing.
+``benchmarks/screened/`` keeps what was found, in folders by archive, seconds and arithmetic (bf16 or not). Seconds buy more
+on a faster processor, most of all on one with bfloat16: compare rows of one machine, and look at the epochs.
 """
 
 from __future__ import annotations
@@ -159,21 +160,30 @@ def screen(name: str, keys: dict[str, Any], seed: int, options: dict[str, str]) 
 
 
 def table(out: Path, names: list[str]) -> str:
-    """All that is finished: mean over seeds and draws, and the difference from the first variant by draw."""
-    done = {name: [json.loads(file.read_text()) for file in sorted(out.glob(f"{name}@*.json"))] for name in names}
+    """All that is finished: mean over seeds and draws, and what it is ahead of the first variant by.
+
+    That is by draw, over the seeds that both have; without a common one there is nothing to compare.
+    """
+    done = {
+        name: {
+            run["seed"]: run for run in (json.loads(file.read_text()) for file in sorted(out.glob(f"{name}@*.json")))
+        }
+        for name in names
+    }
     done = {name: found for name, found in done.items() if found}
     columns = [f"{fraction:g} {which}" for fraction in FRACTIONS for which in ("all", "deepest")]
+    first = next(iter(done.values()), {})
     rows = []
-    means = {name: {c: np.mean([run[c] for run in found], axis=0) for c in columns} for name, found in done.items()}
     for name, found in done.items():
+        common = sorted(found.keys() & first.keys())
         cells = []
         for column in columns:
-            seeds = [np.mean(run[column]) for run in found]
-            behind = means[name][column] - next(iter(means.values()))[column]
-            cells.append(
-                f"{np.mean(seeds):.3f} ({np.mean(behind):+.3f} ± {np.std(behind) / math.sqrt(len(behind)):.3f})"
-            )
-        rows.append([name, len(found), f"{np.mean([run['epochs'] for run in found]):.1f}", *cells])
+            text = f"{np.mean([run[column] for run in found.values()]):.3f}"
+            if common:
+                ahead = np.mean([np.subtract(found[seed][column], first[seed][column]) for seed in common], axis=0)
+                text += f" ({np.mean(ahead):+.3f} ± {np.std(ahead) / math.sqrt(len(ahead)):.3f})"
+            cells.append(text)
+        rows.append([name, len(found), f"{np.mean([run['epochs'] for run in found.values()]):.1f}", *cells])
     return format_table(["variant", "seeds", "epochs", *columns], rows)
 
 

@@ -27,7 +27,16 @@ from ..data.splits import Rows
 from ..data.table import printable
 from ..experiments.overlap import caches_beside
 from ..experiments.reporting import LIMITS, write_report
-from ..experiments.selection import METHODS, Candidates, cover_radius, covered, natural_clusters, reachable, select
+from ..experiments.selection import (
+    METHODS,
+    Candidates,
+    cover_radius,
+    covered,
+    natural_clusters,
+    normalized,
+    reachable,
+    select,
+)
 from ..functional import to_unit_range
 from ..runs import write_csv
 from ..runs.folder import clear_run_folder, environment, now
@@ -125,13 +134,14 @@ def run(config: SelectConfig) -> int:
             f"{len(rows)} is left; give per_group=0, or more images"
         )
     chosen = select(candidates, method=config.method, count=config.count, seed=config.seed)
-    natural = natural_clusters(candidates.features, seed=config.seed)
-    radius = cover_radius(candidates.features, clusters=natural, seed=config.seed)
-    share = covered(candidates.features, np.union1d(at, chosen.rows), radius=radius)
+    unit = normalized(candidates.features)
+    natural = natural_clusters(unit, seed=config.seed)
+    radius = cover_radius(unit, clusters=natural, seed=config.seed)
+    share = covered(unit, np.union1d(at, chosen.rows), radius=radius)
     by_chance = []
     for seed in range(RANDOM):
         other = select(candidates, method="random", count=config.count, seed=seed).rows
-        by_chance.append(covered(candidates.features, np.union1d(at, other), radius=radius))
+        by_chance.append(covered(unit, np.union1d(at, other), radius=radius))
     names = [printable(archive.samples[row].path) for row in rows[chosen.rows].tolist()]
     write_csv(
         path / "to_label.csv",

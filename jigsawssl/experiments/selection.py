@@ -125,21 +125,17 @@ def cluster(unit: Numbers, count: int, seed: int) -> NDArray[np.int64]:
     return np.asarray(model.fit_predict(unit), dtype=np.int64)
 
 
-def natural_clusters(features: Numbers, *, seed: int = 0) -> int:
+def natural_clusters(unit: Numbers, *, seed: int = 0) -> int:
     """How many clusters make sense without labels: the number with the best silhouette (Rousseeuw 1987).
 
     Args:
-        features: float ``(N, D)``; of many, a sample is looked at.
+        unit: float ``(N, D)``, features as :func:`normalized` gives them; of many, a sample is looked at.
         seed: of the sample and of k-means.
 
     >>> corners = np.repeat(np.array([[0.0, 0.0], [0.0, 9.0], [9.0, 0.0]]), 10, axis=0)
-    >>> natural_clusters(corners + np.random.default_rng(0).normal(0, 0.1, corners.shape))
+    >>> natural_clusters(normalized(corners + np.random.default_rng(0).normal(0, 0.1, corners.shape)))
     3
     """
-    return _natural_clusters(normalized(features), seed)
-
-
-def _natural_clusters(unit: Numbers, seed: int) -> int:
     sample = unit[np.random.default_rng(seed).permutation(len(unit))[:_SAMPLE]]
     scores = {}
     for size in _SIZES:
@@ -149,16 +145,22 @@ def _natural_clusters(unit: Numbers, seed: int) -> int:
     return max(scores, key=lambda size: scores[size], default=1)
 
 
-def cover_radius(features: Numbers, *, clusters: int, seed: int = 0) -> float:
+def cover_radius(unit: Numbers, *, clusters: int, seed: int = 0) -> float:
     """Distance between normalised features within which an image speaks for another one.
 
     The largest at which :data:`PURITY` of the balls around images hold one cluster alone (Yehuda et al. 2022,
     section 4.2, where clusters stand for the unknown classes).
+
+    Args:
+        unit: float ``(N, D)``, features as :func:`normalized` gives them.
+        clusters: how many make sense, as :func:`natural_clusters` says.
+        seed: of the sample and of k-means.
+
+    >>> corners = np.repeat(np.array([[0.0, 0.0], [0.0, 9.0], [9.0, 0.0]]), 10, axis=0)
+    >>> unit = normalized(corners + np.random.default_rng(0).normal(0, 0.1, corners.shape))
+    >>> 0.5 < cover_radius(unit, clusters=3) < 2
+    True
     """
-    return _cover_radius(normalized(features), clusters, seed)
-
-
-def _cover_radius(unit: Numbers, clusters: int, seed: int) -> float:
     own = cluster(unit, clusters, seed)
     sample = np.random.default_rng(seed).permutation(len(unit))[:_SAMPLE]
     nearest_other = np.empty(len(sample))
@@ -171,14 +173,18 @@ def _cover_radius(unit: Numbers, clusters: int, seed: int) -> float:
     return float(np.quantile(nearest_other, 1 - PURITY))
 
 
-def covered(features: Numbers, rows: Rows, *, radius: float) -> float:
+def covered(unit: Numbers, rows: Rows, *, radius: float) -> float:
     """Share of all images within ``radius`` of one of some rows.
 
+    Args:
+        unit: float ``(N, D)``, features as :func:`normalized` gives them.
+        rows: int64, positions in them.
+        radius: a distance, in [0, 2].
+
     >>> corners = np.array([[0.0, 1.0], [0.0, 1.1], [1.0, 0.0], [1.1, 0.0]])
-    >>> covered(corners, np.array([0]), radius=0.5)
+    >>> covered(normalized(corners), np.array([0]), radius=0.5)
     0.5
     """
-    unit = normalized(features)
     near = np.zeros(len(unit), dtype=bool)
     for first in range(0, len(rows), _BLOCK):
         near |= (_distances(unit[rows[first : first + _BLOCK]], unit) <= radius).any(axis=0)
@@ -258,7 +264,7 @@ def _k_centre(pool: _Pool, count: int, rng: np.random.Generator) -> Selection:
 
 def _coverage(pool: _Pool, count: int, rng: np.random.Generator) -> Selection:
     unit, seed = pool.unit, int(rng.integers(2**31))
-    radius = _cover_radius(unit, _natural_clusters(unit, seed), seed)
+    radius = cover_radius(unit, clusters=natural_clusters(unit, seed=seed), seed=seed)
     uncovered = np.ones(len(unit), dtype=bool)
     for row in pool.known.tolist():
         uncovered &= _distances(unit[[row]], unit)[0] > radius

@@ -119,7 +119,8 @@ def test_k_centre_is_farthest_first() -> None:
 def test_coverage_is_greedy_over_what_is_not_covered() -> None:
     features, known = clouds(seed=7), np.array([11])
     seed = int(np.random.default_rng(0).integers(2**31))
-    near = distances(features) <= cover_radius(features, clusters=natural_clusters(features, seed=seed), seed=seed)
+    unit = normalized(features)
+    near = distances(features) <= cover_radius(unit, clusters=natural_clusters(unit, seed=seed), seed=seed)
     uncovered, expected = ~near[11], list[int]()
     for _ in range(6):
         gain = np.where(np.isin(np.arange(120), [11, *expected]), -1, (near & uncovered).sum(axis=1))
@@ -136,29 +137,34 @@ def test_coverage_is_greedy_over_what_is_not_covered() -> None:
 @pytest.mark.parametrize("method", WITHOUT_LABELS)
 def test_the_share_covered_grows_with_the_count(method: str) -> None:
     features = clouds()
-    radius = cover_radius(features, clusters=4)
-    shares = [covered(features, chosen(method, Candidates(features, NONE), n).rows, radius=radius) for n in (1, 4, 60)]
+    radius = cover_radius(normalized(features), clusters=4)
+    shares = [
+        covered(normalized(features), chosen(method, Candidates(features, NONE), n).rows, radius=radius)
+        for n in (1, 4, 60)
+    ]
     assert 0 < shares[0] <= shares[1] <= shares[2] <= 1
 
 
 def test_coverage_covers_more_than_chance() -> None:
     features = clouds(count=400, classes=8)
-    radius = cover_radius(features, clusters=8)
+    radius = cover_radius(normalized(features), clusters=8)
     candidates = Candidates(features, NONE)
-    by_chance = [covered(features, chosen("random", candidates, 8, seed).rows, radius=radius) for seed in range(20)]
-    assert covered(features, chosen("coverage", candidates, 8).rows, radius=radius) > np.mean(by_chance)
+    by_chance = [
+        covered(normalized(features), chosen("random", candidates, 8, seed).rows, radius=radius) for seed in range(20)
+    ]
+    assert covered(normalized(features), chosen("coverage", candidates, 8).rows, radius=radius) > np.mean(by_chance)
 
 
 def test_the_share_covered_is_that_of_brute_force() -> None:
     features = clouds()
     near = distances(features) <= 0.6
-    assert covered(features, np.array([2, 9]), radius=0.6) == pytest.approx((near[2] | near[9]).mean())
+    assert covered(normalized(features), np.array([2, 9]), radius=0.6) == pytest.approx((near[2] | near[9]).mean())
 
 
 def test_balls_of_the_radius_are_as_pure_as_promised() -> None:
     features = clouds(count=300, seed=9)
     own = cluster(normalized(features), 4, 0)
-    near = distances(features) < cover_radius(features, clusters=4)
+    near = distances(features) < cover_radius(normalized(features), clusters=4)
     pure = np.mean([len(set(own[row].tolist())) == 1 for row in near])
     assert pure == pytest.approx(PURITY, abs=0.01)
 
@@ -167,7 +173,10 @@ def test_balls_of_the_radius_are_as_pure_as_promised() -> None:
 def test_clusters_are_counted_without_labels(classes: int, count: int) -> None:
     rng = np.random.default_rng(2)
     centres = 20 * np.eye(8)[:classes]
-    assert natural_clusters(centres[np.arange(count) % classes] + rng.normal(0, 0.5, size=(count, 8))) == classes
+    assert (
+        natural_clusters(normalized(centres[np.arange(count) % classes] + rng.normal(0, 0.5, size=(count, 8))))
+        == classes
+    )
 
 
 def test_uncertain_images_are_those_of_small_margin() -> None:
