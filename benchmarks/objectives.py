@@ -9,8 +9,8 @@ rest, so that no test split is touched. A linear probe, its strength chosen insi
 on the deepest alone. What is finished is kept in ``out``: run it again to go on, or beside itself for another core.
 The table shows all that is there: the mean over seeds, and how far a variant is ahead of the first, with the standard
 error over draws of the labels, where both have the same seeds; ``seeds=0`` shows it and runs nothing.
-``benchmarks/screened/`` keeps what was found, in folders by archive, seconds and arithmetic (bf16 or not). Seconds buy more
-on a faster processor, most of all on one with bfloat16: compare rows of one machine, and look at the epochs.
+``benchmarks/screened/`` keeps what was found, in folders by archive, seconds and arithmetic (bf16 or not). Seconds buy
+more on a faster processor, most of all on one with bfloat16: compare rows of one machine, and look at the epochs.
 """
 
 from __future__ import annotations
