@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import read_header
 from ..config.loading import to_yaml, without_folder, without_folders
-from ..config.schemas import CurveConfig, StudyConfig, SupervisedConfig
+from ..config.schemas import CurveConfig, FinetuneConfig, StudyConfig, SupervisedConfig
 from ..data.budget import can_validate, draw_subset, write_subsets
 from ..data.census import split_counts
 from ..data.conventions import are_numbered, split_name
@@ -78,6 +78,8 @@ def open_and_tell(config: SupervisedConfig, source: Source, references: Sequence
         UserError: as :func:`jigsawssl.data.labelled.open_labelled`, and for grades in no order.
     """
     labelled = open_labelled(source, seen=[] if config.allow_overlap else seen_by(references))
+    if isinstance(config, FinetuneConfig):
+        labelled = labelled._replace(learns_unlabelled=config.unlabeled)
     archive = labelled.archive
     if config.ordered and len(archive.classes) > 2 and not archive.order_given and not are_numbered(archive.classes):
         raise UserError(

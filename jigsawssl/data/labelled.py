@@ -64,6 +64,7 @@ class Labelled(NamedTuple):
         identities: of the archive.
         saw: test and validation rows that are left out because pretraining saw them.
         copies: training and validation rows that are left out because they have the content of images to judge by.
+        learns_unlabelled: whether images of the training split without a label are learned from.
     """
 
     archive: Archive
@@ -74,6 +75,7 @@ class Labelled(NamedTuple):
     identities: Identities
     saw: int = 0
     copies: int = 0
+    learns_unlabelled: bool = False
 
     @property
     def judged(self) -> Rows:
@@ -184,7 +186,8 @@ def remarks_on(labelled: Labelled) -> list[str]:
     for name in every:
         unlabelled = sum(sample.split == name and sample.label is None for sample in samples)
         if unlabelled:
-            remarks.append(f"{counted(unlabelled, 'image')} of split {name} without a label, left out")
+            used = "learned from as such" if name == "train" and labelled.learns_unlabelled else "left out"
+            remarks.append(f"{counted(unlabelled, 'image')} of split {name} without a label, {used}")
     unused = len(archive.rows_of("val")) if given and not len(labelled.validation) else 0
     if unused:
         remarks.append(f"{counted(unused, 'image')} of split val, left out; validation=split judges by them")

@@ -152,6 +152,9 @@ def test_images_without_a_label_are_never_those_that_judge_nor_their_kin(tmp_pat
     found = unlabelled_rows(labelled, labelled.pool[:3], split="train")
     names = [labelled.archive.samples[row].path for row in found.tolist()]
     assert names == ["003.png", "004.png", "005.png", "006.png", "007.png", "010.png"]
+    assert "4 images of split train without a label, left out" in remarks_on(labelled)
+    said = remarks_on(labelled._replace(learns_unlabelled=True))
+    assert "4 images of split train without a label, learned from as such" in said
 
 
 def test_images_without_a_label_keep_to_the_training_side_of_a_split_made_here(tmp_path: Path) -> None:
