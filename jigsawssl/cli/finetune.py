@@ -69,11 +69,11 @@ def run(config: FinetuneConfig) -> None:
     dataset, rows = read_images(
         labelled, np.concatenate([chosen, labelled.validation]), format=encoder.spec.format, what="labelled"
     )
-    unlabelled = _without_labels(config, labelled, chosen, encoder.spec.format) if config.unlabeled else None
     # Mistakes should show before anything is trained.
     by_subgroup = supervised.subgroups_of(config, labelled, labelled.test)
     criteria = Criteria(archive.classes, config.ordered, config.sensitivity, config.coverage, by_subgroup)
     budget = take_budget(labelled, dataset=dataset, rows=rows, chosen=chosen, seed=config.seed)
+    unlabelled = _without_labels(config, labelled, chosen, encoder.spec.format) if config.unlabeled else None
     if unlabelled is not None:
         budget.facts["unlabelled"] = len(unlabelled)
         budget = budget._replace(labelled_set=budget.labelled_set._replace(unlabelled=unlabelled))

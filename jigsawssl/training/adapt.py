@@ -85,16 +85,6 @@ def _best(scores: dict[Any, float]) -> Any:
     return max(scores, key=lambda name: scores[name])
 
 
-def _judge(
-    known: LabelledSet, candidates: Sequence[Any], fit: Callable[[NDArray[np.int64], NDArray[np.int64], Any], Tensor]
-) -> dict[Any, float]:
-    """Score each candidate by its predictions on the validation rows of all folds; ``fit(train, val, candidate)``."""
-    return {
-        candidate: selection_score(torch.cat([fit(train, val, candidate) for train, val in known.folds]), known.judged)
-        for candidate in candidates
-    }
-
-
 def _adapt_knn(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adaptation:
     """Nearest neighbours among the labelled images."""
     features = task.features(task.known.dataset)
@@ -105,7 +95,8 @@ def _adapt_knn(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adap
         )
 
     counts = [count for count in NEIGHBOURS if count <= min(len(train) for train, _ in task.known.folds)]
-    scores = _judge(task.known, counts, vote)
+    votes = {count: torch.cat([vote(train, val, count) for train, val in task.known.folds]) for count in counts}
+    scores = {count: selection_score(found, task.known.judged) for count, found in votes.items()}
     neighbours = _best(scores)
     bank = task.known.refit_rows
 
@@ -117,14 +108,13 @@ def _adapt_knn(encoder: Encoder, task: _Task, recipes: Sequence[Recipe]) -> Adap
 
     validation = {"scores": {f"neighbours={count}": score for count, score in scores.items()}}
     chosen = {"method": "knn", "neighbours": neighbours}
-    judged = torch.cat([vote(train, val, neighbours) for train, val in task.known.folds])
     return Adaptation(
         probabilities=probabilities,
         model=None,
         chosen=chosen,
         validation=validation,
         history={},
-        judged=judged,
+        judged=votes[neighbours],
         judged_labels=task.known.judged,
     )
 
